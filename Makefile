@@ -1,0 +1,38 @@
+# Two commands need nothing beforehand but Python: make demo, make test.
+# Everything is installed into .venv, at the versions that constraints.txt pins.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+PACKAGING := setup.py pyproject.toml constraints.txt
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.demo  ## the main job on real embeddings
+	$(BIN)/python -P examples/demo.py
+
+test: $(VENV)/.dev  ## every test
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python $(PACKAGING)
+	$(INSTALL) ".[viz]"
+	touch $@
+
+$(VENV)/.dev: $(BIN)/python $(PACKAGING)
+	$(INSTALL) ".[gpu,viz,test,lint]"
+	touch $@

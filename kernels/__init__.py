@@ -1,0 +1,1 @@
+"""Triton kernels of cossim_fast, installed as ``cossim_fast.kernels``."""

@@ -1,0 +1,61 @@
+"""Packaging of cossim_fast.
+
+The kernels/ folder stands at the top level of the tree but is installed as
+``cossim_fast.kernels``: the bare name belongs to another package on PyPI.
+Packages are therefore listed by hand; tests/test_packaging.py checks the list.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+
+EXTRAS = {
+    "gpu": ["triton>=3.4; platform_system == 'Linux'"],
+    "viz": ["matplotlib>=3.8", "scikit-learn>=1.4"],
+    "bench": ["pytest>=8", "pytest-benchmark>=5"],
+    "test": [
+        "pytest>=8",
+        "pytest-benchmark>=5",
+        "pytest-timeout>=2.3",
+        "hypothesis>=6.100",
+        "expecttest>=0.2",  # imported by torch.testing._internal, whose OpInfo samples we run
+        "build>=1.2",
+    ],
+    "peers": ["sentence-transformers>=5", "torchmetrics>=1.4", "scikit-learn>=1.4"],
+    "lint": ["ruff>=0.6", "mypy>=1.11"],
+}
+
+
+def version() -> str:
+    source = (ROOT / "cossim_fast" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "(.+)"$', source, flags=re.MULTILINE)
+    if match is None:
+        raise RuntimeError("cossim_fast/__init__.py must hold a line __version__ = \"...\"")
+    return match.group(1)
+
+
+setup(
+    name="cossim_fast",
+    version=version(),
+    description="Cosine similarity of large batches of embeddings: fast, range-safe, exact",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    install_requires=["torch>=2.13", "numpy>=1.26"],
+    extras_require=EXTRAS,
+    packages=["cossim_fast", "cossim_fast.kernels"],
+    package_dir={"cossim_fast": "cossim_fast", "cossim_fast.kernels": "kernels"},
+    package_data={"cossim_fast": ["py.typed"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
