@@ -51,8 +51,13 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def autocast_is_on(device: torch.device) -> bool:
+    """Whether autocast is on for this kind of device; meta tensors know none."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
     """Switch autocast off for the device of x where it is on; free where it is not."""
-    if torch.is_autocast_enabled(x.device.type):
+    if autocast_is_on(x.device):
         return torch.autocast(x.device.type, enabled=False)
     return nullcontext()
