@@ -26,8 +26,11 @@ def require_tensor(function: str, name: str, value: Any) -> None:
 
 
 def drop_in_dtype(x1: Tensor, x2: Tensor) -> torch.dtype:
-    """Return the promoted dtype of a pair, refusing what torch's function refuses."""
-    dtype = torch.result_type(x1, x2)
+    """Return the promoted dtype of a pair, refusing what torch's function refuses.
+
+    torch broadcasts before it promotes, so a 0-d tensor weighs as much as any other.
+    """
+    dtype = torch.promote_types(x1.dtype, x2.dtype)
     if dtype not in COMPUTED:
         raise RuntimeError(
             "expected common dtype to be floating point "
@@ -38,7 +41,7 @@ def drop_in_dtype(x1: Tensor, x2: Tensor) -> torch.dtype:
 
 def drop_in_eps(eps: float) -> None:
     """Refuse an eps that is negative, NaN or not a number, with torch's error types."""
-    if isinstance(eps, (str, bytes)) or not hasattr(eps, "__float__"):
+    if not hasattr(eps, "__float__") or getattr(eps, "ndim", 0) > 0:
         raise TypeError(
             f"cosine_similarity(): argument 'eps' must be float, not {type(eps).__name__}"
         )
@@ -48,7 +51,7 @@ def drop_in_eps(eps: float) -> None:
 
 def drop_in_dim(dim: int, ndim: int) -> int:
     """Return `dim` counted from the end (-ndim to -1); a 0-d pair counts as 1-d, as in torch."""
-    if isinstance(dim, float) or not hasattr(dim, "__index__"):
+    if isinstance(dim, (bool, float)) or not hasattr(dim, "__index__"):
         raise TypeError(
             f"cosine_similarity(): argument 'dim' must be int, not {type(dim).__name__}"
         )
@@ -62,16 +65,12 @@ def drop_in_dim(dim: int, ndim: int) -> int:
 
 
 def same_device(x: Tensor, y: Tensor) -> None:
-    """Refuse a pair on two devices, except for a 0-d CPU tensor, which torch lets mix."""
-    if x.device != y.device and not (_is_cpu_scalar(x) or _is_cpu_scalar(y)):
+    """Refuse a pair on two devices; broadcasting leaves no 0-d tensor that torch would let mix."""
+    if x.device != y.device:
         raise RuntimeError(
             f"expected both tensors on one device, got {x.device} and {y.device}; "
             "move one with .to()"
         )
-
-
-def _is_cpu_scalar(x: Tensor) -> bool:
-    return x.dim() == 0 and x.device.type == "cpu"
 
 
 def pairwise_arguments(x: Tensor, y: Tensor | None, eps: float, precision: str) -> torch.dtype:

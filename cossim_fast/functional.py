@@ -39,8 +39,8 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
         eps: the smallest norm to divide by, at least 0.
 
     Returns:
-        The broadcast shape without `dim`, in ``torch.result_type(x1, x2)``; under autocast in the
-        dtype that torch's function gives there.
+        The broadcast shape without `dim`, in ``torch.promote_types(x1.dtype, x2.dtype)``; under
+        autocast in the dtype that torch's function gives there.
 
     Zero rows give 0 against everything (NaN for eps = 0, as in torch). A row that holds NaN or an
     infinity gives NaN, and no other. Empty rows give 0. Derivatives of every order, forward mode,
