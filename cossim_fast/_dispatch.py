@@ -38,6 +38,8 @@ def choose_executor(*inputs: Tensor) -> tuple[Executor, str]:
         return Executor.COMPOSITE, "an input is not strided"
     if all(x.device.type == "cpu" for x in inputs):
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+            if any(x.is_inference() for x in inputs):
+                return Executor.COMPOSITE, "an inference tensor cannot be saved for backward"
             return Executor.BLOCKED_AUTOGRAD, "CPU tensors, and a first derivative is to come"
         return Executor.BLOCKED, "CPU tensors, and no derivative is wanted"
     if inputs[0].device.type == "cuda" and has_triton():
