@@ -73,4 +73,4 @@ class CosineMatrix(torch.autograd.Function):
 
 def _graph_is_wanted(grad: Tensor) -> bool:
     """Whether second derivatives are to come, or the gradient is batched by vmap."""
-    return torch.is_grad_enabled() or choose_executor(grad)[0] is Executor.COMPOSITE
+    return torch.is_grad_enabled() or choose_executor(grad, grad)[0] is Executor.COMPOSITE
