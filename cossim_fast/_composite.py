@@ -41,6 +41,18 @@ def cosine_rows(x: Tensor, y: Tensor, dim: int, eps: float, dtype: torch.dtype) 
     return _clamp_value(product.sum(dim)).to(dtype)
 
 
+def cosine_widened(x: Tensor, y: Tensor, dim: int, eps: float, dtype: torch.dtype) -> Tensor:
+    """Cosine along `dim` of two tensors narrower than float64, by torch's function in float64.
+
+    There no square of a narrower number leaves the range. For inputs so small that the count of
+    ops is what they cost.
+    """
+    cosine = torch.cosine_similarity(x.double(), y.double(), dim, eps)
+    if cosine.requires_grad:
+        return _clamp_value(cosine).to(dtype)
+    return cosine.clamp_(-1.0, 1.0).to(dtype)
+
+
 def cosine_matrix(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """Cosine matrix of (..., n, d) and (..., m, d), rounded to `dtype` at the end."""
     wide = accumulation_dtype(dtype)
