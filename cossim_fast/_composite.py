@@ -108,6 +108,8 @@ def unit_rows(x: Tensor, dim: int, eps: float) -> Tensor:
 
 def row_norms(x: Tensor, dim: int) -> Tensor:
     """Return |x| along `dim`, kept as a dimension of size 1; inf only where |x| is too large."""
+    if x.dim() and x.shape[dim] == 0:
+        return x.sum(dim, keepdim=True)
     scale = _scale(x, dim)
     norm: Tensor = vector_norm(x * scale, 2, dim, keepdim=True)
     return norm / scale

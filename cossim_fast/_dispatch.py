@@ -43,6 +43,8 @@ def choose_executor(x: Tensor, y: Tensor) -> tuple[Executor, str]:
         return Executor.COMPOSITE, "an input is not strided"
     if x.is_cpu and y.is_cpu:
         if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
+            if x.is_inference() or y.is_inference():
+                return Executor.COMPOSITE, "an inference tensor cannot be saved for backward"
             return Executor.BLOCKED_AUTOGRAD, "CPU tensors, and a first derivative is to come"
         return Executor.BLOCKED, "CPU tensors, and no derivative is wanted"
     if x.is_cuda and y.is_cuda and has_triton():
@@ -56,8 +58,13 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def autocast_is_on(device: torch.device) -> bool:
+    """Whether autocast is on for this kind of device; meta tensors know none."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
-    """Switch autocast off for the device of x; next to free where it is off."""
-    if torch._C._is_any_autocast_enabled():
+    """Switch autocast off for the device of x where it is on; next to free where it is not."""
+    if autocast_is_on(x.device):
         return torch.autocast(x.device.type, enabled=False)
     return _NOTHING

@@ -12,7 +12,7 @@ from torch import Tensor
 from cossim_fast import _checks, _composite, _cpu, _cpu_matrix
 from cossim_fast._autograd import CosineMatrix, CosineRows
 from cossim_fast._broadcast import MatrixPlan, matrix_plan
-from cossim_fast._dispatch import Executor, choose_executor, without_autocast
+from cossim_fast._dispatch import Executor, autocast_is_on, choose_executor, without_autocast
 
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
@@ -39,8 +39,8 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
         eps: the smallest norm to divide by, at least 0.
 
     Returns:
-        The broadcast shape without `dim`, in ``torch.result_type(x1, x2)``; under autocast in the
-        dtype that torch's function gives there.
+        The broadcast shape without `dim`, in ``torch.promote_types(x1.dtype, x2.dtype)``; under
+        autocast in the dtype that torch's function gives there.
 
     Zero rows give 0 against everything (NaN for eps = 0, as in torch). A row that holds NaN or an
     infinity gives NaN, and no other. Empty rows give 0. Derivatives of every order, forward mode,
@@ -66,7 +66,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     _checks.drop_in_eps(eps)
     _checks.same_device(x1, x2)
     dim = _checks.drop_in_dim(dim, max(x1.dim(), x2.dim()))
-    if x1.device.type != "cpu" and torch.is_autocast_enabled(x1.device.type):
+    if x1.device.type != "cpu" and autocast_is_on(x1.device):
         # Autocast has torch's function on its float32 list, except on CPU.
         dtype = torch.promote_types(dtype, torch.float32)
     with without_autocast(x1):
