@@ -12,11 +12,17 @@ def setting() -> str:
     return torch._C._get_fp32_precision_getter("mkldnn", "matmul")
 
 
+def put(value: str, backend: str = "mkldnn", op: str = "matmul") -> None:
+    # What torch.backends.mkldnn.matmul.fp32_precision = value does, but for torch's own test
+    # helpers, which lock torch.backends once they are imported.
+    torch._C._set_fp32_precision_setter(backend, op, value)
+
+
 @pytest.fixture(autouse=True)
 def _restore_settings():
-    before = torch.backends.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
     yield
-    torch.backends.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = before
+    put("none", "generic", "all")
+    put("none")
 
 
 @pytest.mark.parametrize("found", ["none", "ieee", "tf32", "bf16"])
@@ -25,23 +31,23 @@ def _restore_settings():
     [("highest", ("none", "ieee")), ("high", ("tf32",)), ("medium", ("bf16",))],
 )
 def test_products_run_at_the_precision_asked_for(found, precision, during):
-    torch.backends.mkldnn.matmul.fp32_precision = found
+    put(found)
     with _dtypes.cpu_products(precision):
         assert setting() in during
     assert setting() == found
 
 
 def test_an_inherited_setting_stays_inherited():
-    torch.backends.fp32_precision = "tf32"
+    put("tf32", "generic", "all")
     assert setting() == "tf32"
     pairwise_cosine(torch.randn(3, 4), torch.randn(5, 4))
     assert setting() == "tf32"
-    torch.backends.fp32_precision = "ieee"
+    put("ieee", "generic", "all")
     assert setting() == "ieee"
 
 
 def test_the_most_demanding_thread_decides_and_the_last_restores():
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    put("bf16")
     inside, leave = threading.Event(), threading.Event()
 
     def demanding() -> None:
@@ -62,7 +68,7 @@ def test_the_most_demanding_thread_decides_and_the_last_restores():
 
 
 def test_an_error_inside_restores_the_setting():
-    torch.backends.mkldnn.matmul.fp32_precision = "tf32"
+    put("tf32")
     with pytest.raises(KeyError), _dtypes.cpu_products("highest"):
         raise KeyError
     assert setting() == "tf32"
