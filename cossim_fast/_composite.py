@@ -47,8 +47,8 @@ def cosine_widened(x: Tensor, y: Tensor, dim: int, eps: float, dtype: torch.dtyp
     There no square of a narrower number leaves the range, and what exceeds 1 by rounding is
     rounded to 1 at the end. For inputs so small that the count of ops is what they cost.
     """
-    # One widened factor is enough: torch's function promotes the other.
-    cosine = torch.cosine_similarity(x.double(), y, dim, eps)
+    # Both are widened here: torch's function takes norms before it promotes.
+    cosine = torch.cosine_similarity(x.double(), y.double(), dim, eps)
     return cosine.float() if dtype is torch.float32 else cosine.to(dtype)
 
 
