@@ -1,7 +1,14 @@
-"""Tile configurations, chosen by rule: no tuning at run time, nothing to break a graph capture."""
+"""Tile configurations, chosen by rule: no tuning at run time, nothing to break a graph capture.
 
-from dataclasses import dataclass
+A choice depends on the kernel, the dtype, d, the precision and the architecture alone, never on
+the number of rows, so that a row's result does not change with its batch. The tiles come from
+arithmetic and from compiling (no spills; two blocks an SM where the store has to overlap the next
+product); docs/kernels.md lists what each compiles to. None has been timed.
+"""
 
+from dataclasses import dataclass, replace
+
+import torch
 import triton
 
 
@@ -9,14 +16,16 @@ import triton
 class TileConfig:
     """How a kernel is tiled and compiled."""
 
-    block_n: int
-    block_m: int = 0
-    block_k: int = 0
+    block_n: int  # rows of a tile
+    block_m: int = 0  # columns of a tile
+    block_k: int = 0  # length of one step of the loop
     num_warps: int = 4
     num_stages: int = 2
-    group: int = 8
-    precision: str = "ieee"
-    descriptors: bool = False
+    group: int = 8  # row tiles that share the column tiles in L2
+    precision: str = "ieee"  # how tl.dot multiplies float32
+    descriptors: bool = False  # load by tensor descriptor
+    dots: int = 1  # products a step
+    swap: bool = False  # corpus on the product's rows
 
     def options(self) -> dict:
         """Compiler options of a launch; fusion is named because its default is about to change."""
@@ -33,7 +42,117 @@ def current_arch() -> str:
     return target.arch if target.backend == "hip" else f"sm_{target.arch}"
 
 
-def choose_config(kernel, dtype, d, arch, precision="highest", descriptors=False):
-    if kernel in ("row_norm", "rowwise_fwd", "rowwise_bwd"):
-        return TileConfig(4, block_k=512, num_warps=4)
-    return TileConfig(128, 128, 64, 8, 3, descriptors=descriptors and arch >= "sm_90")
+def _family(arch: str) -> str:
+    """Group the architectures that take the same tiles.
+
+    "mma" multiplies from registers: sm_80, sm_86, sm_89 and sm_120. The last three have 99 KiB of
+    shared memory, which bounds the family's tiles.
+    """
+    if arch.startswith("gfx"):
+        return "cdna"
+    return {"sm_90": "wgmma", "sm_100": "tcgen05", "sm_103": "tcgen05"}.get(arch, "mma")
+
+
+def _product_precision(dtype: torch.dtype, precision: str, arch: str) -> str:
+    """Name the tl.dot precision of a product: float32 is split, 16-bit inputs need no choice."""
+    if dtype != torch.float32:
+        return "ieee"
+    if precision == "highest":
+        return "bf16x6"
+    tf32 = arch.startswith("sm_") or arch == "gfx942"
+    if precision == "medium" and tf32:
+        return "tf32"
+    return "tf32x3" if arch.startswith("sm_") else "bf16x3"
+
+
+def _rows(dtype: torch.dtype, d: int) -> TileConfig:
+    """2048 elements a step: few long rows or many short ones."""
+    block_d = min(max(triton.next_power_of_2(d), 64), 512)
+    return TileConfig(2048 // block_d, block_k=block_d, num_warps=4)
+
+
+# By family: tiles for 16-bit inputs, for tf32 ("medium") and for split float32 products.
+_PAIRWISE_FWD = {
+    "mma": (
+        TileConfig(128, 128, 32, 8, 3),
+        TileConfig(128, 128, 32, 8, 2),
+        TileConfig(128, 64, 32, 8, 2),
+    ),
+    "wgmma": (
+        TileConfig(128, 128, 64, 8, 3),
+        TileConfig(128, 128, 32, 8, 3),
+        TileConfig(128, 128, 32, 8, 2),
+    ),
+    "tcgen05": (
+        TileConfig(128, 128, 64, 8, 3),
+        TileConfig(128, 128, 32, 8, 3),
+        TileConfig(128, 128, 32, 8, 2),
+    ),
+    "cdna": (
+        TileConfig(128, 128, 32, 8, 2),
+        TileConfig(128, 128, 32, 8, 2),
+        TileConfig(128, 128, 32, 8, 2),
+    ),
+}
+_PAIRWISE_BWD = {
+    "mma": (
+        TileConfig(128, 128, 32, 8, 2),
+        TileConfig(128, 128, 32, 8, 2),
+        TileConfig(128, 64, 32, 8, 2),
+    ),
+    "wgmma": (
+        TileConfig(128, 128, 32, 8, 3),
+        TileConfig(128, 128, 32, 8, 2),
+        TileConfig(128, 64, 32, 8, 2),
+    ),
+    "tcgen05": (
+        TileConfig(128, 128, 32, 8, 3),
+        TileConfig(128, 128, 32, 8, 2),
+        TileConfig(128, 64, 32, 8, 2),
+    ),
+    "cdna": (
+        TileConfig(128, 128, 32, 8, 2),
+        TileConfig(128, 128, 32, 8, 2),
+        TileConfig(128, 64, 32, 8, 2),
+    ),
+}
+# By family: tiles for int8 codes and for bfloat16 rows.
+_BLOCK_MAX = {
+    "mma": (TileConfig(128, 128, 64, 8, 2, dots=2), TileConfig(128, 128, 32, 8, 3)),
+    "wgmma": (TileConfig(128, 256, 128, 8, 3), TileConfig(128, 128, 64, 8, 3)),
+    "tcgen05": (TileConfig(128, 256, 128, 8, 3), TileConfig(128, 128, 64, 8, 3)),
+    "cdna": (TileConfig(128, 128, 64, 8, 2), TileConfig(128, 128, 32, 8, 2)),
+}
+
+
+def choose_config(
+    kernel: str,
+    dtype: torch.dtype,
+    d: int,
+    arch: str,
+    precision: str = "highest",
+    descriptors: bool = False,
+) -> TileConfig:
+    """Choose the tile of a kernel.
+
+    ``precision`` ("highest", "high", "medium") matters for float32 products alone;
+    ``descriptors`` says that the inputs could be loaded by descriptor, which is done from sm_90 on.
+    """
+    family = _family(arch)
+    if kernel in ("row_norm", "rowwise_fwd", "rowwise_bwd", "pairwise_bwd_project"):
+        return _rows(dtype, d)
+    if kernel == "rescore":
+        return TileConfig(16, num_warps=4)
+    descriptors = descriptors and family in ("wgmma", "tcgen05")
+    if kernel in ("block_max", "block_max_few"):
+        config = _BLOCK_MAX[family][dtype != torch.int8]
+        if kernel == "block_max_few":
+            config = replace(config, block_n=16, block_m=128, num_warps=4, num_stages=4, swap=True)
+        return replace(config, descriptors=descriptors)
+    product = _product_precision(dtype, precision, arch)
+    kind = 0 if dtype != torch.float32 else 1 if product == "tf32" else 2
+    if kernel == "pairwise_fwd":
+        return replace(_PAIRWISE_FWD[family][kind], precision=product, descriptors=descriptors)
+    if kernel == "pairwise_bwd":
+        return replace(_PAIRWISE_BWD[family][kind], precision=product)
+    raise ValueError(f"expected the name of a kernel, got {kernel!r}")

@@ -65,10 +65,10 @@ def _product(
 def _pairwise_fwd_kernel(
     x_ptr,  # (B, N, D), or a descriptor of it
     y_ptr,  # (B, M, D), or a descriptor of it
-    inverse_x_ptr,  # (B, N) float32, contiguous
-    inverse_y_ptr,  # (B, M) float32, contiguous
-    exponent_x_ptr,  # (B, N) int32, contiguous
-    exponent_y_ptr,  # (B, M) int32, contiguous
+    inverse_x_ptr,  # (B * N,) float32
+    inverse_y_ptr,  # (B * M,) float32
+    exponent_x_ptr,  # (B * N,) int32
+    exponent_y_ptr,  # (B * M,) int32
     out_ptr,  # (B, N, M)
     B,
     N,
@@ -162,18 +162,19 @@ def launch_pairwise_fwd(
     out = x.new_empty((b, n, m), dtype=out_dtype or torch.result_type(x, y))
     if out.numel() == 0:
         return out
-    if config is None:
-        descriptors = describable(x) and describable(y)
-        arch = current_arch()
-        config = choose_config("pairwise_fwd", x.dtype, d, arch, precision, descriptors)
     inverse_x, exponent_x = launch_row_norm(x, eps)
     inverse_y, exponent_y = launch_row_norm(y, eps)
-    x_source, y_source = x, y
-    if config.descriptors:
-        x_source = TensorDescriptor.from_tensor(x, [1, config.block_n, config.block_k])
-        y_source = TensorDescriptor.from_tensor(y, [1, config.block_m, config.block_k])
-    tiles = triton.cdiv(n, config.block_n) * triton.cdiv(m, config.block_m)
     with on_device(x):
+        if config is None:
+            descriptors = describable(x) and describable(y)
+            config = choose_config(
+                "pairwise_fwd", x.dtype, d, current_arch(), precision, descriptors
+            )
+        x_source, y_source = x, y
+        if config.descriptors:
+            x_source = TensorDescriptor.from_tensor(x, [1, config.block_n, config.block_k])
+            y_source = TensorDescriptor.from_tensor(y, [1, config.block_m, config.block_k])
+        tiles = triton.cdiv(n, config.block_n) * triton.cdiv(m, config.block_m)
         _pairwise_fwd_kernel[(b * tiles,)](
             x_source,
             y_source,

@@ -18,8 +18,8 @@ def _metadata(grid, kernel, args):
 @triton.jit(launch_metadata=_metadata)
 def _row_norm_kernel(
     x_ptr,  # (B, N, D)
-    inverse_ptr,  # (B, N) float32, contiguous
-    exponent_ptr,  # (B, N) int32, contiguous
+    inverse_ptr,  # (B * N,) float32
+    exponent_ptr,  # (B * N,) int32
     ROWS,  # B * N
     N,
     D,
@@ -80,18 +80,18 @@ def _row_norm_kernel(
 def launch_row_norm(
     x: torch.Tensor, eps: float, config: TileConfig | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (inverse, exponent), both (b, n), of x (b, n, d).
+    """Return (inverse, exponent), both (b * n,), of the rows of x (b, n, d).
 
     ``inverse`` is 1 / max(norm, eps) of the row multiplied by ``2 ** -exponent``; the exponent is 0
     for every row whose squared norm lies within [2^-100, 2^100].
     """
     b, n, d = x.shape
-    inverse = x.new_empty((b, n), dtype=torch.float32)
-    exponent = x.new_empty((b, n), dtype=torch.int32)
+    inverse = x.new_empty((b * n,), dtype=torch.float32)
+    exponent = x.new_empty((b * n,), dtype=torch.int32)
     if inverse.numel() == 0:
         return inverse, exponent
-    config = config or choose_config("row_norm", x.dtype, d, current_arch())
     with on_device(x):
+        config = config or choose_config("row_norm", x.dtype, d, current_arch())
         _row_norm_kernel[(triton.cdiv(b * n, config.block_n),)](
             x,
             inverse,

@@ -232,8 +232,8 @@ def launch_rowwise_fwd(
     out = x.new_empty((n,), dtype=out_dtype or torch.result_type(x, y))
     if n == 0:
         return out
-    config = config or choose_config("rowwise_fwd", x.dtype, d, current_arch())
     with on_device(x):
+        config = config or choose_config("rowwise_fwd", x.dtype, d, current_arch())
         _rowwise_fwd_kernel[(triton.cdiv(n, config.block_n),)](
             x,
             y,
@@ -263,8 +263,8 @@ def launch_rowwise_bwd(
     grad_x, grad_y = x.new_empty((n, d)), y.new_empty((n, d))
     if grad_x.numel() == 0:
         return grad_x, grad_y
-    config = config or choose_config("rowwise_bwd", x.dtype, d, current_arch())
     with on_device(x):
+        config = config or choose_config("rowwise_bwd", x.dtype, d, current_arch())
         _rowwise_bwd_kernel[(triton.cdiv(n, config.block_n),)](
             grad,
             x,
