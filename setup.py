@@ -33,7 +33,7 @@ def version() -> str:
     source = (ROOT / "cossim_fast" / "__init__.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "(.+)"$', source, flags=re.MULTILINE)
     if match is None:
-        raise RuntimeError("cossim_fast/__init__.py must hold a line __version__ = \"...\"")
+        raise RuntimeError('cossim_fast/__init__.py must hold a line __version__ = "..."')
     return match.group(1)
 
 

@@ -54,7 +54,18 @@ def _weighted_sum(
         flat = tl.cast(batch, tl.int64) * M + column
         inverse = tl.load(inverse_y_ptr + flat, mask=column < M, other=0.0)
         grad = load_tile(
-            grad_ptr, stride_gb, stride_gn, stride_gm, batch, first_n, m, N, M, BLOCK_N, BLOCK_M, False
+            grad_ptr,
+            stride_gb,
+            stride_gn,
+            stride_gm,
+            batch,
+            first_n,
+            m,
+            N,
+            M,
+            BLOCK_N,
+            BLOCK_M,
+            False,
         ).to(tl.float32)
         y = load_tile(
             y_ptr, stride_yb, stride_ym, stride_yd, batch, m, first_d, M, D, BLOCK_M, BLOCK_D, False

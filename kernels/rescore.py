@@ -33,7 +33,7 @@ def _largest_exponent(x_row, stride_xd, mask_p, D, BLOCK_P: tl.constexpr):
 
 @triton.jit
 def _times_power_of_two(x, exponent):
-    """x * 2**exponent for float64, in two exact steps."""
+    """X * 2**exponent for float64, in two exact steps."""
     half = exponent // 2
     rest = exponent - half
     first = ((half + 1023) << 52).to(tl.float64, bitcast=True)

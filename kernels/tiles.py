@@ -40,12 +40,11 @@ def load_tile(
     """Load rows [first_n, +BLOCK_N) and columns [first_d, +BLOCK_D) of x[batch], 0 outside."""
     if DESCRIPTORS:
         return tl.reshape(x_ptr.load([batch, first_n, first_d]), (BLOCK_N, BLOCK_D))
-    else:
-        row = tl.cast(first_n, tl.int64) + tl.arange(0, BLOCK_N)
-        column = tl.cast(first_d, tl.int64) + tl.arange(0, BLOCK_D)
-        tile = x_ptr + tl.cast(batch, tl.int64) * stride_xb
-        tile += row[:, None] * stride_xn + column[None, :] * stride_xd
-        return tl.load(tile, mask=(row < N)[:, None] & (column < D)[None, :], other=0.0)
+    row = tl.cast(first_n, tl.int64) + tl.arange(0, BLOCK_N)
+    column = tl.cast(first_d, tl.int64) + tl.arange(0, BLOCK_D)
+    tile = x_ptr + tl.cast(batch, tl.int64) * stride_xb
+    tile += row[:, None] * stride_xn + column[None, :] * stride_xd
+    return tl.load(tile, mask=(row < N)[:, None] & (column < D)[None, :], other=0.0)
 
 
 @triton.jit
@@ -56,7 +55,7 @@ def power_of_two(exponent):
 
 @triton.jit
 def times_power_of_two(x, exponent):
-    """x * 2**exponent in two exact steps, so that |exponent| may reach 252."""
+    """X * 2**exponent in two exact steps, so that |exponent| may reach 252."""
     half = exponent // 2
     return x * power_of_two(half) * power_of_two(exponent - half)
 

@@ -3,10 +3,10 @@
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .configs import TileConfig, choose_config, current_arch
-from .launch import cost, describable, on_device, element_size
-from triton.tools.tensor_descriptor import TensorDescriptor
+from .launch import cost, describable, element_size, on_device
 from .tiles import grouped_tile, load_tile
 
 

@@ -9,10 +9,11 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from ladder import oracle
-from ladder.memory import checked_memory, guarded_outputs, margined
-from ladder.runtime import DEVICE, INTERPRETING
 from torch import Tensor
+
+from ladder import oracle
+from ladder.memory import checked_memory, guarded_outputs, huge_row_strides, margined
+from ladder.runtime import DEVICE, INTERPRETING
 
 Load = Callable[[str], object]
 EPS = 1e-8
@@ -76,11 +77,10 @@ def check_pairwise_bwd(
     load: Load,
     dtype: torch.dtype = F32,
     shape: tuple[int, int, int, int] = (2, 131, 77, 67),
-    grad_scale: float = 1.0,
 ) -> None:
     b, n, m, d = shape
     x, y = oracle.inputs(b, n, d, dtype=dtype), oracle.inputs(b, m, d, dtype=dtype, seed=1)
-    grad = oracle.inputs(b, n, m, dtype=F32, seed=2) * grad_scale
+    grad = oracle.inputs(b, n, m, dtype=F32, seed=2)
     launch = load("pairwise_backward").launch_pairwise_bwd
     memory, outputs = guards()
     with memory, outputs:
@@ -112,7 +112,7 @@ def check_block_max(
     eligible = torch.ones(m, dtype=torch.bool)
     if some_eligible:
         # One whole block without a row that may be returned, and every third row elsewhere.
-        eligible[::3] = False
+        eligible[1::3] = False
         eligible[block : 2 * block] = False
     memory, outputs = guards()
     with memory, outputs:
@@ -147,3 +147,45 @@ def check_rescore(load: Load, dtype: torch.dtype = F32, d: int = 67, pairs: int 
     expected = oracle.cosine(queries[query_index], corpus[corpus_index], 0.0)
     # Two float64 sums in different orders: numerics promises 2^-48 between processors.
     assert oracle.error(got.cpu(), expected) <= 2**-48
+
+
+def check_offsets(load: Load, name: str = "pairwise") -> None:
+    """Rows 2^30 elements apart: every element is asked for where 64-bit arithmetic puts it.
+
+    The stride fits 32 bits and the offset of the third row does not.
+    """
+    stride, n, d = 2**30, 3, 16
+    x = torch.zeros(1, n, d, dtype=torch.int8 if name == "topk" else F32)
+    module = load(name)
+    kernel, launch = {
+        "row_norm": ("_row_norm_kernel", lambda: module.launch_row_norm(x, EPS)),
+        "rowwise": ("_rowwise_fwd_kernel", lambda: module.launch_rowwise_fwd(x[0], x[0], EPS)),
+        "pairwise": ("_pairwise_fwd_kernel", lambda: module.launch_pairwise_fwd(x, x, EPS)),
+        "pairwise_backward": (
+            "_pairwise_bwd_product_kernel",
+            lambda: module.launch_pairwise_bwd(torch.zeros(1, n, n), x, x, EPS),
+        ),
+        "topk": ("_block_max_kernel", lambda: module.launch_block_max(x[0], x[0])),
+    }[name]
+    with huge_row_strides(module, kernel, stride) as seen:
+        launch()
+    elements = {
+        x.data_ptr() + x.element_size() * (row * stride + column)
+        for row in range(n)
+        for column in range(d)
+    }
+    missing = len(elements - seen)
+    assert missing == 0, f"{missing} of {len(elements)} elements were looked for elsewhere"
+
+
+def check_small_gradients(load: Load) -> None:
+    """The mean over a large matrix hands in gradients of 1e-9, which float16 rounds to 0."""
+    x, y = oracle.inputs(1, 33, 67, dtype=F16), oracle.inputs(1, 29, 67, dtype=F16, seed=1)
+    grad = oracle.inputs(1, 33, 29, dtype=F32, seed=2)
+    launch = load("pairwise_backward").launch_pairwise_bwd
+    g, x, y = on_device(grad, x / 2**9, y)
+    large, small = launch(g, x, y, EPS), launch(g * 2.0**-16, x, y, EPS)
+    # A power of two changes nothing but the exponent, until the result itself is subnormal.
+    normal = small.abs() >= 2.0**-14
+    assert int(normal.sum()) > 0
+    assert bool((small[normal].double() * 2.0**16 == large[normal].double()).all())

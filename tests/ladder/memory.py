@@ -145,3 +145,47 @@ def guarded_outputs() -> Iterator[None]:
         if touched.any():
             where = touched.nonzero()[0].tolist()
             raise OutOfBoundsError(f"written outside the output, first at {where} of the margin")
+
+
+@contextmanager
+def huge_row_strides(module, kernel: str, stride: int) -> Iterator[set[int]]:
+    """Launch ``kernel`` as if rows lay ``stride`` elements apart, touching no memory at all.
+
+    Loads give 0 and stores are dropped; the set receives every address that was asked for.
+    """
+    builder = stock.InterpreterBuilder
+    original_kernel = getattr(module, kernel)
+    originals = builder.create_masked_load, builder.create_masked_store
+    seen: set[int] = set()
+
+    def note(pointers, mask) -> None:
+        addresses = np.broadcast_to(pointers.data, mask.data.shape)[mask.data]
+        seen.update(addresses.astype(np.int64).tolist())
+
+    def masked_load(self, pointers, mask, *rest, **named):
+        note(pointers, mask)
+        dtype = pointers.get_element_ty()
+        zeros = np.zeros(pointers.data.shape, dtype=stock._get_np_dtype(dtype))
+        return stock.TensorHandle(zeros, dtype)
+
+    def masked_store(self, pointers, value, mask, *rest):
+        note(pointers, mask)
+
+    class Restrided:
+        def __getitem__(self, grid):
+            def launch(*args, **options):
+                named = dict(zip(original_kernel.arg_names, args, strict=False))
+                for name in named:
+                    if name.startswith("stride_") and name[-1] in "nm" and named[name] != 1:
+                        named[name] = stride
+                original_kernel[grid](**named, **options)
+
+            return launch
+
+    setattr(module, kernel, Restrided())
+    builder.create_masked_load, builder.create_masked_store = masked_load, masked_store
+    try:
+        yield seen
+    finally:
+        setattr(module, kernel, original_kernel)
+        builder.create_masked_load, builder.create_masked_store = originals

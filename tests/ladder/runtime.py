@@ -6,6 +6,7 @@ from types import ModuleType
 import pytest
 import torch
 import triton
+
 from ladder import interpreter
 from ladder.stub import StubDriver
 
