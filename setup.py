@@ -30,6 +30,7 @@ EXTRAS = {
 
 
 def version() -> str:
+    """Read the version from the package, without importing it."""
     source = (ROOT / "cossim_fast" / "__init__.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "(.+)"$', source, flags=re.MULTILINE)
     if match is None:
