@@ -26,13 +26,14 @@ class TileConfig:
     descriptors: bool = False  # load by tensor descriptor
     dots: int = 1  # products a step
     swap: bool = False  # corpus on the product's rows
+    fuse: bool = True  # multiply and add in one rounding
 
     def options(self) -> dict:
-        """Compiler options of a launch; fusion is named because its default is about to change."""
+        """Compiler options of a launch."""
         return {
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
-            "enable_fp_fusion": True,
+            "enable_fp_fusion": self.fuse,
         }
 
 
@@ -40,6 +41,19 @@ def current_arch() -> str:
     """Name the architecture that Triton compiles for: ``sm_90``, ``gfx942``."""
     target = triton.runtime.driver.active.get_current_target()
     return target.arch if target.backend == "hip" else f"sm_{target.arch}"
+
+
+def supports(dtype: torch.dtype) -> bool:
+    """Whether kernels compute in this dtype on the current device: 16-bit and float32 rows.
+
+    Older devices than sm_80 lack bfloat16 products; of AMD's, those with matrix cores are known.
+    """
+    arch = current_arch()
+    if arch.startswith("sm_"):
+        known = int(arch.removeprefix("sm_")) >= 80
+    else:
+        known = arch in ("gfx90a", "gfx942", "gfx950")
+    return known and dtype in (torch.float16, torch.bfloat16, torch.float32)
 
 
 def _family(arch: str) -> str:
@@ -142,7 +156,9 @@ def choose_config(
     if kernel in ("row_norm", "rowwise_fwd", "rowwise_bwd", "pairwise_bwd_project"):
         return _rows(dtype, d)
     if kernel == "rescore":
-        return TileConfig(16, num_warps=4)
+        # Fused or not, products of narrower rows are exact; those of float64 rows must round as on
+        # other devices.
+        return TileConfig(16, num_warps=4, fuse=False)
     descriptors = descriptors and family in ("wgmma", "tcgen05")
     if kernel in ("block_max", "block_max_few"):
         config = _BLOCK_MAX[family][dtype != torch.int8]

@@ -19,7 +19,7 @@ def element_size(source) -> int:
 
 
 def describable(x: torch.Tensor) -> bool:
-    """Whether a tensor descriptor can describe x: aligned to 16 bytes, last dimension contiguous."""
+    """Whether a tensor descriptor can describe x: 16-byte aligned rows of contiguous elements."""
     size = x.element_size()
     aligned = all(stride > 0 and stride * size % 16 == 0 for stride in x.stride()[:-1])
     return aligned and x.stride(-1) == 1 and x.data_ptr() % 16 == 0

@@ -68,8 +68,9 @@ def _weighted_sum(
             False,
         ).to(tl.float32)
         y = load_tile(
-            y_ptr, stride_yb, stride_ym, stride_yd, batch, m, first_d, M, D, BLOCK_M, BLOCK_D, False
-        )
+            y_ptr, stride_yb, stride_ym, stride_yd, batch, m, first_d, M, D,
+            BLOCK_M, BLOCK_D, DESCRIPTORS=False,
+        )  # fmt: skip
         grad *= inverse[None, :]
         if SCALED:
             exponent = tl.load(exponent_y_ptr + flat, mask=column < M, other=0)

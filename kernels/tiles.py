@@ -39,12 +39,14 @@ def load_tile(
 ):
     """Load rows [first_n, +BLOCK_N) and columns [first_d, +BLOCK_D) of x[batch], 0 outside."""
     if DESCRIPTORS:
-        return tl.reshape(x_ptr.load([batch, first_n, first_d]), (BLOCK_N, BLOCK_D))
-    row = tl.cast(first_n, tl.int64) + tl.arange(0, BLOCK_N)
-    column = tl.cast(first_d, tl.int64) + tl.arange(0, BLOCK_D)
-    tile = x_ptr + tl.cast(batch, tl.int64) * stride_xb
-    tile += row[:, None] * stride_xn + column[None, :] * stride_xd
-    return tl.load(tile, mask=(row < N)[:, None] & (column < D)[None, :], other=0.0)
+        tile = tl.reshape(x_ptr.load([batch, first_n, first_d]), (BLOCK_N, BLOCK_D))
+    else:
+        row = tl.cast(first_n, tl.int64) + tl.arange(0, BLOCK_N)
+        column = tl.cast(first_d, tl.int64) + tl.arange(0, BLOCK_D)
+        pointer = x_ptr + tl.cast(batch, tl.int64) * stride_xb
+        pointer += row[:, None] * stride_xn + column[None, :] * stride_xd
+        tile = tl.load(pointer, mask=(row < N)[:, None] & (column < D)[None, :], other=0.0)
+    return tile
 
 
 @triton.jit
@@ -79,7 +81,8 @@ def scaling_exponent(largest, square, eps, D):
     Left alone are rows in range, rows of zeros, rows that hold NaN or an infinity, and rows whose
     norm cannot exceed eps: what such a row loses to underflow is lost against eps anyway.
     """
-    finite = (largest < float("inf")) & (square == square)
+    not_a_number = square != square  # noqa: PLR0124
+    finite = (largest < float("inf")) & ~not_a_number
     above_eps = largest * tl.sqrt(tl.cast(D, tl.float32)) > eps
     scale = out_of_range(square) & finite & (largest > 0) & above_eps
     return tl.where(scale, binary_exponent(largest), 0)

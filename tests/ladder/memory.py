@@ -105,8 +105,7 @@ def margined(x: torch.Tensor) -> torch.Tensor:
     filler = float("nan") if x.is_floating_point() else 127
     around = torch.full([size + 2 * MARGIN for size in x.shape], filler, dtype=x.dtype)
     inner = around[tuple(slice(MARGIN, -MARGIN) for _ in x.shape)].to(x.device)
-    inner = inner.copy_(x)
-    return inner
+    return inner.copy_(x)
 
 
 @contextmanager
@@ -175,8 +174,8 @@ def huge_row_strides(module, kernel: str, stride: int) -> Iterator[set[int]]:
         def __getitem__(self, grid):
             def launch(*args, **options):
                 named = dict(zip(original_kernel.arg_names, args, strict=False))
-                for name in named:
-                    if name.startswith("stride_") and name[-1] in "nm" and named[name] != 1:
+                for name, value in named.items():
+                    if name.startswith("stride_") and name[-1] in "nm" and value != 1:
                         named[name] = stride
                 original_kernel[grid](**named, **options)
 
