@@ -79,10 +79,10 @@ def _product_precision(dtype: torch.dtype, precision: str, arch: str) -> str:
     return "tf32x3" if arch.startswith("sm_") else "bf16x3"
 
 
-def _rows(dtype: torch.dtype, d: int) -> TileConfig:
-    """2048 elements a step: few long rows or many short ones."""
+def _rows(elements: int, d: int) -> TileConfig:
+    """So many elements a step: few long rows or many short ones."""
     block_d = min(max(triton.next_power_of_2(d), 64), 512)
-    return TileConfig(2048 // block_d, block_k=block_d, num_warps=4)
+    return TileConfig(elements // block_d, block_k=block_d, num_warps=4)
 
 
 # By family: tiles for 16-bit inputs, for tf32 ("medium") and for split float32 products.
@@ -130,6 +130,9 @@ _PAIRWISE_BWD = {
         TileConfig(128, 64, 32, 8, 2),
     ),
 }
+# Rows that are not aligned, on every family.
+_UNALIGNED = TileConfig(64, 64, 32, 4, 2)
+_UNALIGNED_BLOCK_MAX = TileConfig(64, 128, 64, 8, 2)
 # By family: tiles for int8 codes and for bfloat16 rows.
 _BLOCK_MAX = {
     "mma": (TileConfig(128, 128, 64, 8, 2, dots=2), TileConfig(128, 128, 32, 8, 3)),
@@ -145,30 +148,37 @@ def choose_config(
     d: int,
     arch: str,
     precision: str = "highest",
-    descriptors: bool = False,
+    aligned: bool = False,
 ) -> TileConfig:
     """Choose the tile of a kernel.
 
-    ``precision`` ("highest", "high", "medium") matters for float32 products alone;
-    ``descriptors`` says that the inputs could be loaded by descriptor, which is done from sm_90 on.
+    ``precision`` ("highest", "high", "medium") matters for float32 products alone; ``aligned`` says
+    that the rows of a product start at multiples of 16 bytes, so that they are loaded in wide
+    pieces, from sm_90 on by descriptor. Other rows are loaded element by element, which needs
+    registers: their tiles are smaller.
     """
     family = _family(arch)
-    if kernel in ("row_norm", "rowwise_fwd", "rowwise_bwd", "pairwise_bwd_project"):
-        return _rows(dtype, d)
+    if kernel in ("row_norm", "rowwise_fwd", "pairwise_bwd_project"):
+        return _rows(2048, d)
+    if kernel == "rowwise_bwd":
+        # Twice the operands of the forward: 2048 elements spill where rows are not aligned.
+        return _rows(1024, d)
     if kernel == "rescore":
         # Fused or not, products of narrower rows are exact; those of float64 rows must round as on
         # other devices.
-        return TileConfig(16, num_warps=4, fuse=False)
-    descriptors = descriptors and family in ("wgmma", "tcgen05")
+        return TileConfig(8 if dtype == torch.float64 else 16, num_warps=4, fuse=False)
+    descriptors = aligned and family in ("wgmma", "tcgen05")
     if kernel in ("block_max", "block_max_few"):
-        config = _BLOCK_MAX[family][dtype != torch.int8]
+        config = _BLOCK_MAX[family][dtype != torch.int8] if aligned else _UNALIGNED_BLOCK_MAX
         if kernel == "block_max_few":
             config = replace(config, block_n=16, block_m=128, num_warps=4, num_stages=4, swap=True)
         return replace(config, descriptors=descriptors)
     product = _product_precision(dtype, precision, arch)
     kind = 0 if dtype != torch.float32 else 1 if product == "tf32" else 2
     if kernel == "pairwise_fwd":
-        return replace(_PAIRWISE_FWD[family][kind], precision=product, descriptors=descriptors)
+        config = _PAIRWISE_FWD[family][kind] if aligned else _UNALIGNED
+        return replace(config, precision=product, descriptors=descriptors)
     if kernel == "pairwise_bwd":
-        return replace(_PAIRWISE_BWD[family][kind], precision=product)
+        config = _PAIRWISE_BWD[family][kind] if aligned else _UNALIGNED
+        return replace(config, precision=product)
     raise ValueError(f"expected the name of a kernel, got {kernel!r}")

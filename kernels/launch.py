@@ -18,8 +18,11 @@ def element_size(source) -> int:
     return getattr(source, "base", source).element_size()
 
 
-def describable(x: torch.Tensor) -> bool:
-    """Whether a tensor descriptor can describe x: 16-byte aligned rows of contiguous elements."""
+def rows_are_aligned(x: torch.Tensor) -> bool:
+    """Whether every row of x starts at a multiple of 16 bytes and is contiguous.
+
+    Such rows are loaded in wide pieces, and a tensor descriptor can describe them.
+    """
     size = x.element_size()
     aligned = all(stride > 0 and stride * size % 16 == 0 for stride in x.stride()[:-1])
     return aligned and x.stride(-1) == 1 and x.data_ptr() % 16 == 0

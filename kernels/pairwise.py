@@ -6,7 +6,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .configs import TileConfig, choose_config, current_arch
-from .launch import cost, describable, element_size, on_device
+from .launch import cost, rows_are_aligned, element_size, on_device
 from .row_norm import launch_row_norm
 from .tiles import clamp_cosine, grouped_tile, load_tile, times_power_of_two
 
@@ -166,10 +166,8 @@ def launch_pairwise_fwd(
     inverse_y, exponent_y = launch_row_norm(y, eps)
     with on_device(x):
         if config is None:
-            descriptors = describable(x) and describable(y)
-            config = choose_config(
-                "pairwise_fwd", x.dtype, d, current_arch(), precision, descriptors
-            )
+            aligned = rows_are_aligned(x) and rows_are_aligned(y)
+            config = choose_config("pairwise_fwd", x.dtype, d, current_arch(), precision, aligned)
         x_source, y_source = x, y
         if config.descriptors:
             x_source = TensorDescriptor.from_tensor(x, [1, config.block_n, config.block_k])

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from .configs import TileConfig, choose_config, current_arch
-from .launch import cost, on_device
+from .launch import cost, on_device, rows_are_aligned
 from .row_norm import launch_row_norm
 from .tiles import binary_exponent, load_tile, power_of_two, times_power_of_two
 
@@ -237,7 +237,9 @@ def launch_pairwise_bwd(
     weighted = x.new_empty((b, n, d), dtype=torch.float32)
     with on_device(x):
         arch = current_arch()
-        config = config or choose_config("pairwise_bwd", x.dtype, d, arch, precision)
+        config = config or choose_config(
+            "pairwise_bwd", x.dtype, d, arch, precision, rows_are_aligned(y)
+        )
         tiles = triton.cdiv(n, config.block_n) * triton.cdiv(d, config.block_m)
         _pairwise_bwd_product_kernel[(b * tiles,)](
             grad,

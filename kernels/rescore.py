@@ -6,7 +6,6 @@ import triton.language as tl
 
 from .configs import TileConfig, choose_config, current_arch
 from .launch import cost, on_device
-from .tiles import clamp_cosine
 
 # Partial sums a pair. Part of the definition of the score: another width gives other bits.
 LANES = tl.constexpr(128)
@@ -106,7 +105,9 @@ def _rescore_kernel(
     product = _tree_sum(qc, BLOCK_P)
     # A row of zeros gives 0: divide by 1 instead, which keeps a NaN of the other row.
     norms = tl.where(norm_q == 0, 1.0, norm_q) * tl.where(norm_c == 0, 1.0, norm_c)
-    score = clamp_cosine(product / norms)
+    score = product / norms
+    # Comparisons, which keep NaN: tl.clamp does not compile for float64 on sm_90 (Triton 3.9).
+    score = tl.where(score > 1.0, 1.0, tl.where(score < -1.0, -1.0, score))
     tl.store(out_ptr + pair, tl.where(mask_p, score, float("nan")), mask=in_list)
 
 

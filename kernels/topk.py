@@ -6,7 +6,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .configs import TileConfig, choose_config, current_arch
-from .launch import cost, describable, element_size, on_device
+from .launch import cost, rows_are_aligned, element_size, on_device
 from .tiles import grouped_tile, load_tile
 
 
@@ -118,11 +118,9 @@ def launch_block_max(
         return out
     with on_device(queries):
         if config is None:
-            descriptors = describable(queries) and describable(corpus)
+            aligned = rows_are_aligned(queries) and rows_are_aligned(corpus)
             kernel = "block_max_few" if n <= 16 else "block_max"
-            config = choose_config(
-                kernel, queries.dtype, d, current_arch(), descriptors=descriptors
-            )
+            config = choose_config(kernel, queries.dtype, d, current_arch(), aligned=aligned)
         query_source, corpus_source = queries, corpus
         if config.descriptors:
             tile = [1, config.block_n, config.block_k]

@@ -3,14 +3,14 @@
 import re
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import triton
 
 # Mnemonics of matrix instructions, by architecture family.
 TENSOR_CORE = re.compile(
-    r"\b(HGMMA|IGMMA|QGMMA|HMMA|IMMA|DMMA|UTCHMMA|UTCIMMA|UTCQMMA|v_mfma_\w+)\b"
+    r"\b((?:HGMMA|IGMMA|QGMMA)\.[0-9x]+|(?:HMMA|IMMA)\.[0-9]+|UTC[HIQ]MMA|v_mfma_\w+)"
 )
 # Spilled registers go through these; a frame that is only reserved costs nothing.
 LOCAL_ACCESS = re.compile(r"\b(STL|LDL)\b")
@@ -27,13 +27,10 @@ class CodeFacts:
     shared: int  # bytes of shared memory a block
     warps: int
     tensor_core: str  # the matrix instruction of the innermost loop that holds one, "" if none
-    bulk_loads: bool
+    bulk_loads: bool  # copies by tensor descriptor
     loop_instructions: int  # a warp, in that loop
     loop_tensor: int  # matrix instructions a warp, in that loop
-    loop_ffma: int
-
-    def as_dict(self) -> dict:
-        return asdict(self)
+    loop_ffma: int  # float32 multiply-adds a warp, in that loop
 
 
 def _tool(name: str) -> str:

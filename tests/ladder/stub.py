@@ -35,6 +35,7 @@ class Launch:
     grid: tuple[int, int, int]
     kernel: triton.compiler.CompiledKernel
     cost: dict
+    constants: dict  # the tile, and the options of the compiler
 
 
 def target_of(arch: str) -> GPUTarget:
@@ -82,7 +83,7 @@ def compiled_for(arch: str) -> Iterator[list[Launch]]:
 
     def run(self, *args, grid, warmup, **kwargs):
         kernel = original_run(self, *args, grid=grid, warmup=warmup, **kwargs)
-        launches.append(Launch(self.__name__, grid, kernel, stub.cost))
+        launches.append(Launch(self.__name__, grid, kernel, stub.cost, kwargs))
         return kernel
 
     driver = triton.runtime.driver
