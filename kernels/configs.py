@@ -130,9 +130,6 @@ _PAIRWISE_BWD = {
         TileConfig(128, 64, 32, 8, 2),
     ),
 }
-# Rows that are not aligned, on every family.
-_UNALIGNED = TileConfig(64, 64, 32, 4, 2)
-_UNALIGNED_BLOCK_MAX = TileConfig(64, 128, 64, 8, 2)
 # By family: tiles for int8 codes and for bfloat16 rows.
 _BLOCK_MAX = {
     "mma": (TileConfig(128, 128, 64, 8, 2, dots=2), TileConfig(128, 128, 32, 8, 3)),
@@ -148,14 +145,12 @@ def choose_config(
     d: int,
     arch: str,
     precision: str = "highest",
-    aligned: bool = False,
+    descriptors: bool = False,
 ) -> TileConfig:
     """Choose the tile of a kernel.
 
-    ``precision`` ("highest", "high", "medium") matters for float32 products alone; ``aligned`` says
-    that the rows of a product start at multiples of 16 bytes, so that they are loaded in wide
-    pieces, from sm_90 on by descriptor. Other rows are loaded element by element, which needs
-    registers: their tiles are smaller.
+    ``precision`` ("highest", "high", "medium") matters for float32 products alone;
+    ``descriptors`` says that the inputs could be loaded by descriptor, which is done from sm_90 on.
     """
     family = _family(arch)
     if kernel in ("row_norm", "rowwise_fwd", "pairwise_bwd_project"):
@@ -167,18 +162,16 @@ def choose_config(
         # Fused or not, products of narrower rows are exact; those of float64 rows must round as on
         # other devices.
         return TileConfig(8 if dtype == torch.float64 else 16, num_warps=4, fuse=False)
-    descriptors = aligned and family in ("wgmma", "tcgen05")
+    descriptors = descriptors and family in ("wgmma", "tcgen05")
     if kernel in ("block_max", "block_max_few"):
-        config = _BLOCK_MAX[family][dtype != torch.int8] if aligned else _UNALIGNED_BLOCK_MAX
+        config = _BLOCK_MAX[family][dtype != torch.int8]
         if kernel == "block_max_few":
             config = replace(config, block_n=16, block_m=128, num_warps=4, num_stages=4, swap=True)
         return replace(config, descriptors=descriptors)
     product = _product_precision(dtype, precision, arch)
     kind = 0 if dtype != torch.float32 else 1 if product == "tf32" else 2
     if kernel == "pairwise_fwd":
-        config = _PAIRWISE_FWD[family][kind] if aligned else _UNALIGNED
-        return replace(config, precision=product, descriptors=descriptors)
+        return replace(_PAIRWISE_FWD[family][kind], precision=product, descriptors=descriptors)
     if kernel == "pairwise_bwd":
-        config = _PAIRWISE_BWD[family][kind] if aligned else _UNALIGNED
-        return replace(config, precision=product)
+        return replace(_PAIRWISE_BWD[family][kind], precision=product)
     raise ValueError(f"expected the name of a kernel, got {kernel!r}")

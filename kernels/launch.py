@@ -18,11 +18,22 @@ def element_size(source) -> int:
     return getattr(source, "base", source).element_size()
 
 
-def rows_are_aligned(x: torch.Tensor) -> bool:
-    """Whether every row of x starts at a multiple of 16 bytes and is contiguous.
+def aligned_rows(x: torch.Tensor) -> torch.Tensor:
+    """Return x (..., d) if its rows load in 16-byte pieces, else a copy padded with zeros.
 
-    Such rows are loaded in wide pieces, and a tensor descriptor can describe them.
+    That takes contiguous rows that start at multiples of 16 bytes, with d a multiple of 16. The
+    copy costs one pass over the input; element by element, a product spends ten times as long
+    issuing loads as multiplying. Zeros change neither norms nor products.
     """
-    size = x.element_size()
-    aligned = all(stride > 0 and stride * size % 16 == 0 for stride in x.stride()[:-1])
-    return aligned and x.stride(-1) == 1 and x.data_ptr() % 16 == 0
+    size, d = x.element_size(), x.shape[-1]
+    aligned = all(stride * size % 16 == 0 for stride in x.stride()[:-1])
+    if aligned and x.stride(-1) == 1 and d % 16 == 0 and x.data_ptr() % 16 == 0:
+        return x
+    padded = x.new_zeros((*x.shape[:-1], (d + 15) // 16 * 16))
+    padded[..., :d] = x
+    return padded
+
+
+def describable(x: torch.Tensor) -> bool:
+    """Whether a tensor descriptor can describe aligned rows: no dimension repeats itself."""
+    return all(stride > 0 for stride in x.stride())

@@ -6,7 +6,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .configs import TileConfig, choose_config, current_arch
-from .launch import cost, rows_are_aligned, element_size, on_device
+from .launch import aligned_rows, cost, describable, element_size, on_device
 from .row_norm import launch_row_norm
 from .tiles import clamp_cosine, grouped_tile, load_tile, times_power_of_two
 
@@ -156,18 +156,22 @@ def launch_pairwise_fwd(
     parts and sums six products (error 1e-8, six times the cost of a bfloat16 product and about
     four tenths of the cost of the same product without tensor cores); "high" is three tf32 or
     bfloat16 products (error 1e-6); "medium" is one tf32 or bfloat16 product (error 1e-3).
+    Rows that are not aligned to 16 bytes, or whose d is no multiple of 16, are copied first.
     """
-    b, n, d = x.shape
-    m = y.shape[1]
+    (b, n, _), m = x.shape, y.shape[1]
     out = x.new_empty((b, n, m), dtype=out_dtype or torch.result_type(x, y))
     if out.numel() == 0:
         return out
+    x, y = aligned_rows(x), aligned_rows(y)
+    d = x.shape[-1]
     inverse_x, exponent_x = launch_row_norm(x, eps)
     inverse_y, exponent_y = launch_row_norm(y, eps)
     with on_device(x):
         if config is None:
-            aligned = rows_are_aligned(x) and rows_are_aligned(y)
-            config = choose_config("pairwise_fwd", x.dtype, d, current_arch(), precision, aligned)
+            descriptors = describable(x) and describable(y)
+            config = choose_config(
+                "pairwise_fwd", x.dtype, d, current_arch(), precision, descriptors
+            )
         x_source, y_source = x, y
         if config.descriptors:
             x_source = TensorDescriptor.from_tensor(x, [1, config.block_n, config.block_k])

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from .configs import TileConfig, choose_config, current_arch
-from .launch import cost, on_device, rows_are_aligned
+from .launch import aligned_rows, cost, on_device
 from .row_norm import launch_row_norm
 from .tiles import binary_exponent, load_tile, power_of_two, times_power_of_two
 
@@ -234,13 +234,12 @@ def launch_pairwise_bwd(
         return grad_x.zero_()
     inverse_x, exponent_x = launch_row_norm(x, eps)
     inverse_y, exponent_y = launch_row_norm(y, eps)
-    weighted = x.new_empty((b, n, d), dtype=torch.float32)
+    y = aligned_rows(y)
+    weighted = x.new_empty((b, n, y.shape[-1]), dtype=torch.float32)
     with on_device(x):
         arch = current_arch()
-        config = config or choose_config(
-            "pairwise_bwd", x.dtype, d, arch, precision, rows_are_aligned(y)
-        )
-        tiles = triton.cdiv(n, config.block_n) * triton.cdiv(d, config.block_m)
+        config = config or choose_config("pairwise_bwd", x.dtype, d, arch, precision)
+        tiles = triton.cdiv(n, config.block_n) * triton.cdiv(y.shape[-1], config.block_m)
         _pairwise_bwd_product_kernel[(b * tiles,)](
             grad,
             y,
@@ -251,7 +250,7 @@ def launch_pairwise_bwd(
             b,
             n,
             m,
-            d,
+            y.shape[-1],
             *grad.stride(),
             *y.stride(),
             *weighted.stride(),

@@ -6,7 +6,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .configs import TileConfig, choose_config, current_arch
-from .launch import cost, rows_are_aligned, element_size, on_device
+from .launch import aligned_rows, cost, describable, element_size, on_device
 from .tiles import grouped_tile, load_tile
 
 
@@ -109,18 +109,23 @@ def launch_block_max(
     d <= 133 000, or bfloat16 rows, whose sums are float32 and need the caller's rounding bound.
     Rows where ``eligible`` (m,) is False, and the padding of the last block, take no part; a block
     without any eligible row gives the lowest value of its dtype. A bfloat16 row that holds NaN
-    takes no part either.
+    takes no part either. Rows that are not aligned to 16 bytes, or whose d is no multiple of 16,
+    are copied first: a corpus that is searched more than once is best stored so.
     """
-    (n, d), m = queries.shape, corpus.shape[0]
+    n, m = queries.shape[0], corpus.shape[0]
     dtype = torch.int32 if queries.dtype == torch.int8 else torch.float32
     out = queries.new_empty((n, triton.cdiv(m, block)), dtype=dtype)
     if out.numel() == 0:
         return out
+    queries, corpus = aligned_rows(queries), aligned_rows(corpus)
+    d = queries.shape[1]
     with on_device(queries):
         if config is None:
-            aligned = rows_are_aligned(queries) and rows_are_aligned(corpus)
+            descriptors = describable(queries) and describable(corpus)
             kernel = "block_max_few" if n <= 16 else "block_max"
-            config = choose_config(kernel, queries.dtype, d, current_arch(), aligned=aligned)
+            config = choose_config(
+                kernel, queries.dtype, d, current_arch(), descriptors=descriptors
+            )
         query_source, corpus_source = queries, corpus
         if config.descriptors:
             tile = [1, config.block_n, config.block_k]
