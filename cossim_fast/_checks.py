@@ -188,8 +188,8 @@ def screen(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | None)
             f"expected int8 codes of d <= {LONGEST_CODE}, whose sums fit int32, "
             f"got d = {queries.shape[1]}; screen in bfloat16"
         )
-    if block not in (32, 64, 128):
-        raise ValueError(f"expected a block of 32, 64 or 128 rows, got {block}")
+    if block not in (32, 64):
+        raise ValueError(f"expected a block of 32 or 64 rows, got {block}")
     if eligible is not None and (
         eligible.shape != corpus.shape[:1] or eligible.dtype != torch.bool
     ):
