@@ -85,50 +85,66 @@ def _rows(elements: int, d: int) -> TileConfig:
     return TileConfig(elements // block_d, block_k=block_d, num_warps=4)
 
 
-# By family: tiles for 16-bit inputs, for tf32 ("medium") and for split float32 products.
+def _kind(dtype: torch.dtype, product: str) -> str:
+    """What a product's tile depends on: the inputs' dtype, for float32 how it is multiplied."""
+    if dtype == torch.float32:
+        return "tf32" if product == "tf32" else "split"
+    return "float16" if dtype == torch.float16 else "bfloat16"
+
+
 _PAIRWISE_FWD = {
-    "mma": (
-        TileConfig(128, 128, 32, 8, 3),
-        TileConfig(128, 128, 32, 8, 2),
-        TileConfig(128, 64, 32, 8, 2),
-    ),
-    "wgmma": (
-        TileConfig(128, 128, 64, 8, 3),
-        TileConfig(128, 128, 32, 8, 3),
-        TileConfig(128, 128, 32, 8, 2),
-    ),
-    "tcgen05": (
-        TileConfig(128, 128, 64, 8, 3),
-        TileConfig(128, 128, 32, 8, 3),
-        TileConfig(128, 128, 32, 8, 2),
-    ),
-    "cdna": (
-        TileConfig(128, 128, 32, 8, 2),
-        TileConfig(128, 128, 32, 8, 2),
-        TileConfig(128, 128, 32, 8, 2),
-    ),
+    "mma": {
+        "float16": TileConfig(128, 128, 32, 8, 3),
+        "bfloat16": TileConfig(128, 128, 32, 8, 3),
+        "tf32": TileConfig(128, 64, 32, 8, 2),
+        "split": TileConfig(128, 64, 32, 8, 2),
+    },
+    "wgmma": {
+        "float16": TileConfig(128, 128, 64, 8, 3),
+        "bfloat16": TileConfig(128, 128, 64, 8, 3),
+        "tf32": TileConfig(128, 128, 32, 8, 3),
+        "split": TileConfig(128, 128, 32, 8, 2),
+    },
+    "tcgen05": {
+        "float16": TileConfig(128, 128, 64, 8, 3),
+        "bfloat16": TileConfig(128, 128, 64, 8, 3),
+        "tf32": TileConfig(128, 128, 32, 8, 3),
+        "split": TileConfig(128, 128, 32, 8, 2),
+    },
+    "cdna": {
+        "float16": TileConfig(128, 128, 32, 8, 2),
+        "bfloat16": TileConfig(128, 128, 32, 8, 2),
+        "tf32": TileConfig(128, 128, 32, 8, 2),
+        "split": TileConfig(128, 128, 32, 8, 2),
+    },
 }
+# The gradient is scaled and rounded in registers: wide tiles spread that over more columns, and
+# float16, which scales its sums as well, wants long steps.
 _PAIRWISE_BWD = {
-    "mma": (
-        TileConfig(128, 128, 32, 8, 2),
-        TileConfig(128, 128, 32, 8, 2),
-        TileConfig(128, 64, 32, 8, 2),
-    ),
-    "wgmma": (
-        TileConfig(128, 128, 32, 8, 3),
-        TileConfig(128, 128, 32, 8, 2),
-        TileConfig(128, 64, 32, 8, 2),
-    ),
-    "tcgen05": (
-        TileConfig(128, 128, 32, 8, 3),
-        TileConfig(128, 128, 32, 8, 2),
-        TileConfig(128, 64, 32, 8, 2),
-    ),
-    "cdna": (
-        TileConfig(128, 128, 32, 8, 2),
-        TileConfig(128, 128, 32, 8, 2),
-        TileConfig(128, 64, 32, 8, 2),
-    ),
+    "mma": {
+        "float16": TileConfig(128, 128, 32, 8, 2),
+        "bfloat16": TileConfig(128, 128, 32, 8, 2),
+        "tf32": TileConfig(128, 128, 32, 8, 2),
+        "split": TileConfig(128, 64, 32, 8, 2),
+    },
+    "wgmma": {
+        "float16": TileConfig(128, 128, 64, 8, 3),
+        "bfloat16": TileConfig(128, 256, 32, 8, 3),
+        "tf32": TileConfig(128, 128, 32, 8, 2),
+        "split": TileConfig(128, 64, 32, 8, 2),
+    },
+    "tcgen05": {
+        "float16": TileConfig(128, 128, 64, 8, 3),
+        "bfloat16": TileConfig(128, 128, 64, 8, 3),
+        "tf32": TileConfig(128, 128, 32, 8, 2),
+        "split": TileConfig(128, 64, 32, 8, 2),
+    },
+    "cdna": {
+        "float16": TileConfig(128, 128, 32, 8, 2),
+        "bfloat16": TileConfig(128, 128, 32, 8, 2),
+        "tf32": TileConfig(128, 128, 32, 8, 2),
+        "split": TileConfig(128, 64, 32, 8, 2),
+    },
 }
 # By family: tiles for int8 codes and for bfloat16 rows.
 _BLOCK_MAX = {
@@ -169,7 +185,7 @@ def choose_config(
             config = replace(config, block_n=16, block_m=128, num_warps=4, num_stages=4, swap=True)
         return replace(config, descriptors=descriptors)
     product = _product_precision(dtype, precision, arch)
-    kind = 0 if dtype != torch.float32 else 1 if product == "tf32" else 2
+    kind = _kind(dtype, product)
     if kernel == "pairwise_fwd":
         return replace(_PAIRWISE_FWD[family][kind], precision=product, descriptors=descriptors)
     if kernel == "pairwise_bwd":

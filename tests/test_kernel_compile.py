@@ -181,7 +181,7 @@ def test_the_report_names_what_got_worse():
     case = next(case for case in cases() if case.tensor_core)
     row = before | {"spills": 8, "warps": 8, "tensor_core": "", "loop_ffma": 0}
     assert report.problems(case.name, row, case, "sm_80") == [
-        "8 bytes spilled",
+        "8 spilled",
         "no matrix instruction in any loop",
     ]
 

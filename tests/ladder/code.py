@@ -12,7 +12,7 @@ import triton
 TENSOR_CORE = re.compile(
     r"\b((?:HGMMA|IGMMA|QGMMA)\.[0-9x]+|(?:HMMA|IMMA)\.[0-9]+|UTC[HIQ]MMA|v_mfma_\w+)"
 )
-# Spilled registers go through these; a frame that is only reserved costs nothing.
+# Spilled registers go through these; a stack frame that is reserved and never used costs nothing.
 LOCAL_ACCESS = re.compile(r"\b(STL|LDL)\b")
 BULK_LOAD = re.compile(r"\bUTMALDG\b")
 FFMA = re.compile(r"\b(FFMA2?|v_fma_f32|v_fmac_f32\w*|v_pk_fma_f32)\b")
@@ -23,7 +23,7 @@ class CodeFacts:
     """Facts about one compiled kernel."""
 
     registers: int
-    spills: int  # bytes of stack, or local loads and stores if more
+    spills: int  # loads from and stores to local memory; on AMD, spilled vector registers
     shared: int  # bytes of shared memory a block
     warps: int
     tensor_core: str  # the matrix instruction of the innermost loop that holds one, "" if none
@@ -91,8 +91,7 @@ def read_code(kernel: triton.compiler.CompiledKernel) -> CodeFacts:
         lines = _nvidia_instructions(kernel.asm["cubin"])
         usage = _with_file(kernel.asm["cubin"], _tool("cuobjdump"), "--dump-resource-usage")
         registers = int(re.search(r"REG:(\d+)", usage)[1])
-        stack = int(re.search(r"STACK:(\d+)", usage)[1])
-        spills = max(stack, sum(bool(LOCAL_ACCESS.search(text)) for _, text in lines))
+        spills = sum(bool(LOCAL_ACCESS.search(text)) for _, text in lines)
     else:
         text = kernel.asm["amdgcn"]
         lines = _amd_instructions(text)

@@ -73,7 +73,7 @@ def problems(name: str, row: dict, case: Case, arch: str) -> list[str]:
     """What is wrong with a row whatever the baseline says."""
     found = []
     if row["spills"]:
-        found.append(f"{row['spills']} bytes spilled")
+        found.append(f"{row['spills']} spilled")
     if row["shared"] > SHARED_MEMORY[arch]:
         found.append(f"{row['shared']} bytes of shared memory")
     if row["resident_warps"] < row["warps"]:
