@@ -192,4 +192,4 @@ def test_the_committed_page_is_the_committed_figures():
     assert report.TABLE.read_text(encoding="utf-8") == report.table(rows)
     for arch, found in rows.items():
         assert [name for name, row in found.items() if row["spills"]] == [], arch
-        assert set(found) == {case.name for case in cases()}, arch
+        assert set(found) == {case.name for case in cases(arch)}, arch

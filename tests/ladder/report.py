@@ -163,7 +163,7 @@ def main() -> int:
     failed = 0
     for arch in arguments.arch or FULL_ARCHS:
         found = {}
-        for case in cases():
+        for case in cases(arch):
             found[case.name] = row = inspect(case, arch)
             wrong = problems(case.name, row, case, arch)
             if not arguments.accept:
