@@ -124,8 +124,8 @@ _PAIRWISE_BWD = {
     "mma": {
         "float16": TileConfig(128, 128, 32, 8, 2),
         "bfloat16": TileConfig(128, 128, 32, 8, 2),
-        "tf32": TileConfig(128, 128, 32, 8, 2),
-        "split": TileConfig(128, 64, 32, 8, 2),
+        "tf32": TileConfig(128, 64, 32, 8, 2),
+        "split": TileConfig(64, 64, 32, 8, 2),
     },
     "wgmma": {
         "float16": TileConfig(128, 128, 64, 8, 3),
