@@ -152,10 +152,12 @@ def launch_pairwise_fwd(
 ) -> torch.Tensor:
     """Return the cosines (b, n, m) of the rows of x (b, n, d) and y (b, m, d), any strides.
 
-    ``precision`` concerns float32 inputs alone. "highest" splits each factor into three bfloat16
-    parts and sums six products (error 1e-8, six times the cost of a bfloat16 product and about
-    four tenths of the cost of the same product without tensor cores); "high" is three tf32 or
-    bfloat16 products (error 1e-6); "medium" is one tf32 or bfloat16 product (error 1e-3).
+    ``precision`` concerns float32 inputs alone. "highest" is full float32: each factor is split
+    into three bfloat16 parts and the six products that count are summed, so that the split errs by
+    2e-8 at most where float32 sums err by 5e-7 (d = 768); six bfloat16 products cost 0.4 of a
+    float32 product without tensor cores by published peaks. "high" is three tf32 products (error
+    1e-6, at the same peak cost; three bfloat16 products on AMD, 1e-5, half of it), "medium" one
+    tf32 product (2e-3, a third of that; as "high" on gfx90a, which has no tf32).
     Rows that are not aligned to 16 bytes, or whose d is no multiple of 16, are copied first.
     """
     (b, n, _), m = x.shape, y.shape[1]
