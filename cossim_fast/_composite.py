@@ -41,6 +41,18 @@ def cosine_rows(x: Tensor, y: Tensor, dim: int, eps: float, dtype: torch.dtype) 
     return _clamp_value(product.sum(dim)).to(dtype)
 
 
+def cosine_widened(x: Tensor, y: Tensor, dim: int, eps: float, dtype: torch.dtype) -> Tensor:
+    """Cosine along `dim` of two tensors narrower than float64, by torch's function in float64.
+
+    There no square of a narrower number leaves the range. For inputs so small that the count of
+    ops is what they cost.
+    """
+    cosine = torch.cosine_similarity(x.double(), y.double(), dim, eps)
+    if cosine.requires_grad:
+        return _clamp_value(cosine).to(dtype)
+    return cosine.clamp_(-1.0, 1.0).to(dtype)
+
+
 def cosine_matrix(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """Cosine matrix of (..., n, d) and (..., m, d), rounded to `dtype` at the end."""
     wide = accumulation_dtype(dtype)
@@ -96,6 +108,8 @@ def unit_rows(x: Tensor, dim: int, eps: float) -> Tensor:
 
 def row_norms(x: Tensor, dim: int) -> Tensor:
     """Return |x| along `dim`, kept as a dimension of size 1; inf only where |x| is too large."""
+    if x.dim() and x.shape[dim] == 0:
+        return x.sum(dim, keepdim=True)
     scale = _scale(x, dim)
     norm: Tensor = vector_norm(x * scale, 2, dim, keepdim=True)
     return norm / scale
