@@ -40,6 +40,8 @@ def test_a_cuda_body_is_registered_with_the_dispatcher(name):
 def test_public_functions_compile_and_launch_every_kernel(arch, as_cuda):  # noqa: F811
     x = torch.ones(40, 64, dtype=BF16, requires_grad=True)
     y = torch.ones(40, 64, dtype=BF16, requires_grad=True)
+    for function in (functional.cosine_similarity, functional.pairwise_cosine):
+        assert functional.explain(function, x, y).executor == "registered op"
     with compiled_for(arch) as launches:
         functional.cosine_similarity(x, y, dim=-1).sum().backward()
         names = [launch.name for launch in launches]

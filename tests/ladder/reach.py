@@ -1,24 +1,22 @@
 """Send CPU tensors down the road of CUDA tensors: the public functions then launch kernels."""
 
 import pytest
+import torch
 
-from cossim_fast import _ops, functional
-from cossim_fast._dispatch import Executor
+from cossim_fast import _ops
 
 OPS = ("rowwise_fwd", "rowwise_bwd", "pairwise_fwd", "pairwise_bwd", "block_max", "rescore")
 
 
 @pytest.fixture
 def as_cuda(monkeypatch):
-    """Within, every tensor is taken for a CUDA tensor: by the predicate, and by the dispatcher.
+    """Within, every tensor says that it lies on a CUDA device, and each op runs its CUDA body.
 
-    Two things are replaced: the predicate's answer, and the CPU body of each op by its CUDA body.
+    Two things are replaced: what tensors say, which the package's own predicate asks, and the CPU
+    body of each op, which torch's dispatcher would choose.
     """
-    monkeypatch.setattr(
-        functional,
-        "choose_executor",
-        lambda *inputs: (Executor.REGISTERED_OP, "a test takes these for CUDA tensors"),
-    )
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
     for name in OPS:
         bodies = getattr(_ops, name)._backend_fns
         monkeypatch.setitem(bodies, None, bodies["cuda"])
