@@ -102,7 +102,7 @@ _PAIRWISE_FWD = {
     "mma": {
         "float16": TileConfig(128, 128, 32, 8, 3),
         "bfloat16": TileConfig(128, 128, 32, 8, 3),
-        "tf32": TileConfig(128, 64, 32, 8, 2),
+        "tf32": TileConfig(128, 64, 32, 8, 3),
         "split": TileConfig(128, 64, 32, 8, 2),
     },
     "wgmma": {
