@@ -65,12 +65,13 @@ def supports(dtype: torch.dtype) -> bool:
 def _family(arch: str) -> str:
     """Group the architectures that take the same tiles.
 
-    "mma" multiplies from registers: sm_80, sm_86, sm_89 and sm_120. The last three have 99 KiB of
-    shared memory, which bounds the family's tiles.
+    "mma" multiplies from registers: sm_80, sm_86 and sm_89, of which the last two have 99 KiB of
+    shared memory a block, which bounds the family's tiles; so does sm_120.
     """
     if arch.startswith("gfx"):
         return "cdna"
-    return {"sm_90": "wgmma", "sm_100": "tcgen05", "sm_103": "tcgen05"}.get(arch, "mma")
+    families = {"sm_90": "wgmma", "sm_100": "tcgen05", "sm_103": "tcgen05", "sm_120": "sm_120"}
+    return families.get(arch, "mma")
 
 
 def _product_precision(dtype: torch.dtype, precision: str, arch: str) -> str:
@@ -124,17 +125,17 @@ _PAIRWISE_FWD = {
         "split": TileConfig(128, 128, 32, 8, 2),
     },
 }
-# The gradient is scaled and rounded in registers: wide tiles spread that over more columns, and
-# float16, which scales its sums as well, wants long steps.
+# The gradient is scaled and rounded in registers: wide tiles spread that over more columns, where
+# the registers suffice. float16 scales its sums as well.
 _PAIRWISE_BWD = {
     "mma": {
         "float16": TileConfig(128, 128, 32, 8, 2),
         "bfloat16": TileConfig(128, 128, 32, 8, 2),
-        "tf32": TileConfig(128, 64, 32, 8, 2),
+        "tf32": TileConfig(64, 64, 32, 8, 2),
         "split": TileConfig(64, 64, 32, 8, 2),
     },
     "wgmma": {
-        "float16": TileConfig(128, 128, 64, 8, 3),
+        "float16": TileConfig(128, 128, 32, 8, 3),
         "bfloat16": TileConfig(128, 256, 32, 8, 3),
         "tf32": TileConfig(128, 128, 32, 8, 2),
         "split": TileConfig(128, 64, 32, 8, 2),
@@ -152,6 +153,9 @@ _PAIRWISE_BWD = {
         "split": TileConfig(128, 64, 32, 8, 2),
     },
 }
+# sm_120 compiles the split products of sm_80 with spills.
+_PAIRWISE_FWD["sm_120"] = _PAIRWISE_FWD["mma"] | {"split": TileConfig(64, 64, 32, 8, 3)}
+_PAIRWISE_BWD["sm_120"] = _PAIRWISE_BWD["mma"] | {"split": TileConfig(64, 64, 32, 4, 2)}
 # By family: tiles for int8 codes and for bfloat16 rows.
 _BLOCK_MAX = {
     "mma": (TileConfig(128, 128, 64, 8, 2, dots=2), TileConfig(128, 128, 32, 8, 3)),
@@ -159,6 +163,9 @@ _BLOCK_MAX = {
     "tcgen05": (TileConfig(128, 256, 128, 8, 3), TileConfig(128, 128, 64, 8, 3)),
     "cdna": (TileConfig(128, 128, 64, 8, 2), TileConfig(128, 128, 32, 8, 2)),
 }
+
+
+_BLOCK_MAX["sm_120"] = _BLOCK_MAX["mma"]
 
 
 def choose_config(
