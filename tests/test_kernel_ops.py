@@ -129,6 +129,26 @@ def test_screen_and_rescoring_keep_the_contract_of_an_op():
     torch.library.opcheck(_ops.rescore, (x, x, index, index.flip(0)))
 
 
+@runs_kernels
+def test_kernels_keep_the_contract_of_an_op(monkeypatch):
+    """Schema, fake body, autograd and tracing, with kernels for bodies."""
+    if INTERPRETING:
+        for name in OPS:
+            bodies = getattr(_ops, name)._backend_fns
+            monkeypatch.setitem(bodies, None, bodies["cuda"])
+    x, y = (oracle.inputs(5, 16, dtype=F32, seed=seed).to(DEVICE) for seed in range(2))
+    for op, pair, rest in [
+        (_ops.rowwise_fwd, (x, y), (EPS,)),
+        (_ops.pairwise_fwd, (x[None], y[None]), (EPS, "highest")),
+    ]:
+        leaves = (t.clone().requires_grad_() for t in pair)
+        torch.library.opcheck(op, (*leaves, *rest))
+    torch.library.opcheck(_ops.rowwise_bwd, (x[:, 0], x, y, EPS))
+    torch.library.opcheck(
+        _ops.pairwise_bwd, (torch.ones(1, 5, 5, device=DEVICE), x[None], y[None], EPS, "highest")
+    )
+
+
 def on_device_under_test(op, arguments, monkeypatch):
     with monkeypatch.context() as patch:
         if INTERPRETING:
