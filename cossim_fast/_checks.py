@@ -31,7 +31,7 @@ def drop_in_dtype(x1: Tensor, x2: Tensor) -> torch.dtype:
 
     torch broadcasts before it promotes, so a 0-d tensor weighs as much as any other.
     """
-    dtype = torch.promote_types(x1.dtype, x2.dtype)
+    dtype = x1.dtype if x1.dtype is x2.dtype else torch.promote_types(x1.dtype, x2.dtype)
     if dtype not in COMPUTED:
         raise RuntimeError(
             "expected common dtype to be floating point "

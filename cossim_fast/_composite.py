@@ -44,13 +44,12 @@ def cosine_rows(x: Tensor, y: Tensor, dim: int, eps: float, dtype: torch.dtype) 
 def cosine_widened(x: Tensor, y: Tensor, dim: int, eps: float, dtype: torch.dtype) -> Tensor:
     """Cosine along `dim` of two tensors narrower than float64, by torch's function in float64.
 
-    There no square of a narrower number leaves the range. For inputs so small that the count of
-    ops is what they cost.
+    There no square of a narrower number leaves the range, and what exceeds 1 by rounding is
+    rounded to 1 at the end. For inputs so small that the count of ops is what they cost.
     """
+    # Both are widened here: torch's function takes norms before it promotes.
     cosine = torch.cosine_similarity(x.double(), y.double(), dim, eps)
-    if cosine.requires_grad:
-        return _clamp_value(cosine).to(dtype)
-    return cosine.clamp_(-1.0, 1.0).to(dtype)
+    return cosine.float() if dtype is torch.float32 else cosine.to(dtype)
 
 
 def cosine_matrix(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:

@@ -64,7 +64,7 @@ def autocast_is_on(device: torch.device) -> bool:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
-    """Switch autocast off for the device of x where it is on; next to free where it is not."""
-    if autocast_is_on(x.device):
+    """Switch autocast off for the device of x; next to free where it is off."""
+    if torch._C._is_any_autocast_enabled() and autocast_is_on(x.device):
         return torch.autocast(x.device.type, enabled=False)
     return _NOTHING

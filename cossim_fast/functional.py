@@ -66,13 +66,13 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     _checks.drop_in_eps(eps)
     _checks.same_device(x1, x2)
     dim = _checks.drop_in_dim(dim, max(x1.dim(), x2.dim()))
-    if x1.device.type != "cpu" and autocast_is_on(x1.device):
+    if not x1.is_cpu and autocast_is_on(x1.device):
         # Autocast has torch's function on its float32 list, except on CPU.
         dtype = torch.promote_types(dtype, torch.float32)
+    executor, _, plan = _route(x1, x2, dim, dtype)
+    if executor is Executor.WIDENED:  # float64, which autocast leaves alone
+        return _composite.cosine_widened(x1, x2, dim, eps, dtype)
     with without_autocast(x1):
-        executor, _, plan = _route(x1, x2, dim, dtype)
-        if executor is Executor.WIDENED:
-            return _composite.cosine_widened(x1, x2, dim, eps, dtype)
         if plan is not None:
             matrix = _matrix(executor, plan.first, plan.second, eps, dtype, "highest")
             return plan.restore(matrix)

@@ -67,7 +67,7 @@ def assert_close(
     Traceback (most recent call last):
         ...
     AssertionError: result is off, float32 of shape (2,)
-      largest error 0.5 of 7.38e-07 allowed, root mean square 0.354 of 1.06e-07 allowed
+      largest error 0.5 of 7.38e-07 allowed, root mean square 0.354 of 5.22e-07 allowed
       1 of 2 elements off; at (1,): got 1, expected 1.5
     """
     if actual.shape != expected.shape:
@@ -84,6 +84,8 @@ def assert_close(
     allowed = bounds.atol * scale + bounds.rtol * size
     rms = error.square().mean().sqrt().item()
     rms_allowed = bounds.rms * max(scale, size.square().mean().sqrt().item())
+    # One element may be as far off as an element may be, which few others cannot average away.
+    rms_allowed = max(rms_allowed, allowed.max().item() / math.sqrt(got.numel()))
     off = error > allowed
     if not off.any() and rms <= rms_allowed:
         return
