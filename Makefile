@@ -1,4 +1,4 @@
-# Two commands need nothing beforehand but Python: make demo, make test.
+# These need nothing beforehand but Python: make demo, make test, make bench.
 # Everything is installed into .venv, at the versions that constraints.txt pins.
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 PACKAGING := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test kernels gpu lint format clean
+.PHONY: demo test kernels gpu bench bench-report lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
 	$(BIN)/python -P examples/demo.py
@@ -29,6 +29,12 @@ gpu: $(VENV)/.dev  ## on a machine with a GPU: test, sanitize, benchmark
 	else echo "compute-sanitizer is not installed: memory and races go unchecked"; fi
 	$(BIN)/python -P benchmarks/gpu.py
 
+bench: $(VENV)/.bench  ## measure every case beside its peers, print them, keep the figures
+	$(BIN)/python benchmarks/report.py run
+
+bench-report: $(VENV)/.bench  ## write the kept figures into README and docs
+	$(BIN)/python benchmarks/report.py publish
+
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,4 +56,8 @@ $(VENV)/.demo: $(BIN)/python $(PACKAGING)
 
 $(VENV)/.dev: $(BIN)/python $(PACKAGING)
 	$(INSTALL) ".[gpu,viz,test,lint]"
+	touch $@
+
+$(VENV)/.bench: $(BIN)/python $(PACKAGING)
+	$(INSTALL) ".[bench,peers]"
 	touch $@

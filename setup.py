@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent
 EXTRAS = {
     "gpu": ["triton>=3.4; platform_system == 'Linux'"],
     "viz": ["matplotlib>=3.8", "scikit-learn>=1.4"],
-    "bench": ["pytest>=8", "pytest-benchmark>=5"],
+    "bench": ["pytest>=8", "pytest-benchmark>=5", "threadpoolctl>=3"],
     "test": [
         "pytest>=8",
         "pytest-benchmark>=5",
