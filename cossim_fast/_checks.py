@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 PRECISIONS = ("highest", "high", "medium")
+LONGEST_CODE = 133_000  # 127 * 127 * d < 2^31
 COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -170,3 +171,55 @@ def batched_rows(x: Tensor, y: Tensor, eps: float, precision: str) -> torch.dtyp
     if x.dim() != 3:
         raise ValueError(f"expected x of shape (b, n, d), got {tuple(x.shape)}")
     return pairwise_arguments(x, y, eps, precision)
+
+
+def screen(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | None) -> torch.dtype:
+    """Check the arguments of the block-maximum screen; return the dtype of its result."""
+    if queries.dim() != 2 or corpus.dim() != 2 or queries.shape[1] != corpus.shape[1]:
+        raise ValueError(
+            "expected queries of shape (n, d) and corpus of shape (m, d), "
+            f"got {tuple(queries.shape)} and {tuple(corpus.shape)}"
+        )
+    if queries.dtype != corpus.dtype or queries.dtype not in (torch.int8, torch.bfloat16):
+        raise TypeError(
+            "expected queries and corpus both int8 or both bfloat16, "
+            f"got {queries.dtype} and {corpus.dtype}"
+        )
+    if queries.dtype == torch.int8 and queries.shape[1] > LONGEST_CODE:
+        raise ValueError(
+            f"expected int8 codes of d <= {LONGEST_CODE}, whose sums fit int32, "
+            f"got d = {queries.shape[1]}; screen in bfloat16"
+        )
+    if block not in (32, 64):
+        raise ValueError(f"expected a block of 32 or 64 rows, got {block}")
+    if eligible is not None and (
+        eligible.shape != corpus.shape[:1] or eligible.dtype != torch.bool
+    ):
+        raise ValueError(
+            f"expected eligible of shape ({corpus.shape[0]},) and dtype torch.bool, "
+            f"got {tuple(eligible.shape)} and {eligible.dtype}"
+        )
+    return torch.int32 if queries.dtype == torch.int8 else torch.float32
+
+
+def candidates(queries: Tensor, corpus: Tensor, query_index: Tensor, corpus_index: Tensor) -> None:
+    """Check the arguments of the rescoring of candidate pairs."""
+    if queries.dim() != 2 or corpus.dim() != 2 or queries.shape[1] != corpus.shape[1]:
+        raise ValueError(
+            "expected queries of shape (n, d) and corpus of shape (m, d), "
+            f"got {tuple(queries.shape)} and {tuple(corpus.shape)}"
+        )
+    if queries.dtype != corpus.dtype or queries.dtype not in COMPUTED:
+        raise TypeError(
+            "expected queries and corpus of one floating dtype, "
+            f"got {queries.dtype} and {corpus.dtype}"
+        )
+    if query_index.dim() != 1 or query_index.shape != corpus_index.shape:
+        raise ValueError(
+            "expected query_index and corpus_index of one shape (p,), "
+            f"got {tuple(query_index.shape)} and {tuple(corpus_index.shape)}"
+        )
+    if query_index.dtype != torch.int64 or corpus_index.dtype != torch.int64:
+        raise TypeError(
+            f"expected indices of torch.int64, got {query_index.dtype} and {corpus_index.dtype}"
+        )
