@@ -1,0 +1,5 @@
+"""Why is my cosine similarity always 1? Find the cause, name it, show it."""
+
+from cossim_fast.diagnose.pairs import PairReport, pair
+
+__all__ = ["PairReport", "pair"]
