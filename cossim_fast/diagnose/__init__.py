@@ -1,5 +1,6 @@
 """Why is my cosine similarity always 1? Find the cause, name it, show it."""
 
+from cossim_fast.diagnose.collapse import CollapseReport, embeddings
 from cossim_fast.diagnose.pairs import PairReport, pair
 
-__all__ = ["PairReport", "pair"]
+__all__ = ["CollapseReport", "PairReport", "embeddings", "pair"]

@@ -25,12 +25,14 @@ def tail(cosine: float, dims: float) -> float:
     for u, v independent and uniform on the unit sphere of k dimensions (Cai, Fan and Jiang
     2013, "Distributions of angles in random packing on spheres", equation 5). The mean of n
     cosines in d dimensions has the variance 1 / (n d) of one cosine in n d dimensions, so
-    ``dims = n * d`` serves for means. Below two dimensions, two are assumed.
+    ``dims = n * d`` serves for means. In one dimension there are two directions only.
 
     >>> round(tail(0.5, dims=3), 4)
     0.25
     """
     cosine = min(max(cosine, -1.0), 1.0)
+    if dims < 1.5:
+        return 0.5
     dims = max(dims, 2.0)
     if dims > 1000:  # the normal limit, off by O(1 / dims)
         return 0.5 * math.erfc(cosine * math.sqrt(dims / 2))
@@ -47,16 +49,21 @@ def has_neighbour(cosine: float, dims: float, n: int) -> float:
     return -math.expm1((n - 1) * math.log1p(-min(tail(cosine, dims), 1 - 2**-53)))
 
 
-def matched(centred: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a random set with the singular values of ``centred`` (n, d) and nothing else of it.
-
-    The left singular vectors are replaced by a uniformly random orthonormal frame
-    orthogonal to the ones vector: the set keeps n, the rank and the spectrum, hence every
-    measure of the spectrum, and loses its neighbours. Returned are coordinates (n, r).
-    """
+def spectrum(centred: Tensor) -> Tensor:
+    """Return the min(n - 1, d) singular values of rows (n, d) that have mean zero."""
     n, d = centred.shape
-    r = min(n - 1, d)
-    values = torch.linalg.svdvals(centred)[:r]
-    frame = torch.randn(n, r, generator=generator, dtype=centred.dtype)
+    return torch.linalg.svdvals(centred)[: min(n - 1, d)]
+
+
+def matched(n: int, singular_values: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a random set of n rows with these singular values and mean zero.
+
+    Its left singular vectors are a uniformly random orthonormal frame orthogonal to the
+    ones vector: every measure of the spectrum is that of the set whose singular values
+    these are, and what is gone are the set's neighbours. Coordinates (n, r) are returned.
+    """
+    frame = torch.randn(
+        n, len(singular_values), generator=generator, dtype=singular_values.dtype
+    )
     frame -= frame.mean(0)
-    return torch.linalg.qr(frame).Q * values
+    return torch.linalg.qr(frame).Q * singular_values
