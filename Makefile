@@ -34,5 +34,5 @@ $(VENV)/.demo: $(BIN)/python $(PACKAGING)
 	touch $@
 
 $(VENV)/.dev: $(BIN)/python $(PACKAGING)
-	$(INSTALL) ".[gpu,viz,test,lint]"
+	$(INSTALL) ".[gpu,viz,cli,test,lint]"
 	touch $@

@@ -1,3 +1,246 @@
-"""Shim until the core is merged."""
+"""The public functions: full docstrings, thin bodies."""
 
-from torch.nn.functional import cosine_similarity as cosine_similarity
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cossim_fast import _checks, _composite, _cpu, _cpu_matrix
+from cossim_fast._autograd import CosineMatrix, CosineRows
+from cossim_fast._broadcast import MatrixPlan, matrix_plan
+from cossim_fast._dispatch import Executor, choose_executor, without_autocast
+
+
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    r"""Return the cosine similarity of x1 and x2 along a dimension, in place of torch's function.
+
+    .. math:: c = \frac{\langle x_1, x_2 \rangle}{\max(|x_1|, eps) \max(|x_2|, eps)}
+
+    Same arguments, broadcasting, dtype promotion, errors and derivatives as
+    :func:`torch.nn.functional.cosine_similarity`. What differs is better:
+
+    - the result lies in [-1, 1], so that ``acos`` is safe (torch's exceeds 1 by rounding);
+    - rows of any magnitude above eps are right: 1e30 and, with eps = 0, 1e-30 in float32, 6e4 in
+      float16 (torch's squares overflow to give 0, or vanish to give 0 or NaN);
+    - sums are kept in float32 or wider, and eps is compared there: float16 zero rows give 0
+      (torch gives NaN, since 1e-8 is 0 in float16);
+    - a broadcast that pairs every row with every row, such as (n, 1, d) with (1, m, d), is a
+      matrix product: nothing of size n·m·d is made.
+
+    Args:
+        x1: float16, bfloat16, float32 or float64 (or an integer beside such a tensor), any shape,
+            any device, any strides.
+        x2: of a shape that broadcasts with x1's.
+        dim: the dimension to reduce, counted in the broadcast shape.
+        eps: the smallest norm to divide by, at least 0.
+
+    Returns:
+        The broadcast shape without `dim`, in ``torch.result_type(x1, x2)``; under autocast in the
+        dtype that torch's function gives there.
+
+    Zero rows give 0 against everything (NaN for eps = 0, as in torch). A row that holds NaN or an
+    infinity gives NaN, and no other. Empty rows give 0. Derivatives of every order, forward mode,
+    ``vmap``, ``torch.compile`` and ``torch.export`` work; the clamp to [-1, 1] and the maximum
+    with eps are invisible to them, the latter as in torch. On CPU the extra memory is a few MiB,
+    and as many bytes as the inputs for their gradients.
+
+    Raises:
+        RuntimeError: shapes that do not broadcast, no floating dtype or a complex one, eps < 0,
+            two devices.
+        IndexError: `dim` out of range.
+        TypeError: an argument that is no tensor, int or float.
+
+    Source: the definition and its gradient are those of ``aten/src/ATen/native/Distance.cpp``.
+
+    >>> import torch
+    >>> cosine_similarity(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[2.0, 4.0, 6.0]]))
+    tensor([1.])
+    """
+    _checks.require_tensor("cosine_similarity", "x1", x1)
+    _checks.require_tensor("cosine_similarity", "x2", x2)
+    dtype = _checks.drop_in_dtype(x1, x2)
+    _checks.drop_in_eps(eps)
+    _checks.same_device(x1, x2)
+    dim = _checks.drop_in_dim(dim, max(x1.dim(), x2.dim()))
+    if x1.device.type != "cpu" and torch.is_autocast_enabled(x1.device.type):
+        # Autocast has torch's function on its float32 list, except on CPU.
+        dtype = torch.promote_types(dtype, torch.float32)
+    with without_autocast(x1):
+        route = _route(x1, x2, dim)
+        if route.plan is not None:
+            plan = route.plan
+            return plan.restore(
+                _matrix(route.executor, plan.first, plan.second, eps, dtype, "highest")
+            )
+        if x1.shape != x2.shape:
+            x1, x2 = torch.broadcast_tensors(x1, x2)
+        if x1.dim() == 0:
+            x1, x2 = x1[None], x2[None]
+        return _rows(route.executor, x1.movedim(dim, -1), x2.movedim(dim, -1), eps, dtype)
+
+
+def pairwise_cosine(
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    eps: float = 1e-8,
+    out: Tensor | None = None,
+    precision: str = "highest",
+) -> Tensor:
+    r"""Return the cosine of every row of x with every row of y.
+
+    .. math:: c_{ij} = \frac{\langle x_i, y_j \rangle}{\max(|x_i|, eps) \max(|y_j|, eps)}
+
+    Args:
+        x: (n, d) or (b, n, d); float16, bfloat16, float32 or float64; any strides.
+        y: (m, d) or (b, m, d) on the same device; None compares x with itself, computes half of
+            the matrix and mirrors it, so that the result is symmetric to the bit.
+        eps: the smallest norm to divide by, finite, at least 0.
+        out: a tensor of exactly the result's shape and dtype to write to, that overlaps no input.
+        precision: how the products of float32 rows (of float16 and bfloat16 rows, on CPU) are
+            formed, in the words of :func:`torch.set_float32_matmul_precision`, whose own setting
+            is ignored. With u the rounding of a factor, the error is at most
+            2u + u² + 2 (d + 4) 2^-24 before the result is rounded to its dtype:
+            ``"highest"``: u = 0;
+            ``"high"``: u = 2^-11, three tf32 or bfloat16 products where the hardware has them;
+            ``"medium"``: u = 2^-8, one such product.
+            A processor without such products gives a better one.
+
+    Returns:
+        (n, m) or (b, n, m) in ``torch.result_type(x, y)``, every entry in [-1, 1].
+
+    Zero rows give 0 for eps > 0. A row that holds NaN or an infinity gives NaN in its own row or
+    column alone. Rows of any magnitude above eps are right, squares in range or not. Empty inputs
+    give an empty matrix, d = 0 gives zeros. Sums are kept in float32, for float64 in float64.
+    First derivatives are blocked on CPU and second ones exist, as do forward mode, ``vmap`` and
+    ``torch.compile``; nothing of size n·m is kept for them. Extra memory on CPU: at most 64 MB,
+    whatever n, m and d ≤ 4·10^6.
+
+    Raises:
+        ValueError: shapes that do not match, two devices, eps out of range, an unknown precision,
+            an `out` of another shape, dtype or device, that overlaps an input or itself, or where
+            a gradient is wanted.
+        TypeError: no tensors, or no floating dtype.
+
+    Source: torchmetrics' ``pairwise_cosine_similarity`` and sentence-transformers' ``cos_sim``
+    compute the same without eps or range safety.
+
+    >>> import torch
+    >>> pairwise_cosine(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0]]))
+    tensor([[1.],
+            [0.]])
+    """
+    dtype = _checks.pairwise_arguments(x, y, eps, precision)
+    inputs = (x,) if y is None else (x, y)
+    shape = (*x.shape[:-1], (x if y is None else y).shape[-2])
+    if out is not None:
+        _checks.pairwise_out(out, shape, dtype, inputs)
+    executor, _ = choose_executor(*inputs)
+    if x.dim() == 2:
+        x, y = x[None], None if y is None else y[None]
+    with without_autocast(x):
+        if out is not None and executor is Executor.BLOCKED:
+            _cpu_matrix.cosine_matrix(x, y, eps, out.view(x.shape[0], *shape[-2:]), precision)
+            return out
+        result = _matrix(executor, x, y, eps, dtype, precision).view(shape)
+    return result if out is None else out.copy_(result)
+
+
+class Explanation(NamedTuple):
+    """What runs a call: which executor, in which form, and why."""
+
+    executor: str
+    form: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.executor}, {self.form}: {self.reason}"
+
+
+def explain(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Explanation:
+    """Return which code would run ``function(*args, **kwargs)`` now, and why; run nothing.
+
+    Args:
+        function: `cosine_similarity` or `pairwise_cosine`.
+        *args: its arguments.
+        **kwargs: its keyword arguments.
+
+    Returns:
+        The executor ('blocked', 'blocked, inside one autograd function', 'composite' or
+        'registered op'), the form ('paired rows' or 'matrix product') and the reason.
+
+    Raises:
+        ValueError: another function.
+
+    >>> import torch
+    >>> explain(cosine_similarity, torch.ones(5, 1, 3), torch.ones(1, 4, 3), dim=-1).form
+    'matrix product'
+    """
+    if function not in (cosine_similarity, pairwise_cosine):
+        raise ValueError(
+            f"expected function to be cosine_similarity or pairwise_cosine, got {function!r}"
+        )
+    arguments = inspect.signature(function).bind(*args, **kwargs)
+    arguments.apply_defaults()
+    given = arguments.arguments
+    if function is pairwise_cosine:
+        _checks.pairwise_arguments(given["x"], given["y"], given["eps"], given["precision"])
+        tensors = [t for t in (given["x"], given["y"]) if t is not None]
+        executor, reason = choose_executor(*tensors)
+        return Explanation(executor.value, "matrix product", reason)
+    x1, x2 = given["x1"], given["x2"]
+    dim = _checks.drop_in_dim(given["dim"], max(x1.dim(), x2.dim()))
+    route = _route(x1, x2, dim)
+    form = "paired rows" if route.plan is None else "matrix product"
+    return Explanation(route.executor.value, form, route.reason)
+
+
+class _Route(NamedTuple):
+    executor: Executor
+    reason: str
+    plan: MatrixPlan | None
+
+
+def _route(x1: Tensor, x2: Tensor, dim: int) -> _Route:
+    executor, reason = choose_executor(x1, x2)
+    by_stride = executor is Executor.BLOCKED
+    if x1.shape == x2.shape and not (by_stride and (0 in x1.stride() or 0 in x2.stride())):
+        return _Route(executor, reason, None)
+    return _Route(executor, reason, matrix_plan(x1, x2, dim, by_stride=by_stride))
+
+
+def _rows(executor: Executor, x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    if executor is Executor.BLOCKED:
+        return _cpu.cosine_rows(x, y, eps, dtype)
+    if executor is Executor.BLOCKED_AUTOGRAD:
+        return CosineRows.apply(x, y, eps, dtype)  # type: ignore[no-any-return, no-untyped-call]
+    if executor is Executor.COMPOSITE:
+        return _composite.cosine_rows(x, y, -1, eps, dtype)
+    width = x.shape[-1]
+    flat = torch.ops.cossim_fast.rowwise_fwd(x.reshape(-1, width), y.reshape(-1, width), eps)
+    return flat.view(x.shape[:-1]).to(dtype)  # type: ignore[no-any-return]
+
+
+def _matrix(
+    executor: Executor,
+    x: Tensor,
+    y: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    precision: str,
+) -> Tensor:
+    if executor is Executor.BLOCKED:
+        columns = (x if y is None else y).shape[1]
+        out = torch.empty((*x.shape[:2], columns), dtype=dtype, device=x.device)
+        return _cpu_matrix.cosine_matrix(x, y, eps, out, precision)
+    if executor is Executor.BLOCKED_AUTOGRAD:
+        matrix: Tensor = CosineMatrix.apply(x, y, eps, dtype, precision)  # type: ignore[no-untyped-call]
+        return matrix
+    other = x if y is None else y
+    if executor is Executor.COMPOSITE:
+        return _composite.cosine_matrix(x, other, eps, dtype)
+    return torch.ops.cossim_fast.pairwise_fwd(x, other, eps, precision).to(dtype)  # type: ignore[no-any-return]

@@ -31,7 +31,7 @@ def as_text(note: Note) -> str:
     """Render a note for a terminal."""
     first, *others = note.findings
     lines = [f"{note.title}: {first.name}", ""]
-    lines += _wrap("why", first.evidence) + _wrap("do", first.advice)
+    lines += _wrap("why", sentence(first.evidence)) + _wrap("do", first.advice)
     for other in others:
         lines += _wrap("also", f"{other.name}: {other.evidence}")
     for remark in note.remarks:
@@ -50,7 +50,7 @@ def as_html(note: Note) -> str:
     first, *others = note.findings
     parts = [
         f"<h3>{html.escape(note.title)}: <code>{html.escape(first.name)}</code></h3>",
-        f"<p>{html.escape(first.evidence)}</p>",
+        f"<p>{html.escape(sentence(first.evidence))}</p>",
         f"<p><b>What to do.</b> {html.escape(first.advice)}</p>",
     ]
     parts += [
@@ -65,6 +65,11 @@ def as_html(note: Note) -> str:
         )
         parts.append("<table>" + "".join(rows) + "</table>")
     return "\n".join(parts)
+
+
+def sentence(text: str) -> str:
+    """Begin with a capital."""
+    return text[:1].upper() + text[1:]
 
 
 def number(value: float, digits: int = 4) -> str:

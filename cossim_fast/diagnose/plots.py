@@ -131,6 +131,7 @@ def training(records: Sequence[dict[str, Any]]) -> "Figure":
         color="tab:green", markersize=3, label="RankMe / largest possible",
     )  # fmt: skip
     axes.set(xlabel="step", ylim=(-1.05 if _goes_negative(records) else -0.05, 1.05))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     return figure
 

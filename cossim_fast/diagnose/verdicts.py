@@ -45,8 +45,11 @@ class Judged:
 
 def judge(m: Measured) -> tuple[Judged, ...]:
     """Return what holds, worst first; ``healthy`` alone where nothing does."""
-    tried = (_broken(m), _point(m), _duplicated(m), _dimensional(m), _anisotropic(m))
-    found = tuple(judged for judged in tried if judged is not None)
+    # A point is the end of anisotropy, and needs no second name.
+    point = _point(m)
+    skewed = _anisotropic(m) if point is None else None
+    order = (_broken(m), point, _duplicated(m), _dimensional(m), skewed)
+    found = tuple(judged for judged in order if judged is not None)
     return found or (_healthy(m),)
 
 
@@ -209,10 +212,11 @@ def _anisotropic(m: Measured) -> Judged | None:
     evidence = (
         f"the mean cosine of two different rows is {notes.cosine(g.mean_cosine)}, where random "
         f"directions give 0: {notes.number(100 * g.mean_share, 3)} % of the squared length of a "
-        "row is the same for all rows. The differences between rows are still there."
+        "row is the same for all rows."
     )
     advice = (
-        "Subtract the mean of the set before comparing (and the first few principal "
+        "The differences between rows are still there: subtract the mean of the set before "
+        "comparing (and the first few principal "
         "components, see Mu and Viswanath 2018, 'All-but-the-top'). Rankings change little; "
         "thresholds and margins set for cosines around 0 do not apply as it is."
     )

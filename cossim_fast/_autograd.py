@@ -1,0 +1,76 @@
+"""First derivatives on CPU: the blocked forward with a blocked backward.
+
+The result of forward is not saved, so that its owner may change it in place. A backward of
+which a graph is wanted (for second derivatives), or a batched one, takes the composite form.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cossim_fast import _composite, _cpu, _cpu_gradients, _cpu_matrix
+from cossim_fast._dispatch import Executor, choose_executor, without_autocast
+from cossim_fast._dtypes import cpu_products
+
+
+class CosineRows(torch.autograd.Function):
+    """`_cpu.cosine_rows` with its first derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        rows = _cpu.row_cosines(x, y, eps, dtype)
+        ctx.save_for_backward(x, y, *rows)
+        ctx.eps = eps
+        return rows.cosine.clamp(-1.0, 1.0).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, *rows = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:2]
+        with without_autocast(grad):
+            if _graph_is_wanted(grad):
+                found = _composite.rows_gradients(x, y, grad, ctx.eps, needed)
+            else:
+                cosines = _cpu.RowCosines(*rows)
+                found = _cpu_gradients.rows_gradients(x, y, cosines, grad, ctx.eps, needed)
+        return *found, None, None
+
+
+class CosineMatrix(torch.autograd.Function):
+    """`_cpu_matrix.cosine_matrix` with its first derivatives; y=None stands for x."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor | None, eps: float, dtype: torch.dtype, precision: str
+    ) -> Tensor:
+        ctx.save_for_backward(x, y)
+        ctx.eps = eps
+        ctx.precision = precision
+        columns = (x if y is None else y).shape[1]
+        out = torch.empty((*x.shape[:2], columns), dtype=dtype, device=x.device)
+        return _cpu_matrix.cosine_matrix(x, y, eps, out, precision)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y = ctx.saved_tensors
+        for_x, for_y = ctx.needs_input_grad[:2]
+        other = x if y is None else y
+        with without_autocast(grad):
+            if _graph_is_wanted(grad):
+                one_side = _composite.matrix_gradient
+            else:
+                one_side = _cpu_gradients.matrix_gradient
+            with cpu_products(ctx.precision):
+                grad_x = one_side(grad, x, other, ctx.eps) if for_x else None
+                if y is None and grad_x is not None:
+                    grad_x = grad_x + one_side(grad.mT, x, other, ctx.eps)
+                grad_y = one_side(grad.mT, other, x, ctx.eps) if for_y else None
+        return grad_x, grad_y, None, None, None
+
+
+def _graph_is_wanted(grad: Tensor) -> bool:
+    """Whether second derivatives are to come, or the gradient is batched by vmap."""
+    return torch.is_grad_enabled() or choose_executor(grad)[0] is Executor.COMPOSITE

@@ -1,0 +1,110 @@
+"""Registered ops: the one place where CPU and GPU meet.
+
+Each op is one contract with a CPU body; a kernel launcher is registered beside it for CUDA.
+The ops check shape, dtype and device again, since anyone can call them. Eager CPU calls do not
+come through here: an op costs tens of microseconds, more than the work on small rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cossim_fast import _checks, _composite, _cpu, _cpu_gradients, _cpu_matrix
+from cossim_fast._dispatch import without_autocast
+from cossim_fast._dtypes import cpu_products
+
+
+@torch.library.custom_op("cossim_fast::rowwise_fwd", mutates_args=())
+def rowwise_fwd(x: Tensor, y: Tensor, eps: float) -> Tensor:
+    """Cosine of the paired rows of x (n, d) and y (n, d): (n,), in their promoted dtype."""
+    return _cpu.cosine_rows(x, y, eps, _checks.paired_rows(x, y)).clone()
+
+
+@rowwise_fwd.register_fake
+def _(x: Tensor, y: Tensor, eps: float) -> Tensor:
+    return x.new_empty(x.shape[:1], dtype=_checks.paired_rows(x, y))
+
+
+@torch.library.custom_op("cossim_fast::rowwise_bwd", mutates_args=())
+def rowwise_bwd(grad: Tensor, x: Tensor, y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The derivatives of <grad, rowwise_fwd(x, y)> by x and by y."""
+    rows = _cpu.row_cosines(x, y, eps, _checks.paired_rows(x, y))
+    by_x, by_y = _cpu_gradients.rows_gradients(x, y, rows, grad, eps, (True, True))
+    return by_x.contiguous(), by_y.contiguous()  # type: ignore[union-attr]
+
+
+@rowwise_bwd.register_fake
+def _(grad: Tensor, x: Tensor, y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    _checks.paired_rows(x, y)
+    return x.new_empty(x.shape), y.new_empty(y.shape)
+
+
+@torch.library.custom_op("cossim_fast::pairwise_fwd", mutates_args=())
+def pairwise_fwd(x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
+    """The matrix of cosines of x (b, n, d) and y (b, m, d): (b, n, m), in their promoted dtype."""
+    dtype = _checks.batched_rows(x, y, eps, precision)
+    out = x.new_empty((*x.shape[:2], y.shape[1]), dtype=dtype)
+    return _cpu_matrix.cosine_matrix(x, y, eps, out, precision)
+
+
+@pairwise_fwd.register_fake
+def _(x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
+    dtype = _checks.batched_rows(x, y, eps, precision)
+    return x.new_empty((*x.shape[:2], y.shape[1]), dtype=dtype)
+
+
+@torch.library.custom_op("cossim_fast::pairwise_bwd", mutates_args=())
+def pairwise_bwd(grad: Tensor, x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
+    """The derivative of <grad, pairwise_fwd(x, y)> by x; by y it is that of the swapped pair."""
+    _checks.batched_rows(x, y, eps, precision)
+    with cpu_products(precision):
+        return _cpu_gradients.matrix_gradient(grad, x, y, eps)
+
+
+@pairwise_bwd.register_fake
+def _(grad: Tensor, x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
+    _checks.batched_rows(x, y, eps, precision)
+    return x.new_empty(x.shape)
+
+
+def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, y, ctx.eps = inputs
+    ctx.save_for_backward(x, y)
+
+
+def _rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, y = ctx.saved_tensors
+    with without_autocast(grad):
+        if torch.is_grad_enabled():
+            found = _composite.rows_gradients(x, y, grad, ctx.eps, ctx.needs_input_grad[:2])
+        else:
+            found = list(rowwise_bwd(grad, x, y, ctx.eps))
+    return *found, None
+
+
+def _save_matrix(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, y, ctx.eps, ctx.precision = inputs
+    ctx.save_for_backward(x, y)
+
+
+def _matrix_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, y = ctx.saved_tensors
+    for_x, for_y = ctx.needs_input_grad[:2]
+
+    def one_side(grad: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return _composite.matrix_gradient(grad, x, y, ctx.eps)
+        gradient: Tensor = pairwise_bwd(grad, x, y, ctx.eps, ctx.precision)
+        return gradient
+
+    with without_autocast(grad):
+        by_x = one_side(grad, x, y) if for_x else None
+        by_y = one_side(grad.mT, y, x) if for_y else None
+    return by_x, by_y, None, None
+
+
+rowwise_fwd.register_autograd(_rows_backward, setup_context=_save_rows)
+pairwise_fwd.register_autograd(_matrix_backward, setup_context=_save_matrix)
