@@ -182,8 +182,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
             value = _from_array(np.asarray(value))
         except (TypeError, ValueError) as error:
             raise TypeError(
-                f"expected {name} to be a tensor or an array of numbers, "
-                f"got {type(value).__name__}"
+                f"expected {name} to be a tensor or an array of numbers, got {type(value).__name__}"
             ) from error
     if value.layout != torch.strided:
         raise TypeError(
@@ -194,7 +193,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
         raise TypeError(f"expected {name} of real numbers, got {value.dtype}")
     if value.is_meta:
         raise TypeError(f"expected {name} to hold values, got a tensor on the meta device")
-    return value
+    tensor: Tensor = value
+    return tensor
 
 
 def _from_array(array: np.ndarray[Any, Any]) -> Tensor:

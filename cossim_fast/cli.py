@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cossim_fast.diagnose.extras import require
 
@@ -19,16 +19,16 @@ def main() -> None:
     app()
 
 
-def _build():  # type: ignore[no-untyped-def]  # typer is imported at first use
+def _build() -> Any:
     typer = require("typer", extra="cli")
     console_module = require("rich.console", extra="cli")
     app = typer.Typer(add_completion=False, no_args_is_help=True)
 
-    @app.callback()
+    @app.callback()  # type: ignore[untyped-decorator]
     def cossim() -> None:
         """Cosine similarity of embeddings."""
 
-    @app.command()
+    @app.command()  # type: ignore[untyped-decorator]
     def diagnose(
         embeddings: Annotated[
             Path,

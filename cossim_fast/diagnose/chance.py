@@ -52,7 +52,8 @@ def has_neighbour(cosine: float, dims: float, n: int) -> float:
 def spectrum(centred: Tensor) -> Tensor:
     """Return the min(n - 1, d) singular values of rows (n, d) that have mean zero."""
     n, d = centred.shape
-    return torch.linalg.svdvals(centred)[: min(n - 1, d)]
+    values: Tensor = torch.linalg.svdvals(centred)[: min(n - 1, d)]
+    return values
 
 
 def matched(n: int, singular_values: Tensor, generator: torch.Generator) -> Tensor:
@@ -62,8 +63,7 @@ def matched(n: int, singular_values: Tensor, generator: torch.Generator) -> Tens
     ones vector: every measure of the spectrum is that of the set whose singular values
     these are, and what is gone are the set's neighbours. Coordinates (n, r) are returned.
     """
-    frame = torch.randn(
-        n, len(singular_values), generator=generator, dtype=singular_values.dtype
-    )
+    frame = torch.randn(n, len(singular_values), generator=generator, dtype=singular_values.dtype)
     frame -= frame.mean(0)
-    return torch.linalg.qr(frame).Q * singular_values
+    orthonormal: Tensor = torch.linalg.qr(frame).Q
+    return orthonormal * singular_values

@@ -39,9 +39,7 @@ class Classes:
         return self.nearest_accuracy > (1 + self.chance_accuracy) / 2
 
 
-def measure_classes(
-    sums: Tensor, sizes: Tensor, sample: Tensor, sample_labels: Tensor
-) -> Classes:
+def measure_classes(sums: Tensor, sizes: Tensor, sample: Tensor, sample_labels: Tensor) -> Classes:
     """Measure from the sums of unit rows of each class, and from a sample of unit rows.
 
     The sum over pairs within a class is ‖S_c‖² - n_c, so no matrix is needed. The accuracy

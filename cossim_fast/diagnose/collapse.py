@@ -102,9 +102,7 @@ class CollapseReport:
             tables.append(_geometry_table(self.geometry, self.pairs, self.neighbours))
         if self.classes is not None:
             tables.append(_classes_table(self.classes))
-        return Note(
-            "embeddings", self.findings, tuple(tables), (f"How sure: {self.confidence}.",)
-        )
+        return Note("embeddings", self.findings, tuple(tables), (f"How sure: {self.confidence}.",))
 
     def __str__(self) -> str:
         return notes.as_text(self.note())
@@ -178,9 +176,7 @@ def embeddings(
     )
     classes = None
     if codes is not None and first.class_sums is not None and first.class_sizes is not None:
-        classes = measure_classes(
-            first.class_sums, first.class_sizes, directions, codes[chosen]
-        )
+        classes = measure_classes(first.class_sums, first.class_sizes, directions, codes[chosen])
     pictured = torch.linspace(0, len(chosen) - 1, min(len(chosen), _PICTURED)).long()
     return _report(
         first.numbers,

@@ -28,9 +28,7 @@ def load(path: str | Path, *, key: str | None = None, ndim: int = 2) -> Any:
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise BadFileError(
-            f"expected a file ending in {', '.join(_READERS)}, got {path.name!r}"
-        )
+        raise BadFileError(f"expected a file ending in {', '.join(_READERS)}, got {path.name!r}")
     if not path.is_file():
         raise BadFileError(f"expected a file at {path}, and there is none")
     try:
@@ -80,7 +78,11 @@ def _safetensors(path: Path) -> Any:
 def _parquet(path: Path) -> Any:
     table = require("pyarrow.parquet", extra="cli").read_table(path)
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
-    lists = {name: column for name, column in columns.items() if hasattr(column, "flatten") and hasattr(column.type, "value_type")}
+    lists = {
+        name: column
+        for name, column in columns.items()
+        if hasattr(column, "flatten") and hasattr(column.type, "value_type")
+    }
     if lists:
         return {
             name: column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)

@@ -1,5 +1,6 @@
 """The causes of a cosine of 1, in the order in which they are tried."""
 
+import math
 from collections.abc import Callable
 
 from cossim_fast.diagnose import chance, notes
@@ -75,8 +76,7 @@ def _equal_values(f: PairFacts) -> Finding | None:
     where = "" if f.same_object or f.overlapping else ", in separate memory"
     return Finding(
         "equal_values",
-        f"{f.equal_rows} of {f.rows} rows hold the same numbers in a and b, to rounding"
-        f"{where}.",
+        f"{f.equal_rows} of {f.rows} rows hold the same numbers in a and b, to rounding{where}.",
         "The inputs do not differ, or what makes the vectors does not look at them. Compare "
         "the inputs of the network next: the same sample drawn twice (an iterator "
         "made anew in each step, a fixed seed), or preprocessing that maps all to one value. "
@@ -123,7 +123,7 @@ def _common_offset(f: PairFacts) -> Finding | None:
         "each row's own mean over its features": f.cosine_less_feature_mean,
         "the mean of all rows of both": f.cosine_less_batch_mean,
     }
-    usable = {text: value for text, value in options.items() if value == value}
+    usable = {text: value for text, value in options.items() if not math.isnan(value)}
     if not usable:
         return None
     text, less = min(usable.items(), key=lambda item: item[1])

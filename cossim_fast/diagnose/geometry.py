@@ -158,7 +158,7 @@ def _gram(centred: Tensor) -> Tensor:
 
 def _roots(gram: Tensor, n: int, d: int) -> Tensor:
     """Return the min(n - 1, d) singular values, largest first."""
-    values = torch.linalg.eigvalsh(gram).clamp_min(0).flip(0).sqrt()
+    values: Tensor = torch.linalg.eigvalsh(gram).clamp_min(0).flip(0).sqrt()
     return values[: max(min(n - 1, d), 1)]
 
 

@@ -5,6 +5,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+# Bounds the search where strides are entangled; a few steps are the rule.
+_WORK: Any = 100_000
+
 
 class _Addresses:
     """The array interface of a tensor's memory; NumPy computes with it, nothing reads it."""
@@ -36,7 +39,7 @@ def overlaps(a: Tensor, b: Tensor) -> bool:
         return False
     ours, theirs = np.asarray(_Addresses(a)), np.asarray(_Addresses(b))
     try:
-        return bool(np.shares_memory(ours, theirs, max_work=100_000))
+        return bool(np.shares_memory(ours, theirs, max_work=_WORK))
     except np.exceptions.TooHardError:
         # Entangled strides of many dimensions; the answer by bounds errs towards "shared".
         return bool(np.may_share_memory(ours, theirs))

@@ -95,6 +95,4 @@ def cosine(value: float) -> str:
 
 
 def _wrap(label: str, text: str) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=f"  {label:<6}", subsequent_indent=" " * 8
-    )
+    return textwrap.wrap(text, WIDTH, initial_indent=f"  {label:<6}", subsequent_indent=" " * 8)

@@ -3,9 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from cossim_fast import _checks
 from cossim_fast.diagnose import memory, notes
 from cossim_fast.diagnose.findings import findings_of

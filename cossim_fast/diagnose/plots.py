@@ -131,7 +131,8 @@ def training(records: Sequence[dict[str, Any]]) -> "Figure":
         color="tab:green", markersize=3, label="RankMe / largest possible",
     )  # fmt: skip
     axes.set(xlabel="step", ylim=(-1.05 if _goes_negative(records) else -0.05, 1.05))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    ticker = require("matplotlib.ticker", extra="viz")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return figure
 
@@ -163,7 +164,9 @@ def _axes(title: str) -> tuple["Figure", "Axes"]:
 
 def _scatter(axes: "Axes", points: Any, labels: Tensor | None) -> None:
     colours = "tab:blue" if labels is None else labels.numpy()
-    axes.scatter(points[:, 0], points[:, 1], s=6, c=colours, cmap=None if labels is None else "tab10")
+    axes.scatter(
+        points[:, 0], points[:, 1], s=6, c=colours, cmap=None if labels is None else "tab10"
+    )
 
 
 def _two_columns(points: Tensor) -> Any:

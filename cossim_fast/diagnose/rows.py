@@ -50,13 +50,20 @@ class Rows:
 
 def unit(block: Tensor) -> tuple[Tensor, Tensor]:
     """Return unit rows and norms in float64; a row that is zero or not finite gives zeros."""
-    wide = block.double()
+    wide = block.to("cpu", torch.float64)
     finite = wide.isfinite().all(1, keepdim=True)
     wide = torch.where(finite, wide, 0.0)
-    largest = wide.abs().amax(1, keepdim=True)
-    # A power of two, so that no square overflows and no quotient rounds.
-    scale = torch.where(largest > 0, torch.exp2(largest.log2().floor()), 1.0)
+    scale = power_of_two(wide)
     wide = wide / scale
     length = wide.norm(dim=1, keepdim=True)
     norms = torch.where(finite, length * scale, float("nan"))[:, 0]
     return wide / length.clamp_min(1e-300), norms
+
+
+def power_of_two(x: Tensor) -> Tensor:
+    """Return the power of two to divide each row by so that no square overflows or vanishes.
+
+    A power of two, so that the quotient does not round; 1 for a zero row. Shape (n, 1).
+    """
+    largest = x.abs().amax(1, keepdim=True)
+    return torch.where(largest > 0, torch.exp2(largest.log2().floor()), 1.0)

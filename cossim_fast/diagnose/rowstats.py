@@ -1,6 +1,7 @@
 """What can be measured about a pair of tensors, row by row in float64."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cossim_fast.diagnose import notes
+from cossim_fast.diagnose.rows import power_of_two, unit
 from cossim_fast.functional import cosine_similarity
 
 EPS = 1e-8
@@ -104,7 +106,7 @@ def measure(
     x, y = _as_rows(a, shape, dim), _as_rows(b, shape, dim)
     n, d = x.shape
     coarser = max((_format(a.dtype), _format(b.dtype)), key=lambda info: info.eps)
-    tables = [_measure_block(*blocks, coarser) for blocks in _blocks(x, y)]
+    tables = [_measure_block(left, right, coarser) for left, right in _blocks(x, y)]
     rows = {key: torch.cat([table[key] for table in tables]) for key in tables[0]}
     good = rows["finite"] & rows["norm_a"].ge(EPS) & rows["norm_b"].ge(EPS)
 
@@ -156,7 +158,7 @@ def _as_rows(x: Tensor, shape: tuple[int, ...], dim: int) -> Tensor:
     return x.expand(shape).movedim(dim, -1).reshape(-1, shape[dim])
 
 
-def _blocks(x: Tensor, y: Tensor) -> Any:
+def _blocks(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     step = max(_BLOCK // x.shape[1], 1)
     for start in range(0, x.shape[0], step):
         yield x[start : start + step], y[start : start + step]
@@ -170,7 +172,7 @@ def _measure_block(x: Tensor, y: Tensor, coarser: torch.finfo) -> dict[str, Tens
     equal = (x == y).all(1)
     # Powers of two, so that no square overflows and no quotient rounds.
     x, y = x.nan_to_num(0.0, 0.0, 0.0), y.nan_to_num(0.0, 0.0, 0.0)
-    scale_a, scale_b = _scale(x), _scale(y)
+    scale_a, scale_b = power_of_two(x), power_of_two(y)
     x, y = x / scale_a, y / scale_b
     norm_a, norm_b = x.norm(dim=1), y.norm(dim=1)
     dot = (x * y).sum(1)
@@ -198,11 +200,6 @@ def _measure_block(x: Tensor, y: Tensor, coarser: torch.finfo) -> dict[str, Tens
         "parallel": parallel,
         "pearson": pearson,
     }
-
-
-def _scale(x: Tensor) -> Tensor:
-    largest = x.abs().amax(1, keepdim=True)
-    return torch.where(largest > 0, torch.exp2(largest.log2().floor()), 1.0)
 
 
 def _is_flat(x: Tensor) -> Tensor:
@@ -252,21 +249,15 @@ def _less_batch_mean(x: Tensor, y: Tensor, good: Tensor) -> float:
     total = torch.zeros(x.shape[1], dtype=torch.float64)
     for block in _blocks(x[keep], y[keep]):
         for side in block:
-            total += _unit(side).sum(0)
+            total += unit(side)[0].sum(0)
     mean = total / (2 * n)
     cosines = []
     for left, right in _blocks(x[keep], y[keep]):
-        u, v = _unit(left) - mean, _unit(right) - mean
+        u, v = unit(left)[0] - mean, unit(right)[0] - mean
         lengths = (u.norm(dim=1) * v.norm(dim=1)).clamp_min(1e-300)
         cosines.append((u * v).sum(1) / lengths)
     mean_cosine = float(torch.cat(cosines).mean())
     return 1 - (1 - mean_cosine) * (2 * n - 1) / (2 * n)
-
-
-def _unit(x: Tensor) -> Tensor:
-    wide = x.to("cpu", torch.float64)
-    wide = wide / _scale(wide)
-    return wide / wide.norm(dim=1, keepdim=True)
 
 
 def _remarks(

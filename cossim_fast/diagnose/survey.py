@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,7 +112,7 @@ def survey(rows: Rows, labels: Tensor | None, blocks: Iterable[tuple[slice, Tens
     )
 
 
-def _digests(block: Tensor) -> np.ndarray:  # type: ignore[type-arg]
+def _digests(block: Tensor) -> np.ndarray[Any, Any]:
     """Hash the bytes of each row; adding 0 turns -0.0 into 0.0."""
     plain = (block + 0).contiguous()
     data = plain.view(torch.uint8).numpy().reshape(len(plain), -1)
@@ -120,7 +121,7 @@ def _digests(block: Tensor) -> np.ndarray:  # type: ignore[type-arg]
     )
 
 
-def _repeats(digests: np.ndarray) -> tuple[int, int]:  # type: ignore[type-arg]
+def _repeats(digests: np.ndarray[Any, Any]) -> tuple[int, int]:
     """Return how many distinct rows there are, and how many rows have an equal."""
     _, counts = np.unique(digests.view("u8").reshape(-1, 2), axis=0, return_counts=True)
     return len(counts), int(counts[counts > 1].sum())
