@@ -65,19 +65,23 @@ def survey(rows: Rows, labels: Tensor | None, blocks: Iterable[tuple[slice, Tens
     for place, block in blocks:
         directions, norms[place] = unit(block)
         keep = norms[place] >= EPS
-        directions = torch.where(keep[:, None], directions, 0.0)
+        if not keep.all():
+            directions = torch.where(keep[:, None], directions, 0.0)
         total += directions.sum(0)
         if labels is not None:
             class_sums.index_add_(0, labels[place], directions)
-        finite = block[norms[place].isfinite()]
+        is_finite = norms[place].isfinite()
+        finite = block if is_finite.all() else block[is_finite]
         if len(finite):
             low = torch.minimum(low, finite.amin(0).double())
             high = torch.maximum(high, finite.amax(0).double())
-        magnitude = block.abs()
-        zeros += int((magnitude == 0).sum())
+        block_zeros = block.numel() - int(torch.count_nonzero(block))
+        zeros += block_zeros
         if info is not None:
-            saturated += int((magnitude == info.max).sum())
-            subnormal += int(((magnitude > 0) & (magnitude < info.smallest_normal)).sum())
+            magnitude = block.abs()
+            subnormal += int((magnitude < info.smallest_normal).sum()) - block_zeros
+            if bool((magnitude.amax() >= info.max) | magnitude.amax().isnan()):
+                saturated += int((magnitude == info.max).sum())
         digests[place] = _digests(block)
     finite_rows = norms.isfinite()
     valid = finite_rows & (norms >= EPS)
