@@ -59,15 +59,15 @@ def extractor(features: int = 800, *, normalised: bool = False) -> nn.Sequential
     """Build a small VGG (Simonyan and Zisserman 2015): pairs of 3 x 3 convolutions, pooling."""
     layers: list[nn.Module] = []
     channels = 1
-    for width in (16, 32, 64, 64):
+    for width in (8, 16, 32, 32):
         for _ in range(2):
             layers.append(nn.Conv2d(channels, width, 3, padding=1))
             if normalised:
-                layers.append(nn.BatchNorm2d(width))
+                layers.append(nn.BatchNorm2d(width, momentum=0.3))
             layers.append(nn.ReLU())
             channels = width
         layers.append(nn.MaxPool2d(2))
-    head = [nn.Flatten(), nn.Linear(4 * channels, 256), nn.ReLU(), nn.Linear(256, features)]
+    head = [nn.Flatten(), nn.Linear(4 * channels, 128), nn.ReLU(), nn.Linear(128, features)]
     return nn.Sequential(*layers, *head)
 
 
@@ -85,6 +85,20 @@ def loop_as_people_write_it(network: nn.Module, digits: Digits, steps: int) -> s
     return found[0]
 
 
+def loop_repaired(network: nn.Module, digits: Digits, steps: int) -> list[float]:
+    """Keep a copy, and compare from the second batch on; return the cosines."""
+    cosines = []
+    previous: Tensor | None = None
+    for i in range(steps):
+        with torch.no_grad():
+            features = network(digits.images[i * BATCH : (i + 1) * BATCH])
+        if previous is not None:
+            cosines.append(float(cosine_similarity(features, previous).mean()))
+            print(f"  step {i}: cosine {cosines[-1]:.6f}")
+        previous = features.detach().clone()
+    return cosines
+
+
 def train(network: nn.Module, digits: Digits, steps: int, *, repulsion: bool) -> None:
     """Pull two noisy views of each image together; with repulsion, all others apart.
 
@@ -92,7 +106,7 @@ def train(network: nn.Module, digits: Digits, steps: int, *, repulsion: bool) ->
     Khosla et al. (2020), equation 2.
     """
     generator = torch.Generator().manual_seed(1)
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
+    optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
     for _ in range(steps):
         chosen = torch.randint(0, TRAINING, (BATCH,), generator=generator)
         batch, labels = digits.images[chosen], digits.labels[chosen]
@@ -118,7 +132,9 @@ def _contrastive(features: Tensor, labels: Tensor, temperature: float = 0.2) -> 
     return -(log_p.sum(1) / positive.sum(1)).mean()
 
 
-def look(network: nn.Module, digits: Digits, name: str, html: Path | None) -> diagnose.CollapseReport:
+def look(
+    network: nn.Module, digits: Digits, name: str, html: Path | None
+) -> diagnose.CollapseReport:
     """Diagnose the features of the held-out images."""
     network.eval()
     with torch.no_grad():
@@ -135,12 +151,14 @@ def run(*, quick: bool = False, html: Path | None = None) -> Outcome:
     """Tell the story; ``quick`` trains for fewer steps."""
     torch.manual_seed(0)
     digits = load()
-    steps = 25 if quick else 120
+    steps = 40 if quick else 200
 
     print("The loop as people write it, with an untrained network:")
     network = extractor()
     aliasing = loop_as_people_write_it(network, digits, steps=3)
     print(f"  the monitor on the first comparison: {aliasing}")
+    print("The loop repaired; the cosine is 1 still, since the network has collapsed:")
+    loop_repaired(network, digits, steps=3)
     untrained = look(network, digits, "untrained", html)
 
     attracting = extractor()
@@ -150,6 +168,8 @@ def run(*, quick: bool = False, html: Path | None = None) -> Outcome:
     contrasting = extractor(normalised=True)
     train(contrasting, digits, steps, repulsion=True)
     trained = look(contrasting, digits, "trained with a contrastive loss", html)
+    print("The loop repaired, and the network trained:")
+    loop_repaired(contrasting, digits, steps=3)
     return Outcome(aliasing, untrained, attracted, trained)
 
 

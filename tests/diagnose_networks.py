@@ -1,6 +1,7 @@
 """Small networks on real images, brought into states whose cause is known."""
 
 import functools
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ def perceptron(*widths: int, normalised: bool = False) -> nn.Sequential:
     """Build Linear and ReLU layers of these widths, the last one linear."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in itertools.pairwise(widths):
         layers.append(nn.Linear(before, after))
         if normalised:
             layers.append(nn.BatchNorm1d(after))
@@ -42,9 +43,9 @@ def vgg(features: int = 800) -> nn.Sequential:
 
 
 @torch.no_grad()
-def features(network: nn.Module, rows: int = 1000) -> Tensor:
-    """Return the network's output on some digits, in evaluation mode."""
-    return network.eval()(digits()[0][:rows])
+def features(network: nn.Module, rows: int = 1000, *, training: bool = False) -> Tensor:
+    """Return the network's output on some digits; in training mode, BatchNorm's batch counts."""
+    return network.train(training)(digits()[0][:rows])
 
 
 def train(network: nn.Module, *, repulsion: bool, steps: int, lr: float = 1e-3) -> nn.Module:

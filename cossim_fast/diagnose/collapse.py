@@ -111,6 +111,8 @@ class CollapseReport:
         return notes.as_html(self.note())
 
 
+@torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
+@torch.no_grad()
 def embeddings(
     x: Any, labels: Any = None, *, sample: int | None = None, progress: bool = False
 ) -> CollapseReport:
@@ -136,7 +138,7 @@ def embeddings(
         CollapseReport: ``verdict``, ``confidence``, ``evidence``, ``advice``, the measures.
 
     Zero rows, NaN and infinities are findings; the other measures leave those rows out.
-    Sums run in float64, pairs in float32. No gradients. Peak extra memory: O(n) for norms
+    Sums run in float64, pairs in float32, outside autocast. No gradients. Peak extra memory: O(n) for norms
     and hashes, O(d²) for the spectrum, O(sample · d) for the sample, and one block of about
     two million numbers; d above 4096 takes the spectrum from 4096 rows.
 

@@ -152,8 +152,9 @@ def _near_share(rows: Rows, valid: Tensor, mean: Tensor) -> tuple[float, int]:
     found = torch.zeros(len(chosen), dtype=torch.int64)
     for place, block in rows.blocks():
         keep = valid[place]
-        directions = torch.nn.functional.normalize(unit(block[keep])[0] - mean, dim=1)
-        found += (queries @ directions.float().T >= NEAR).sum(1)
+        directions = torch.nn.functional.normalize(unit(block[keep])[0] - mean, dim=1).float()
+        for _, tile in _tiles(directions):
+            found += (queries @ tile.T >= NEAR).sum(1)
     # Every query found itself.
     return float((found > 1).float().mean()), len(chosen)
 
