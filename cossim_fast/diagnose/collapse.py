@@ -138,9 +138,9 @@ def embeddings(
         CollapseReport: ``verdict``, ``confidence``, ``evidence``, ``advice``, the measures.
 
     Zero rows, NaN and infinities are findings; the other measures leave those rows out.
-    Sums run in float64, pairs in float32, outside autocast. No gradients. Peak extra memory: O(n) for norms
-    and hashes, O(d²) for the spectrum, O(sample · d) for the sample, and one block of about
-    two million numbers; d above 4096 takes the spectrum from 4096 rows.
+    Sums run in float64, pairs in float32, outside autocast. No gradients. Peak extra
+    memory: O(n) for norms and hashes, O(d²) for the spectrum, O(sample · d) for the sample,
+    and one block of half a million numbers; d above 4096 takes the spectrum from 4096 rows.
 
     Raises:
         TypeError: the numbers are complex, or no numbers.
