@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 PACKAGING := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format confusion clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
 	$(BIN)/python -P examples/demo.py
@@ -22,6 +22,9 @@ lint: $(VENV)/.dev  ## style and types
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+confusion: $(VENV)/.dev  ## what the diagnosis finds in cases of known cause
+	$(BIN)/python tests/diagnose_cases.py --write docs/diagnose-confusion.md
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info
