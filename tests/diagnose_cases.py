@@ -265,8 +265,9 @@ def _low_rank(rank: int, noise: float = 0.0) -> Tensor:
 
 
 def _bottleneck() -> Tensor:
-    network = networks.perceptron(64, 256, 4, 128, normalised=True)
-    return networks.features(network, training=True)
+    torch.manual_seed(0)
+    narrow = torch.nn.Linear(64, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 128, bias=False)
+    return networks.features(torch.nn.Sequential(*narrow), training=True)
 
 
 def _biased() -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cossim_fast import _checks
 from cossim_fast.diagnose import memory, verdicts
 from cossim_fast.diagnose.geometry import geometry_of
-from cossim_fast.diagnose.neighbours import measure_neighbours
+from cossim_fast.diagnose.neighbours import Neighbours, measure_neighbours
 from cossim_fast.diagnose.pairs import pair
 from cossim_fast.diagnose.rows import Rows, unit
 from cossim_fast.diagnose.sinks import Record, open_sink
@@ -20,6 +20,9 @@ _ALARMS = ("broken_numbers", "point_collapse", "duplicated", "dimensional_collap
 _COMPARED_WITH_ITSELF = ("same_object", "shared_storage", "equal_values")
 # With fewer rows than this the shape of a batch says nothing.
 _FEWEST = 8
+# Rows whose values a comparison looks at, and records for which neighbours stay fresh.
+_COMPARED = 32
+_OLD = 20
 
 
 class CollapseWarning(UserWarning):
@@ -80,6 +83,7 @@ class CollapseMonitor:
         self.comparisons = 0
         self._sinks = [open_sink(each) for each in logs]
         self._warned: set[str] = set()
+        self._suspicion: tuple[str, Neighbours | None, int] = ("", None, 0)
         self._handle = None if module is None else module.register_forward_hook(_Hook(self))
 
     def __enter__(self) -> "CollapseMonitor":
@@ -123,7 +127,7 @@ class CollapseMonitor:
         if finding is None and memory.overlaps(v1.detach(), v2.detach()):
             finding = "shared_storage"
         if step % self.every == 0:
-            report = pair(v1.detach()[: self.rows], v2.detach()[: self.rows])
+            report = pair(v1.detach()[:_COMPARED], v2.detach()[:_COMPARED])
             if finding is None and report.finding != "none":
                 finding = report.finding
             verdict = finding or "none"
@@ -148,10 +152,14 @@ class CollapseMonitor:
         measured = verdicts.Measured(first.numbers, geometry)
         worst = verdicts.judge(measured)[0].finding
         if geometry is not None and worst.name in ("point_collapse", "dimensional_collapse"):
-            # Neighbours can acquit; they cost more than the rest, so they are asked last.
-            near = measure_neighbours(
-                rows, first.valid, first.mean, directions, geometry.participation_ratio
-            )
+            # Neighbours can acquit. They cost ten times the rest, so the last ones seen
+            # serve again until the suspicion changes or they have grown old.
+            suspicion, near, seen_at = self._suspicion
+            if near is None or suspicion != worst.name or len(self.records) >= seen_at + _OLD:
+                near = measure_neighbours(
+                    rows, first.valid, first.mean, directions, geometry.participation_ratio
+                )
+                self._suspicion = worst.name, near, len(self.records)
             measured = verdicts.Measured(first.numbers, geometry, near)
             worst = verdicts.judge(measured)[0].finding
         record: Record = {
