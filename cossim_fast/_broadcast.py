@@ -62,7 +62,7 @@ def matrix_plan(x: Tensor, y: Tensor, dim: int, *, by_stride: bool) -> MatrixPla
         # The matrix of the swapped pair lies in memory as the result has to.
         x, y, rows, columns = y, x, columns, rows
     size = [max(x.shape[a], y.shape[a]) if min(x.shape[a], y.shape[a]) else 0 for a in range(ndim)]
-    b, n, m = (math.prod(size[a] for a in group) for group in (batch, rows, columns))
+    b, n, m = (math.prod([size[a] for a in group]) for group in (batch, rows, columns))
     if b > 1 and min(n, m) < SMALLEST_BATCHED_SIDE:
         return None
     constant = [a for a in axes if a not in batch and a not in rows and a not in columns]

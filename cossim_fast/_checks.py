@@ -28,8 +28,11 @@ def require_tensor(function: str, name: str, value: Any) -> None:
 
 
 def drop_in_dtype(x1: Tensor, x2: Tensor) -> torch.dtype:
-    """Return the promoted dtype of a pair, refusing what torch's function refuses."""
-    dtype = torch.result_type(x1, x2)
+    """Return the promoted dtype of a pair, refusing what torch's function refuses.
+
+    torch broadcasts before it promotes, so a 0-d tensor weighs as much as any other.
+    """
+    dtype = x1.dtype if x1.dtype is x2.dtype else torch.promote_types(x1.dtype, x2.dtype)
     if dtype not in COMPUTED:
         raise RuntimeError(
             "expected common dtype to be floating point "
@@ -40,7 +43,10 @@ def drop_in_dtype(x1: Tensor, x2: Tensor) -> torch.dtype:
 
 def drop_in_eps(eps: float) -> None:
     """Refuse an eps that is negative, NaN or not a number, with torch's error types."""
-    if isinstance(eps, (str, bytes)) or not hasattr(eps, "__float__"):
+    # isinstance first: dynamo cannot ask a symbolic number for its attributes.
+    if not isinstance(eps, (int, float)) and (
+        not hasattr(eps, "__float__") or getattr(eps, "ndim", 0) > 0
+    ):
         raise TypeError(
             f"cosine_similarity(): argument 'eps' must be float, not {type(eps).__name__}"
         )
@@ -50,7 +56,7 @@ def drop_in_eps(eps: float) -> None:
 
 def drop_in_dim(dim: int, ndim: int) -> int:
     """Return `dim` counted from the end (-ndim to -1); a 0-d pair counts as 1-d, as in torch."""
-    if isinstance(dim, float) or not hasattr(dim, "__index__"):
+    if isinstance(dim, bool) or not (isinstance(dim, int) or hasattr(dim, "__index__")):
         raise TypeError(
             f"cosine_similarity(): argument 'dim' must be int, not {type(dim).__name__}"
         )
@@ -64,16 +70,12 @@ def drop_in_dim(dim: int, ndim: int) -> int:
 
 
 def same_device(x: Tensor, y: Tensor) -> None:
-    """Refuse a pair on two devices, except for a 0-d CPU tensor, which torch lets mix."""
-    if x.device != y.device and not (_is_cpu_scalar(x) or _is_cpu_scalar(y)):
+    """Refuse a pair on two devices; broadcasting leaves no 0-d tensor that torch would let mix."""
+    if x.device != y.device:
         raise RuntimeError(
             f"expected both tensors on one device, got {x.device} and {y.device}; "
             "move one with .to()"
         )
-
-
-def _is_cpu_scalar(x: Tensor) -> bool:
-    return x.dim() == 0 and x.device.type == "cpu"
 
 
 def pairwise_arguments(x: Tensor, y: Tensor | None, eps: float, precision: str) -> torch.dtype:
@@ -95,13 +97,13 @@ def pairwise_arguments(x: Tensor, y: Tensor | None, eps: float, precision: str) 
                 f"expected x and y on one device, got {x.device} and {y.device}; "
                 "move one with .to()"
             )
-    dtype = x.dtype if y is None else torch.result_type(x, y)
+    dtype = x.dtype if y is None else torch.promote_types(x.dtype, y.dtype)
     if dtype not in COMPUTED:
         raise TypeError(
             "expected x and y to promote to float16, bfloat16, float32 or float64, got "
             + (f"{x.dtype}" if y is None else f"{x.dtype} and {y.dtype}, which give {dtype}")
         )
-    if not isinstance(eps, (int, float)) or not eps >= 0 or math.isinf(eps):
+    if not isinstance(eps, (int, float)) or not 0 <= eps < math.inf:
         raise ValueError(f"expected a finite eps >= 0, got {eps!r}")
     if precision not in PRECISIONS:
         raise ValueError(f"expected precision to be one of {PRECISIONS}, got {precision!r}")

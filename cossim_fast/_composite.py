@@ -41,6 +41,17 @@ def cosine_rows(x: Tensor, y: Tensor, dim: int, eps: float, dtype: torch.dtype) 
     return _clamp_value(product.sum(dim)).to(dtype)
 
 
+def cosine_widened(x: Tensor, y: Tensor, dim: int, eps: float, dtype: torch.dtype) -> Tensor:
+    """Cosine along `dim` of two tensors narrower than float64, by torch's function in float64.
+
+    There no square of a narrower number leaves the range, and what exceeds 1 by rounding is
+    rounded to 1 at the end. For inputs so small that the count of ops is what they cost.
+    """
+    # Both are widened here: torch's function takes norms before it promotes.
+    cosine = torch.cosine_similarity(x.double(), y.double(), dim, eps)
+    return cosine.float() if dtype is torch.float32 else cosine.to(dtype)
+
+
 def cosine_matrix(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """Cosine matrix of (..., n, d) and (..., m, d), rounded to `dtype` at the end."""
     wide = accumulation_dtype(dtype)
@@ -96,6 +107,8 @@ def unit_rows(x: Tensor, dim: int, eps: float) -> Tensor:
 
 def row_norms(x: Tensor, dim: int) -> Tensor:
     """Return |x| along `dim`, kept as a dimension of size 1; inf only where |x| is too large."""
+    if x.dim() and x.shape[dim] == 0:
+        return x.sum(dim, keepdim=True)
     scale = _scale(x, dim)
     norm: Tensor = vector_norm(x * scale, 2, dim, keepdim=True)
     return norm / scale

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from cossim_fast import _composite
-from cossim_fast._cpu import BLOCK, Scratch, all_in_bounds, odd_rows, row_blocks
+from cossim_fast._cpu import BLOCK, Scratch, all_in_bounds, norms_along_last, odd_rows, row_blocks
 from cossim_fast._dtypes import accumulation_dtype, cpu_products
 
 # Elements of a normalized panel: 16 MiB of float32. Tiles of 4096 x 4096 x 1024 run at the speed
@@ -129,10 +128,10 @@ def normalize(x: Tensor, eps: float, out: Tensor) -> Tensor:
     """Write x / max(|x|, eps) along the last dimension to `out`; return |x| with a last 1."""
     norms = torch.empty((*x.shape[:-1], 1), dtype=out.dtype, device=x.device)
     width = x.shape[-1]
-    wide = Scratch(out.dtype)
+    wide, squares = Scratch(out.dtype), Scratch(out.dtype)
     for block, norm, unit in row_blocks(BLOCK // max(width, 1), x.shape[:-1], x, norms, out):
         source = wide.widen(block)
-        vector_norm(source, dim=-1, keepdim=True, out=norm)
+        norms_along_last(source, squares, norm.squeeze(-1))
         torch.div(source, norm.clamp_min(eps), out=unit)
     if not all_in_bounds(norms):
         for index in odd_rows(norms.squeeze(-1)[None], width):

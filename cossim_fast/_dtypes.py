@@ -13,6 +13,7 @@ from torch import Tensor
 # (and torch.set_float32_matmul_precision's) words for them.
 SETTING = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
 _ORDER = list(SETTING.values())
+_FULL = ("none", "ieee")
 
 _lock = threading.Lock()
 _wanted: list[str] = []
@@ -38,7 +39,7 @@ def full_precision_product(a: Tensor, b: Tensor) -> Tensor:
 # dynamo compiles anew when torch.set_float32_matmul_precision is called.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _products_are_full(backend: str) -> bool:
-    return torch._C._get_fp32_precision_getter(backend, "matmul") in ("none", "ieee")
+    return torch._C._get_fp32_precision_getter(backend, "matmul") in _FULL
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def _want(setting: str) -> None:
     global _found  # noqa: PLW0603 - the process has one setting
     with _lock:
         if not _wanted:
-            _found = torch._C._get_fp32_precision_getter("mkldnn", "matmul")
+            _found = _get()
         _wanted.append(setting)
         _apply(min(_wanted, key=_ORDER.index))
 
@@ -68,9 +69,24 @@ def _want(setting: str) -> None:
 def _release(setting: str) -> None:
     with _lock:
         _wanted.remove(setting)
-        _apply(min(_wanted, key=_ORDER.index) if _wanted else _found)
+        if _wanted:
+            _apply(min(_wanted, key=_ORDER.index))
+        elif _get() != _found:
+            # What was found may have been inherited from torch.backends.fp32_precision.
+            _set("none")
+            if _get() != _found:
+                _set(_found)
 
 
 def _apply(setting: str) -> None:
-    if torch._C._get_fp32_precision_getter("mkldnn", "matmul") != setting:
-        torch._C._set_fp32_precision_setter("mkldnn", "matmul", setting)
+    if _get() != setting and not (_get() in _FULL and setting in _FULL):
+        _set(setting)
+
+
+def _get() -> str:
+    found: str = torch._C._get_fp32_precision_getter("mkldnn", "matmul")
+    return found
+
+
+def _set(setting: str) -> None:
+    torch._C._set_fp32_precision_setter("mkldnn", "matmul", setting)

@@ -1,0 +1,74 @@
+"""The process's float32 product setting: ignored by us, and found again as it was left."""
+
+import threading
+
+import pytest
+import torch
+
+from cossim_fast import _dtypes, pairwise_cosine
+
+
+def setting() -> str:
+    return torch._C._get_fp32_precision_getter("mkldnn", "matmul")
+
+
+def put(value: str, backend: str = "mkldnn", op: str = "matmul") -> None:
+    # What torch.backends.mkldnn.matmul.fp32_precision = value does, but for torch's own test
+    # helpers, which lock torch.backends once they are imported.
+    torch._C._set_fp32_precision_setter(backend, op, value)
+
+
+@pytest.fixture(autouse=True)
+def _restore_settings():
+    yield
+    put("none", "generic", "all")
+    put("none")
+
+
+@pytest.mark.parametrize("found", ["none", "ieee", "tf32", "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "during"),
+    [("highest", ("none", "ieee")), ("high", ("tf32",)), ("medium", ("bf16",))],
+)
+def test_products_run_at_the_precision_asked_for(found, precision, during):
+    put(found)
+    with _dtypes.cpu_products(precision):
+        assert setting() in during
+    assert setting() == found
+
+
+def test_an_inherited_setting_stays_inherited():
+    put("tf32", "generic", "all")
+    assert setting() == "tf32"
+    pairwise_cosine(torch.randn(3, 4), torch.randn(5, 4))
+    assert setting() == "tf32"
+    put("ieee", "generic", "all")
+    assert setting() == "ieee"
+
+
+def test_the_most_demanding_thread_decides_and_the_last_restores():
+    put("bf16")
+    inside, leave = threading.Event(), threading.Event()
+
+    def demanding() -> None:
+        with _dtypes.cpu_products("highest"):
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=demanding)
+    with _dtypes.cpu_products("medium"):
+        assert setting() == "bf16"
+        thread.start()
+        assert inside.wait(10)
+        assert setting() == "ieee"
+    assert setting() == "ieee"
+    leave.set()
+    thread.join()
+    assert setting() == "bf16"
+
+
+def test_an_error_inside_restores_the_setting():
+    put("tf32")
+    with pytest.raises(KeyError), _dtypes.cpu_products("highest"):
+        raise KeyError
+    assert setting() == "tf32"
