@@ -93,6 +93,14 @@ def test_different_batches_compare_quietly():
     )
 
 
+def test_a_shorter_last_batch_is_compared_on_the_rows_both_have():
+    monitor = CollapseMonitor(every=1)
+    assert monitor.compare(randn(5, 8), randn(16, 8, seed=1)) is None
+    assert monitor.compare(randn(500), randn(500, seed=1)) is None
+    expected = F.cosine_similarity(randn(500), randn(500, seed=1), dim=0)
+    assert monitor.records[1]["mean_cosine"] == pytest.approx(float(expected), abs=1e-6)
+
+
 def test_hook_is_removed_after_an_error():
     layer = nn.Linear(4, 4)
     with pytest.raises(RuntimeError, match="shapes"), CollapseMonitor(layer):

@@ -127,7 +127,7 @@ class CollapseMonitor:
         if finding is None and memory.overlaps(v1.detach(), v2.detach()):
             finding = "shared_storage"
         if step % self.every == 0:
-            report = pair(v1.detach()[:_COMPARED], v2.detach()[:_COMPARED])
+            report = pair(*_some_rows(v1.detach(), v2.detach()))
             if finding is None and report.finding != "none":
                 finding = report.finding
             verdict = finding or "none"
@@ -221,6 +221,14 @@ def _first_tensor(output: Any) -> Tensor | None:
     elif isinstance(output, (list, tuple)):
         parts = output
     return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
+
+
+def _some_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first rows of both; the last batch of an epoch may be the shorter."""
+    if a.dim() < 2 or b.dim() < 2:
+        return a, b
+    count = min(len(a), len(b), _COMPARED)
+    return a[:count], b[:count]
 
 
 def _is_first_rank() -> bool:
