@@ -1,4 +1,4 @@
-# Two commands need nothing beforehand but Python: make demo, make test.
+# These need nothing beforehand but Python: make demo, make test, make bench.
 # Everything is installed into .venv, at the versions that constraints.txt pins.
 PYTHON ?= python3
 VENV := .venv
@@ -6,13 +6,19 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 PACKAGING := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test lint format confusion clean
+.PHONY: demo test bench bench-report lint format confusion clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
 	$(BIN)/python -P examples/demo.py
 
 test: $(VENV)/.dev  ## every test
 	$(BIN)/pytest
+
+bench: $(VENV)/.bench  ## measure every case beside its peers, print them, keep the figures
+	$(BIN)/python benchmarks/report.py run
+
+bench-report: $(VENV)/.bench  ## write the kept figures into README and docs
+	$(BIN)/python benchmarks/report.py publish
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .
@@ -38,4 +44,8 @@ $(VENV)/.demo: $(BIN)/python $(PACKAGING)
 
 $(VENV)/.dev: $(BIN)/python $(PACKAGING)
 	$(INSTALL) ".[gpu,viz,cli,test,lint]"
+	touch $@
+
+$(VENV)/.bench: $(BIN)/python $(PACKAGING)
+	$(INSTALL) ".[bench,peers]"
 	touch $@

@@ -16,7 +16,7 @@ EXTRAS = {
     "gpu": ["triton>=3.4; platform_system == 'Linux'"],
     "viz": ["matplotlib>=3.8", "scikit-learn>=1.4"],
     "cli": ["typer>=0.12", "rich>=13", "tqdm>=4.66", "safetensors>=0.4", "pyarrow>=15"],
-    "bench": ["pytest>=8", "pytest-benchmark>=5"],
+    "bench": ["pytest>=8", "pytest-benchmark>=5", "threadpoolctl>=3"],
     "test": [
         "pytest>=8",
         "pytest-benchmark>=5",

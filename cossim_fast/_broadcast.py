@@ -84,7 +84,7 @@ def _with_ndim(x: Tensor, ndim: int) -> Tensor:
 
 
 def _varies(x: Tensor, axis: int, by_stride: bool) -> bool:
-    return x.shape[axis] != 1 and not (by_stride and x.stride(axis) == 0)
+    return x.shape[axis] != 1 and not (by_stride and x.stride(axis) == 0 and x.shape[axis] > 0)
 
 
 def _matrices(

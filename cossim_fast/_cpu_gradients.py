@@ -35,11 +35,18 @@ def rows_gradients(
     norms = torch.stack((norm_x, norm_y))
     if not all_in_bounds(norms):
         for index in odd_rows(norms, x.shape[-1]):
-            odd = _composite.rows_gradients(x[index], y[index], grad[index], eps, needed)
-            for whole, part in zip(gradients, odd, strict=True):
-                if whole is not None and part is not None:
-                    whole[index] = part
+            a, b, g = (t[index].to(cosine.dtype) for t in (x, y, grad))
+            for whole, this, other in zip(gradients, (a, b), (b, a), strict=True):
+                if whole is not None:
+                    whole[index] = _odd_gradient(this, other, g, eps).to(whole.dtype)
     return gradients
+
+
+def _odd_gradient(this: Tensor, other: Tensor, grad: Tensor, eps: float) -> Tensor:
+    """The derivative by `this` for rows of any magnitude, without autograd: an op has none."""
+    t = _composite.unit_rows(other, -1, eps) * grad[..., None]
+    _project(t, _composite.unit_rows(this, -1, eps), _composite.row_norms(this, -1), eps)
+    return t
 
 
 def _combine(other: Tensor, cross: Tensor, this: Tensor, own: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def _process_is_left_as_it_was() -> Iterator[None]:
 
 BLOCKED_MODULES = [
     importlib.import_module(f"cossim_fast.{name}")
-    for name in ("_cpu", "_cpu_matrix", "_cpu_gradients")
+    for name in ("_cpu", "_cpu_matrix", "_cpu_gradients", "functional")
 ]
 
 
@@ -60,3 +60,10 @@ def set_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 monkeypatch.setattr(module, name, size)
 
     return set_all
+
+
+@pytest.fixture(params=["small calls as they are", "small calls blocked"])
+def small_calls(request: pytest.FixtureRequest, set_blocks: Callable[..., None]) -> None:
+    """Run a test twice: small inputs have a path of their own, unless told otherwise."""
+    if request.param == "small calls blocked":
+        set_blocks(SMALL=-1)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from cossim_fast import _reference, cosine_similarity, pairwise_cosine
 from cossim_fast.testing import assert_close, make_inputs
 
+pytestmark = pytest.mark.usefixtures("small_calls")
+
 
 def matrix_inputs():
     """Rows that need every branch: ordinary, zero, too large and too small to be squared."""

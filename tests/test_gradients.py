@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from cossim_fast import CosineSimilarity, cosine_similarity
 from cossim_fast.testing import LAYOUTS, assert_close, make_inputs
 
+pytestmark = pytest.mark.usefixtures("small_calls")
+
 SHAPES = [((5, 4), (5, 4)), ((5, 1, 4), (1, 6, 4)), ((2, 9, 1, 4), (2, 1, 9, 4)), ((1, 4), (7, 4))]
 both_forms = pytest.mark.parametrize("shapes", SHAPES, ids=str)
 

@@ -1,12 +1,13 @@
 """Values: in [-1, 1], right for rows of any magnitude, zero rows, NaN rows, norms below eps."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from cossim_fast import _reference, cosine_similarity, pairwise_cosine
+from cossim_fast import _reference, cosine_similarity, functional, pairwise_cosine
 from cossim_fast.testing import Tolerance, assert_close, make_inputs
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -14,6 +15,16 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def paired(x, y, eps=1e-8):
     return cosine_similarity(x, y, -1, eps)
+
+
+def blocked(x, y, eps=1e-8):
+    with mock.patch.object(functional, "SMALL", -1):
+        return paired(x, y, eps)
+
+
+def blocked_recording(x, y, eps=1e-8):
+    with mock.patch.object(functional, "SMALL", -1):
+        return paired_recording(x, y, eps)
 
 
 def paired_recording(x, y, eps=1e-8):
@@ -47,6 +58,8 @@ def registered_diagonal(x, y, eps=1e-8):
 ROUTES = (
     paired,
     paired_recording,
+    blocked,
+    blocked_recording,
     composite,
     diagonal,
     diagonal_recording,
