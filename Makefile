@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 PACKAGING := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test kernels gpu bench bench-report lint format clean
+.PHONY: demo test kernels gpu bench bench-report confusion lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
 	$(BIN)/python -P examples/demo.py
@@ -44,6 +44,9 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+confusion: $(VENV)/.dev  ## what the diagnosis finds in cases of known cause
+	$(BIN)/python tests/diagnose_cases.py --write docs/diagnose-confusion.md
+
 clean:
 	rm -rf $(VENV) build dist out *.egg-info
 
@@ -55,7 +58,7 @@ $(VENV)/.demo: $(BIN)/python $(PACKAGING)
 	touch $@
 
 $(VENV)/.dev: $(BIN)/python $(PACKAGING)
-	$(INSTALL) ".[gpu,viz,test,lint]"
+	$(INSTALL) ".[gpu,viz,cli,test,lint]"
 	touch $@
 
 $(VENV)/.bench: $(BIN)/python $(PACKAGING)

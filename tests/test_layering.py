@@ -26,9 +26,10 @@ RULES = {
     "_autograd": {
         "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_dispatch", "_dtypes"
     },
+    "_cpu_screen": set(),
     "_ops": {
-        "_checks", "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_dispatch", "_dtypes",
-        "kernels",
+        "_checks", "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_cpu_screen",
+        "_dispatch", "_dtypes", "kernels",
     },
     "functional": {
         "_autograd", "_broadcast", "_checks", "_composite", "_cpu", "_cpu_matrix", "_dispatch",
