@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import diagnose_networks as networks
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import diagnose_networks as networks
 from cossim_fast import diagnose
 
 ROOT = Path(__file__).parents[1]

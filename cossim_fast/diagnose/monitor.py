@@ -56,9 +56,9 @@ class CollapseMonitor:
         TypeError, ValueError: an argument is not of the kind above.
 
     >>> import torch
-    >>> layer = torch.nn.Linear(4, 4)
+    >>> layer = torch.nn.Linear(8, 4)
     >>> with CollapseMonitor(layer, every=2, warn=False) as monitor:
-    ...     for _ in range(4): _ = layer(torch.eye(4))
+    ...     for _ in range(4): _ = layer(torch.eye(8))
     >>> [record["step"] for record in monitor.records]
     [0, 2]
     """
