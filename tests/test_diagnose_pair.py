@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cossim_fast import diagnose
-from cossim_fast.diagnose import chance, memory
+from cossim_fast.diagnose import chance, geometry, memory
 
 
 def randn(*shape, seed=0):
@@ -188,7 +188,7 @@ def test_chance_of_a_cosine_is_that_of_draws(dims):
 def test_matched_set_keeps_the_spectrum_alone():
     x = randn(40, 12).double()
     x -= x.mean(0)
-    values = chance.spectrum(x)
+    values = geometry.singular_values(x)
     drawn = chance.matched(40, values, torch.Generator().manual_seed(0))
     torch.testing.assert_close(torch.linalg.svdvals(drawn), values)
     torch.testing.assert_close(

@@ -49,13 +49,6 @@ def has_neighbour(cosine: float, dims: float, n: int) -> float:
     return -math.expm1((n - 1) * math.log1p(-min(tail(cosine, dims), 1 - 2**-53)))
 
 
-def spectrum(centred: Tensor) -> Tensor:
-    """Return the min(n - 1, d) singular values of rows (n, d) that have mean zero."""
-    n, d = centred.shape
-    values: Tensor = torch.linalg.svdvals(centred)[: min(n - 1, d)]
-    return values
-
-
 def matched(n: int, singular_values: Tensor, generator: torch.Generator) -> Tensor:
     """Draw a random set of n rows with these singular values and mean zero.
 

@@ -121,7 +121,7 @@ def geometry_of(directions: Tensor) -> Geometry:
     wide = directions.double()
     mean = wide.mean(0)
     centred = wide - mean
-    values = _roots(_gram(centred), len(wide), wide.shape[1])
+    values = singular_values(centred)
     return describe(float(centred.square().sum()), mean, len(wide), values, len(wide))
 
 
@@ -148,12 +148,17 @@ def geometry_streamed(
         chosen = chosen[torch.randperm(n, generator=generator)[:_WIDEST]].sort().values
     sample = unit(rows[chosen])[0]
     sample -= sample.mean(0)
-    return describe(trace, mean, n, _roots(_gram(sample), len(sample), d), len(sample))
+    return describe(trace, mean, n, singular_values(sample), len(sample))
 
 
-def _gram(centred: Tensor) -> Tensor:
+def singular_values(centred: Tensor) -> Tensor:
+    """Return the min(n - 1, d) singular values of rows (n, d) that have mean zero.
+
+    From the smaller Gram matrix: values below 1e-8 of the largest are rounding, which no measure
+    here sees. LAPACK's own took 10 s for (512, 800) where this takes 0.4 s.
+    """
     n, d = centred.shape
-    return centred.T @ centred if d < n else centred @ centred.T
+    return _roots(centred.T @ centred if d < n else centred @ centred.T, n, d)
 
 
 def _roots(gram: Tensor, n: int, d: int) -> Tensor:

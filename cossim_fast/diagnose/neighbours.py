@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast.diagnose import chance
-from cossim_fast.diagnose.geometry import uniformity
+from cossim_fast.diagnose.geometry import singular_values, uniformity
 from cossim_fast.diagnose.rows import Rows, unit
 
 BINS = 400
@@ -173,7 +173,7 @@ def _structure(centred: Tensor) -> tuple[float, float, float]:
     if len(rows) < 3 or not scale > 0:
         return 0.0, 0.0, 0.0
     rows = rows / scale
-    values = chance.spectrum(rows)
+    values = singular_values(rows)
     draws = torch.tensor(
         [_nearest(chance.matched(len(rows), values, generator)) for _ in range(_DRAWS)]
     )
