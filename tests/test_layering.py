@@ -26,16 +26,17 @@ RULES = {
     "_autograd": {
         "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_dispatch", "_dtypes"
     },
+    "_cpu_screen": set(),
     "_ops": {
-        "_checks", "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_dispatch", "_dtypes",
-        "kernels",
+        "_checks", "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_cpu_screen",
+        "_dispatch", "_dtypes", "kernels",
     },
     "functional": {
         "_autograd", "_broadcast", "_checks", "_composite", "_cpu", "_cpu_matrix", "_dispatch",
         "_dtypes", "_ops",
     },
     "modules": {"_checks", "functional"},
-    "__init__": {"_ops", "functional", "modules"},
+    "__init__": {"_ops", "diagnose", "functional", "modules"},
     # Rooms of several files; a room may import itself.
     "retrieval": {"functional", "_checks", "_cpu", "_ops"},
     "diagnose": {"functional", "modules", "_checks", "retrieval"},
@@ -49,7 +50,7 @@ IN_FUNCTIONS_OF = {"diagnose", "integrations", "cli", "_ops"}
 
 
 def imports_of(source: str) -> list[tuple[str, bool]]:
-    """List what a source imports, as (dotted name, whether inside a function)."""
+    """List what a source imports: dotted name, and whether not as the module is loaded."""
     found: list[tuple[str, bool]] = []
 
     def visit(node: ast.AST, inside: bool) -> None:
@@ -61,8 +62,9 @@ def imports_of(source: str) -> list[tuple[str, bool]]:
                 parts = module == "cossim_fast" or module.strip(".") == ""
                 names = [f"{module}.{a.name}" if parts else module for a in child.names]
                 found.extend((name, inside) for name in names)
-            function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-            visit(child, inside or function)
+            later = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            later |= isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+            visit(child, inside or later)
 
     visit(ast.parse(source), False)
     return found
