@@ -19,7 +19,11 @@ hypothesis.settings.register_profile(
         hypothesis.HealthCheck.function_scoped_fixture,
     ],
 )
-hypothesis.settings.load_profile("suite")
+
+
+def pytest_collection_finish() -> None:
+    """Load the profile once everything is imported: torch's own test helpers load theirs."""
+    hypothesis.settings.load_profile("suite")
 
 
 def _process_settings() -> dict[str, Any]:
