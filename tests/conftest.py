@@ -7,6 +7,7 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+import torch.testing._internal.common_utils  # loads a profile of its own: ours comes after it
 
 hypothesis.settings.register_profile(
     "suite",
@@ -19,11 +20,7 @@ hypothesis.settings.register_profile(
         hypothesis.HealthCheck.function_scoped_fixture,
     ],
 )
-
-
-def pytest_collection_finish() -> None:
-    """Load the profile once everything is imported: torch's own test helpers load theirs."""
-    hypothesis.settings.load_profile("suite")
+hypothesis.settings.load_profile("suite")
 
 
 def _process_settings() -> dict[str, Any]:
