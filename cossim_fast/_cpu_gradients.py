@@ -73,7 +73,7 @@ def matrix_gradient(grad: Tensor, x: Tensor, y: Tensor, eps: float) -> Tensor:
     result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dtype = accumulation_dtype(torch.promote_types(x.dtype, y.dtype))
     rows = panel_rows(x.shape[-1])
-    if grad.dtype != dtype:
+    if grad.dtype != dtype or 0 in grad.stride():  # addmm copies what is expanded
         rows = min(rows, math.isqrt(TILE))
     wide, unit_x, unit_y, total = (Scratch(dtype) for _ in range(4))
     for g, x_item, y_item, result_item in zip(grad, x, y, result, strict=True):

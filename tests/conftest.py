@@ -7,6 +7,7 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+import torch.testing._internal.common_utils  # loads a profile of its own: ours comes after it
 
 hypothesis.settings.register_profile(
     "suite",
