@@ -24,6 +24,9 @@ def test_every_public_name_is_in_the_table() -> None:
         assert name.startswith("_") or name == "Explanation" or f"| `{name}(" in README
 
 
+@pytest.mark.skipif(
+    not (ROOT / "benchmarks" / "results" / "core.json").exists(), reason="no figures are kept yet"
+)
 def test_figures_are_those_of_the_results() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "report.py", "check"],
