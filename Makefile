@@ -6,13 +6,28 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 PACKAGING := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test bench bench-report lint format clean
+.PHONY: demo test kernels gpu bench bench-report confusion lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
 	$(BIN)/python -P examples/demo.py
 
+# Kernels run interpreted in a process of their own: Triton decides when it is imported.
+INTERPRETED := kernel_logic or kernel_memory or kernel_mutants
+
 test: $(VENV)/.dev  ## every test
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not ($(INTERPRETED))"
+	TRITON_INTERPRET=1 $(BIN)/pytest -m "$(INTERPRETED)"
+
+kernels: $(VENV)/.dev  ## compile every kernel for every architecture; write docs/kernels.md
+	PYTHONPATH=tests $(BIN)/python -P -m ladder.report
+
+gpu: $(VENV)/.dev  ## on a machine with a GPU: test, sanitize, benchmark
+	$(BIN)/pytest -m "kernel_logic or kernel_memory or kernel_contract"
+	if command -v compute-sanitizer > /dev/null; then \
+		compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/pytest -m kernel_logic && \
+		compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/pytest -m kernel_logic; \
+	else echo "compute-sanitizer is not installed: memory and races go unchecked"; fi
+	$(BIN)/python -P benchmarks/gpu.py
 
 bench: $(VENV)/.bench  ## measure every case beside its peers, print them, keep the figures
 	$(BIN)/python benchmarks/report.py run
@@ -29,6 +44,9 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+confusion: $(VENV)/.dev  ## what the diagnosis finds in cases of known cause
+	$(BIN)/python tests/diagnose_cases.py --write docs/diagnose-confusion.md
+
 clean:
 	rm -rf $(VENV) build dist out *.egg-info
 
@@ -40,7 +58,7 @@ $(VENV)/.demo: $(BIN)/python $(PACKAGING)
 	touch $@
 
 $(VENV)/.dev: $(BIN)/python $(PACKAGING)
-	$(INSTALL) ".[gpu,viz,test,lint]"
+	$(INSTALL) ".[gpu,viz,cli,test,lint]"
 	touch $@
 
 $(VENV)/.bench: $(BIN)/python $(PACKAGING)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from cases import METRICS, NORMALIZE, OURS, OURS_OUT, PRODUCT, READ, SENTENCE, TORCH, Task
 from torch import Tensor
 
 import cossim_fast
+from cases import METRICS, NORMALIZE, OURS, OURS_OUT, PRODUCT, READ, SENTENCE, TORCH, Task
 
 Call = Callable[[], Any]
 Prepare = Callable[..., Call]

@@ -7,11 +7,12 @@ from report.py, which lets the contenders take turns.
 from __future__ import annotations
 
 import pytest
-import timing
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+import timing
 from cases import CASES, Case
 from peers import Contender, contenders, installed
-from pytest_benchmark.fixture import BenchmarkFixture
 
 PAIRS = [(case, c) for case in CASES for c in contenders(case.task, case.dtype)]
 

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import OURS, Case, Target
-from peers import CONTENDERS, Call, contenders, installed
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from cases import OURS, Case, Target
 from cossim_fast import _reference
+from peers import CONTENDERS, Call, contenders, installed
 
 # Seconds for the rounds of a case, and how many rounds that may give.
 BUDGET = 4.0

@@ -7,12 +7,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 PRECISIONS = ("highest", "high", "medium")
+LONGEST_CODE = 133_000  # 127 * 127 * d < 2^31
 COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -170,3 +173,147 @@ def batched_rows(x: Tensor, y: Tensor, eps: float, precision: str) -> torch.dtyp
     if x.dim() != 3:
         raise ValueError(f"expected x of shape (b, n, d), got {tuple(x.shape)}")
     return pairwise_arguments(x, y, eps, precision)
+
+
+def screen(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | None) -> torch.dtype:
+    """Check the arguments of the block-maximum screen; return the dtype of its result."""
+    if queries.dim() != 2 or corpus.dim() != 2 or queries.shape[1] != corpus.shape[1]:
+        raise ValueError(
+            "expected queries of shape (n, d) and corpus of shape (m, d), "
+            f"got {tuple(queries.shape)} and {tuple(corpus.shape)}"
+        )
+    if queries.dtype != corpus.dtype or queries.dtype not in (torch.int8, torch.bfloat16):
+        raise TypeError(
+            "expected queries and corpus both int8 or both bfloat16, "
+            f"got {queries.dtype} and {corpus.dtype}"
+        )
+    if queries.dtype == torch.int8 and queries.shape[1] > LONGEST_CODE:
+        raise ValueError(
+            f"expected int8 codes of d <= {LONGEST_CODE}, whose sums fit int32, "
+            f"got d = {queries.shape[1]}; screen in bfloat16"
+        )
+    if block not in (32, 64):
+        raise ValueError(f"expected a block of 32 or 64 rows, got {block}")
+    if eligible is not None and (
+        eligible.shape != corpus.shape[:1] or eligible.dtype != torch.bool
+    ):
+        raise ValueError(
+            f"expected eligible of shape ({corpus.shape[0]},) and dtype torch.bool, "
+            f"got {tuple(eligible.shape)} and {eligible.dtype}"
+        )
+    return torch.int32 if queries.dtype == torch.int8 else torch.float32
+
+
+def candidates(queries: Tensor, corpus: Tensor, query_index: Tensor, corpus_index: Tensor) -> None:
+    """Check the arguments of the rescoring of candidate pairs."""
+    if queries.dim() != 2 or corpus.dim() != 2 or queries.shape[1] != corpus.shape[1]:
+        raise ValueError(
+            "expected queries of shape (n, d) and corpus of shape (m, d), "
+            f"got {tuple(queries.shape)} and {tuple(corpus.shape)}"
+        )
+    if queries.dtype != corpus.dtype or queries.dtype not in COMPUTED:
+        raise TypeError(
+            "expected queries and corpus of one floating dtype, "
+            f"got {queries.dtype} and {corpus.dtype}"
+        )
+    if query_index.dim() != 1 or query_index.shape != corpus_index.shape:
+        raise ValueError(
+            "expected query_index and corpus_index of one shape (p,), "
+            f"got {tuple(query_index.shape)} and {tuple(corpus_index.shape)}"
+        )
+    if query_index.dtype != torch.int64 or corpus_index.dtype != torch.int64:
+        raise TypeError(
+            f"expected indices of torch.int64, got {query_index.dtype} and {corpus_index.dtype}"
+        )
+
+
+# Of the diagnosis, which takes arrays as well as tensors.
+
+
+def as_tensor(name: str, value: Any) -> Tensor:
+    """Return ``value`` as a dense real tensor, without copying tensors and arrays."""
+    if not isinstance(value, Tensor):
+        try:
+            value = _from_array(np.asarray(value))
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"expected {name} to be a tensor or an array of numbers, got {type(value).__name__}"
+            ) from error
+    if value.layout != torch.strided:
+        raise TypeError(
+            f"expected {name} to be a dense tensor, got layout {value.layout}; "
+            "call .to_dense() first"
+        )
+    if value.is_complex():
+        raise TypeError(f"expected {name} of real numbers, got {value.dtype}")
+    if value.is_meta:
+        raise TypeError(f"expected {name} to hold values, got a tensor on the meta device")
+    tensor: Tensor = value
+    return tensor
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if any(stride < 0 for stride in native.strides):  # torch has no negative strides
+        native = native.copy()
+    with warnings.catch_warnings():
+        # torch warns of read-only memory; nothing here writes to its inputs.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(native)
+
+
+def check_pair(a: Tensor, b: Tensor, dim: int) -> tuple[int, ...]:
+    """Return the broadcast shape of a comparison along ``dim``."""
+    if a.device != b.device:
+        raise ValueError(f"expected both tensors on one device, got {a.device} and {b.device}")
+    try:
+        shape = torch.broadcast_shapes(a.shape, b.shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected b to broadcast with a of shape {tuple(a.shape)}, got {tuple(b.shape)}"
+        ) from error
+    check_dim(dim, len(shape))
+    if 0 in shape:
+        raise ValueError(f"expected at least one element to compare, got shape {tuple(shape)}")
+    return tuple(shape)
+
+
+def check_dim(dim: int, ndim: int) -> None:
+    """Check that ``dim`` names an axis, as torch counts them (0-d tensors have one)."""
+    bound = max(ndim, 1)
+    if not -bound <= dim < bound:
+        raise IndexError(f"expected dim in [{-bound}, {bound - 1}], got {dim}")
+
+
+def check_embeddings(shape: tuple[int, ...], dtype: object) -> None:
+    """Check that a set of embeddings is a matrix of at least two rows."""
+    if len(shape) != 2:
+        raise ValueError(
+            f"expected embeddings of shape (n, d), got {tuple(shape)}; "
+            "flatten the leading axes with x.flatten(0, -2)"
+        )
+    if shape[0] < 2 or shape[1] < 1:
+        raise ValueError(
+            f"expected embeddings of shape (n, d) with n >= 2 and d >= 1, got {tuple(shape)}"
+        )
+    if "complex" in str(dtype) or str(dtype).startswith(("object", "<U", "str")):
+        raise TypeError(f"expected embeddings of real numbers, got {dtype}")
+
+
+def check_labels(labels: Any, n: int) -> np.ndarray[Any, Any]:
+    """Return ``labels`` as n integers counted from 0."""
+    if isinstance(labels, Tensor):
+        labels = labels.detach().cpu().numpy()
+    values = np.asarray(labels)
+    if values.shape != (n,):
+        raise ValueError(f"expected labels of shape ({n},), got {values.shape}")
+    codes: np.ndarray[Any, Any] = np.unique(values, return_inverse=True)[1]
+    return codes.reshape(n)
+
+
+def check_positive(name: str, value: int, least: int = 1) -> None:
+    """Check that ``value`` is a whole number of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"expected {name} to be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"expected {name} >= {least}, got {value}")

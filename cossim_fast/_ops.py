@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cossim_fast import _checks, _composite, _cpu, _cpu_gradients, _cpu_matrix
+from cossim_fast import _checks, _composite, _cpu, _cpu_gradients, _cpu_matrix, _cpu_screen
 from cossim_fast._dispatch import without_autocast
 from cossim_fast._dtypes import cpu_products
 
@@ -108,3 +108,108 @@ def _matrix_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 rowwise_fwd.register_autograd(_rows_backward, setup_context=_save_rows)
 pairwise_fwd.register_autograd(_matrix_backward, setup_context=_save_matrix)
+
+
+def _takes_kernels(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the kernels compute rows like x's in this dtype; composite torch ops do the rest."""
+    from cossim_fast.kernels.configs import supports  # noqa: PLC0415  (imports Triton)
+    from cossim_fast.kernels.launch import on_device  # noqa: PLC0415
+
+    with on_device(x):
+        return x.shape[-1] > 0 and bool(supports(dtype))
+
+
+@rowwise_fwd.register_kernel("cuda")
+def _(x: Tensor, y: Tensor, eps: float) -> Tensor:
+    from cossim_fast.kernels.rowwise import launch_rowwise_fwd  # noqa: PLC0415
+
+    dtype = _checks.paired_rows(x, y)
+    if not _takes_kernels(x, dtype):
+        return _composite.cosine_rows(x, y, -1, eps, dtype).clone()
+    out: Tensor = launch_rowwise_fwd(x, y, eps, dtype)
+    return out
+
+
+@rowwise_bwd.register_kernel("cuda")
+def _(grad: Tensor, x: Tensor, y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    from cossim_fast.kernels.rowwise import launch_rowwise_bwd  # noqa: PLC0415
+
+    if not _takes_kernels(x, _checks.paired_rows(x, y)):
+        by_x, by_y = _composite.rows_gradients(x, y, grad, eps, (True, True))
+        return by_x.contiguous(), by_y.contiguous()  # type: ignore[union-attr]
+    found: tuple[Tensor, Tensor] = launch_rowwise_bwd(grad, x, y, eps)
+    return found
+
+
+@pairwise_fwd.register_kernel("cuda")
+def _(x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
+    from cossim_fast.kernels.pairwise import launch_pairwise_fwd  # noqa: PLC0415
+
+    dtype = _checks.batched_rows(x, y, eps, precision)
+    if not _takes_kernels(x, dtype):
+        return _composite.cosine_matrix(x, y, eps, dtype).clone()
+    out: Tensor = launch_pairwise_fwd(x.to(dtype), y.to(dtype), eps, precision)
+    return out
+
+
+@pairwise_bwd.register_kernel("cuda")
+def _(grad: Tensor, x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
+    from cossim_fast.kernels.pairwise_backward import launch_pairwise_bwd  # noqa: PLC0415
+
+    dtype = _checks.batched_rows(x, y, eps, precision)
+    if not _takes_kernels(x, dtype):
+        return _composite.matrix_gradient(grad, x, y, eps).contiguous()
+    gradient: Tensor = launch_pairwise_bwd(grad, x.to(dtype), y.to(dtype), eps, precision)
+    return gradient.to(x.dtype)
+
+
+@torch.library.custom_op("cossim_fast::block_max", mutates_args=())
+def block_max(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | None) -> Tensor:
+    """The largest <query, row> over each block of corpus rows: (n, ceil(m / block)).
+
+    queries (n, d) and corpus (m, d) are int8 codes, whose sums are exact int32, or bfloat16 rows,
+    summed in float32. Rows where eligible (m,) is False take no part.
+    """
+    _checks.screen(queries, corpus, block, eligible)
+    return _cpu_screen.block_max(queries, corpus, block, eligible)
+
+
+@block_max.register_fake
+def _(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | None) -> Tensor:
+    dtype = _checks.screen(queries, corpus, block, eligible)
+    blocks = (corpus.shape[0] + block - 1) // block
+    return queries.new_empty((queries.shape[0], blocks), dtype=dtype)
+
+
+@block_max.register_kernel("cuda")
+def _(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | None) -> Tensor:
+    from cossim_fast.kernels.topk import launch_block_max  # noqa: PLC0415
+
+    _checks.screen(queries, corpus, block, eligible)
+    out: Tensor = launch_block_max(queries, corpus, block, eligible)
+    return out
+
+
+@torch.library.custom_op("cossim_fast::rescore", mutates_args=())
+def rescore(queries: Tensor, corpus: Tensor, query_index: Tensor, corpus_index: Tensor) -> Tensor:
+    """Fixed-order float64 cosines (p,) of queries[query_index] and corpus[corpus_index].
+
+    A row of zeros gives 0 and a negative index NaN; the bits depend on the two rows alone.
+    """
+    _checks.candidates(queries, corpus, query_index, corpus_index)
+    return _cpu_screen.rescore(queries, corpus, query_index, corpus_index)
+
+
+@rescore.register_fake
+def _(queries: Tensor, corpus: Tensor, query_index: Tensor, corpus_index: Tensor) -> Tensor:
+    _checks.candidates(queries, corpus, query_index, corpus_index)
+    return queries.new_empty(query_index.shape, dtype=torch.float64)
+
+
+@rescore.register_kernel("cuda")
+def _(queries: Tensor, corpus: Tensor, query_index: Tensor, corpus_index: Tensor) -> Tensor:
+    from cossim_fast.kernels.rescore import launch_rescore  # noqa: PLC0415
+
+    _checks.candidates(queries, corpus, query_index, corpus_index)
+    out: Tensor = launch_rescore(queries, corpus, query_index, corpus_index)
+    return out

@@ -231,7 +231,8 @@ def _rows(executor: Executor, x: Tensor, y: Tensor, eps: float, dtype: torch.dty
     if executor is Executor.COMPOSITE:
         return _composite.cosine_rows(x, y, -1, eps, dtype)
     width = x.shape[-1]
-    flat = torch.ops.cossim_fast.rowwise_fwd(x.reshape(-1, width), y.reshape(-1, width), eps)
+    rows = x.shape[:-1].numel()
+    flat = torch.ops.cossim_fast.rowwise_fwd(x.reshape(rows, width), y.reshape(rows, width), eps)
     return flat.view(x.shape[:-1]).to(dtype)  # type: ignore[no-any-return]
 
 

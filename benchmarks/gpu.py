@@ -1,0 +1,264 @@
+"""Benchmark the GPU kernels against torch, and write what was measured with the device's name.
+
+    python -P benchmarks/gpu.py
+
+Every case runs its contenders in turn on inputs that rotate through buffers larger than the
+second-level cache, timed with device events. The roofline is measured in the same run: a copy for
+bandwidth, a matrix product for each dtype. ``share`` is the time that the roofline allows over the
+median time taken. The result goes to benchmarks/results/DEVICE.json; nothing is claimed elsewhere.
+"""
+
+import json
+import platform
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import cossim_fast._ops  # noqa: F401  (registers the ops)
+from cossim_fast.functional import cosine_similarity, pairwise_cosine
+
+RESULTS = Path(__file__).parent / "results"
+REPEATS = 30
+WARM_UP = 5
+EPS = 1e-8
+Run = Callable[[dict[str, Tensor]], Tensor]
+
+
+class DeviceClock:
+    """Times calls with device events, so that the host's share does not count."""
+
+    def milliseconds(self, run: Callable[[], object]) -> float:
+        """Time one call."""
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One task: its inputs, its contenders, and the bytes and operations it cannot do without."""
+
+    name: str
+    dtype: torch.dtype
+    shapes: dict[str, tuple[int, ...]]
+    contenders: dict[str, Run]
+    moved: int
+    operations: int = 0
+    oracle: Run | None = None  # in float64, of the first rows
+
+    def inputs(self, device: str, seed: int) -> dict[str, Tensor]:
+        """Draw one set of inputs."""
+        generator = torch.Generator(device).manual_seed(seed)
+        drawn = {}
+        for name, shape in self.shapes.items():
+            if self.dtype == torch.int8:
+                drawn[name] = torch.randint(
+                    -127, 128, shape, generator=generator, device=device, dtype=torch.int8
+                )
+            else:
+                drawn[name] = torch.randn(shape, generator=generator, device=device).to(self.dtype)
+        return drawn
+
+
+def rotating_inputs(case: Case, device: str, cache_bytes: int) -> list[dict[str, Tensor]]:
+    """Enough sets of inputs that each is out of the cache when its turn comes again."""
+    first = case.inputs(device, 0)
+    size = sum(x.numel() * x.element_size() for x in first.values())
+    count = 1 + -(-2 * cache_bytes // max(size, 1))
+    return [first, *(case.inputs(device, seed) for seed in range(1, min(count, 64)))]
+
+
+def measure(case: Case, device: str, clock, cache_bytes: int) -> dict[str, list[float]]:
+    """Milliseconds of each contender, which take turns so that drift hits them alike."""
+    buffers = rotating_inputs(case, device, cache_bytes)
+    times: dict[str, list[float]] = {name: [] for name in case.contenders}
+    for i in range(WARM_UP + REPEATS):
+        for name, run in case.contenders.items():
+            inputs = buffers[i % len(buffers)]
+            taken = clock.milliseconds(lambda run=run, inputs=inputs: run(inputs))
+            if i >= WARM_UP:
+                times[name].append(taken)
+    return times
+
+
+def errors(case: Case, device: str) -> dict[str, float]:
+    """Largest error of each contender in the rows that the oracle looks at."""
+    if case.oracle is None:
+        return {}
+    inputs = case.inputs(device, 0)
+    expected = case.oracle(inputs)
+    rows = expected.shape[0]
+    return {
+        name: float((run(inputs)[:rows].double() - expected).abs().max())
+        for name, run in case.contenders.items()
+    }
+
+
+def measured_roofline(device: str, clock, size: int) -> dict[str, float]:
+    """Bytes a second of a copy, and operations a second of a matrix product for each dtype."""
+
+    def best(run: Callable[[], object]) -> float:
+        return min(clock.milliseconds(run) for _ in range(WARM_UP + REPEATS)) / 1e3
+
+    source = torch.zeros(64 * size * size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    found = {"copy": 2 * source.numel() / best(lambda: target.copy_(source))}
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        x = torch.randn(size, size, device=device).to(dtype)
+        found[str(dtype)] = 2 * size**3 / best(lambda x=x: x @ x.mT)
+    codes = torch.ones(size, size, dtype=torch.int8, device=device)
+    found[str(torch.int8)] = 2 * size**3 / best(lambda: torch._int_mm(codes, codes.mT))
+    return found
+
+
+def summary(case: Case, times: dict[str, list[float]], roofline: dict[str, float]) -> dict:
+    """Median and quartiles of each contender, and its share of the measured roofline."""
+    floor = case.moved / roofline["copy"]
+    if case.operations:
+        floor = max(floor, case.operations / roofline[str(case.dtype)])
+    rows = {}
+    for name, taken in times.items():
+        low, median, high = statistics.quantiles(taken, n=4)
+        rows[name] = {
+            "median_ms": median,
+            "quartiles_ms": [low, high],
+            "share": floor * 1e3 / median,
+        }
+    return {"dtype": str(case.dtype), "shapes": case.shapes, "contenders": rows}
+
+
+def _normalised_product(inputs: dict[str, Tensor]) -> Tensor:
+    return F.normalize(inputs["x"], dim=-1) @ F.normalize(inputs["y"], dim=-1).mT
+
+
+def _rows_oracle(inputs: dict[str, Tensor]) -> Tensor:
+    return F.cosine_similarity(inputs["x"][:64].double(), inputs["y"][:64].double(), eps=EPS)
+
+
+def _pairs_oracle(inputs: dict[str, Tensor]) -> Tensor:
+    return _normalised_product({"x": inputs["x"][:64].double(), "y": inputs["y"].double()})
+
+
+def _with_gradients(function: Run) -> Run:
+    """The forward and both gradients of the sum, under torch's own automatic differentiation."""
+
+    def run(inputs: dict[str, Tensor]) -> Tensor:
+        leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+        return torch.autograd.grad(function(leaves).sum(), list(leaves.values()))[0]
+
+    return run
+
+
+def cases(compiled: Callable = torch.compile, scale: int = 1) -> list[Case]:
+    """What is measured; ``scale`` divides the numbers of rows."""
+    found = []
+    rows, d = 2**19 // scale, 768
+    for dtype in (torch.float16, torch.float32):
+        size = dtype.itemsize
+        shapes = {"x": (rows, d), "y": (rows, d)}
+
+        def ours(inputs):
+            return cosine_similarity(inputs["x"], inputs["y"], dim=-1)
+
+        def theirs(inputs):
+            return F.cosine_similarity(inputs["x"], inputs["y"], dim=-1)
+
+        moved = 2 * rows * d * size + rows * size
+        contenders = {"cossim_fast": ours, "torch": theirs, "torch compiled": compiled(theirs)}
+        found.append(Case("paired rows", dtype, shapes, contenders, moved, oracle=_rows_oracle))
+        gradients = {name: _with_gradients(run) for name, run in contenders.items()}
+        found.append(Case("paired rows, with gradients", dtype, shapes, gradients, 3 * moved))
+    n = 16384 // scale
+    precisions = ("highest", "high", "medium")
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        shapes = {"x": (n, d), "y": (n, d)}
+        contenders = {
+            f"cossim_fast, {p}": lambda inputs, p=p: pairwise_cosine(**inputs, precision=p)
+            for p in (precisions if dtype == torch.float32 else precisions[:1])
+        }
+        contenders |= {
+            "normalize and matmul": _normalised_product,
+            "normalize and matmul, compiled": compiled(_normalised_product),
+            "matmul alone": lambda inputs: inputs["x"] @ inputs["y"].mT,
+        }
+        moved = (2 * n * d + n * n) * dtype.itemsize
+        found.append(
+            Case("pairwise", dtype, shapes, contenders, moved, 2 * n * n * d, _pairs_oracle)
+        )
+        gradients = {
+            name: _with_gradients(run) for name, run in contenders.items() if "alone" not in name
+        }
+        found.append(
+            Case("pairwise, with gradients", dtype, shapes, gradients, 3 * moved, 6 * n * n * d)
+        )
+    queries, corpus, width = 4096 // scale, 2**20 // scale, 128
+    found.append(
+        Case(
+            "block maxima",
+            torch.int8,
+            {"queries": (queries, width), "corpus": (corpus, width)},
+            {
+                "cossim_fast": lambda inputs: torch.ops.cossim_fast.block_max(
+                    **inputs, block=64, eligible=None
+                ),
+            },
+            (queries + corpus) * width + 4 * queries * corpus // 64,
+            2 * queries * corpus * width,
+        )
+    )
+    return found
+
+
+def run(
+    chosen: list[Case], device: str, device_name: str, clock, cache_bytes: int, size: int
+) -> dict:
+    """Measure everything; return what is written."""
+    roofline = measured_roofline(device, clock, size)
+    results = {}
+    for case in chosen:
+        row = summary(case, measure(case, device, clock, cache_bytes), roofline)
+        for name, error in errors(case, device).items():
+            row["contenders"][name]["largest_error"] = error
+        results[f"{case.name}, {str(case.dtype).removeprefix('torch.')}"] = row
+    return {
+        "device": device_name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "repeats": REPEATS,
+        "roofline_per_second": roofline,
+        "cases": results,
+    }
+
+
+def write(report: dict, folder: Path = RESULTS) -> Path:
+    """Write the report under its device's name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^a-z0-9]+", "-", report["device"].lower()).strip("-")
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def main() -> int:
+    """Run on the current CUDA device."""
+    if not torch.cuda.is_available():
+        print("benchmarks/gpu.py needs a GPU; torch sees none", file=sys.stderr)
+        return 1
+    properties = torch.cuda.get_device_properties(0)
+    report = run(cases(), "cuda", properties.name, DeviceClock(), properties.L2_cache_size, 8192)
+    print(write(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

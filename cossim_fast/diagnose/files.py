@@ -1,0 +1,102 @@
+"""Read a matrix of embeddings, or its labels, from a file; large ones stay on disk."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cossim_fast.diagnose.extras import require
+
+
+class BadFileError(ValueError):
+    """A file that is missing, damaged, of an unknown kind, or without a fitting array."""
+
+
+def load(path: str | Path, *, key: str | None = None, ndim: int = 2) -> Any:
+    """Return the array of ``ndim`` axes that a file holds.
+
+    ``.npy`` stays a memory map. ``.npz``, ``.pt`` and ``.safetensors`` may hold several
+    arrays: ``key`` names one, and is not needed where one alone has the right number of
+    axes. ``.pt`` is read with ``weights_only=True``, so no code in it runs. ``.parquet``
+    holds one column of lists, or one number a column.
+
+    Raises:
+        BadFileError: what was expected, what the file holds, and what to pass.
+    """
+    path = Path(path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise BadFileError(f"expected a file ending in {', '.join(_READERS)}, got {path.name!r}")
+    if not path.is_file():
+        raise BadFileError(f"expected a file at {path}, and there is none")
+    try:
+        held = reader(path)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # every reader has errors of its own
+        raise BadFileError(f"{path} cannot be read as {path.suffix}: {error}") from error
+    if not isinstance(held, dict):
+        held = {"": held}
+    arrays = {name: each for name, each in held.items() if isinstance(each, (Tensor, np.ndarray))}
+    return _choose(arrays, key, ndim, path)
+
+
+def _choose(arrays: dict[str, Any], key: str | None, ndim: int, path: Path) -> Any:
+    shapes = ", ".join(f"{name or 'array'} {tuple(each.shape)}" for name, each in arrays.items())
+    if key is not None:
+        if key not in arrays:
+            raise BadFileError(f"expected {key!r} in {path}, which holds {shapes or 'no array'}")
+        return arrays[key]
+    fitting = [each for each in arrays.values() if each.ndim == ndim]
+    if len(fitting) == 1:
+        return fitting[0]
+    fix = "; name one with its key" if len(fitting) > 1 else ""
+    raise BadFileError(
+        f"expected one array of {ndim} axes in {path}, which holds {shapes or 'no array'}{fix}"
+    )
+
+
+def _npy(path: Path) -> Any:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _npz(path: Path) -> Any:
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _pt(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _safetensors(path: Path) -> Any:
+    return require("safetensors.torch", extra="cli").load_file(path)
+
+
+def _parquet(path: Path) -> Any:
+    table = require("pyarrow.parquet", extra="cli").read_table(path)
+    columns = {name: table.column(name).combine_chunks() for name in table.column_names}
+    lists = {
+        name: column
+        for name, column in columns.items()
+        if hasattr(column, "flatten") and hasattr(column.type, "value_type")
+    }
+    if lists:
+        return {
+            name: column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+            for name, column in lists.items()
+        }
+    if len(columns) == 1:
+        return next(iter(columns.values())).to_numpy(zero_copy_only=False)
+    return np.stack([column.to_numpy(zero_copy_only=False) for column in columns.values()], 1)
+
+
+_READERS = {
+    ".npy": _npy,
+    ".npz": _npz,
+    ".pt": _pt,
+    ".safetensors": _safetensors,
+    ".parquet": _parquet,
+}

@@ -1,0 +1,98 @@
+"""The shape that both reports share: a finding first, then its evidence, then the facts."""
+
+import html
+import math
+import textwrap
+from dataclasses import dataclass
+
+WIDTH = 88
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One cause: its name, the numbers that show it, and what to do about it."""
+
+    name: str
+    evidence: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a report prints: a title, its findings, tables of facts, and remarks."""
+
+    title: str
+    findings: tuple[Finding, ...]
+    tables: tuple[tuple[tuple[str, ...], ...], ...]
+    remarks: tuple[str, ...] = ()
+
+
+def as_text(note: Note) -> str:
+    """Render a note for a terminal."""
+    first, *others = note.findings
+    lines = [f"{note.title}: {first.name}", ""]
+    lines += _wrap("why", sentence(first.evidence)) + _wrap("do", first.advice)
+    for other in others:
+        lines += _wrap("also", f"{other.name}: {other.evidence}")
+    for remark in note.remarks:
+        lines += _wrap("note", remark)
+    for table in note.tables:
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines.append("")
+        for row in table:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            lines.append("  " + "   ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def as_html(note: Note) -> str:
+    """Render a note as an HTML fragment, for notebooks and the report."""
+    first, *others = note.findings
+    parts = [
+        f"<h3>{html.escape(note.title)}: <code>{html.escape(first.name)}</code></h3>",
+        f"<p>{html.escape(sentence(first.evidence))}</p>",
+        f"<p><b>What to do.</b> {html.escape(first.advice)}</p>",
+    ]
+    parts += [
+        f"<p>Also <code>{html.escape(other.name)}</code>: {html.escape(other.evidence)}</p>"
+        for other in others
+    ]
+    parts += [f"<p>{html.escape(remark)}</p>" for remark in note.remarks]
+    for table in note.tables:
+        rows = (
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in table
+        )
+        parts.append("<table>" + "".join(rows) + "</table>")
+    return "\n".join(parts)
+
+
+def sentence(text: str) -> str:
+    """Begin with a capital."""
+    return text[:1].upper() + text[1:]
+
+
+def number(value: float, digits: int = 4) -> str:
+    """Format a figure to ``digits`` significant digits, without trailing noise."""
+    return f"{value:.{digits}g}"
+
+
+def cosine(value: float) -> str:
+    """Format a cosine; near ±1 by its distance from it, which is what is left to see.
+
+    >>> cosine(0.25), cosine(1.0), cosine(1 - 3e-9)
+    ('0.2500', '1', '1 - 3e-09')
+    """
+    gap = 1 - abs(value)
+    if math.isnan(value):
+        return "not defined"
+    if abs(gap) >= 5e-4:
+        return f"{value:.4f}"
+    if abs(gap) < 1e-15:
+        return "1" if value > 0 else "-1"
+    sign = "-" if (gap > 0) == (value > 0) else "+"
+    return f"{'1' if value > 0 else '-1'} {sign} {abs(gap):.1g}"
+
+
+def _wrap(label: str, text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=f"  {label:<6}", subsequent_indent=" " * 8)

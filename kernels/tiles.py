@@ -1,0 +1,102 @@
+"""Device helpers that two or more kernels share: tile order, powers of two, the clamp, scores."""
+
+import triton
+import triton.language as tl
+
+# A row whose squared norm lies outside these bounds is scaled by a power of two before it is
+# squared: below, squares become subnormal and lose bits; above, sums of products overflow.
+SMALLEST_SQUARE = tl.constexpr(2.0**-100)
+LARGEST_SQUARE = tl.constexpr(2.0**100)
+
+
+@triton.jit
+def grouped_tile(tile, TILES_N, TILES_M, GROUP: tl.constexpr):
+    """Map a linear index to a tile so that GROUP row tiles share the column tiles in L2.
+
+    Within a group the row tile moves fastest, so a column tile is read once a group.
+    """
+    group_size = GROUP * TILES_M
+    first_n = (tile // group_size) * GROUP
+    rows = min(TILES_N - first_n, GROUP)
+    within = tile % group_size
+    return first_n + within % rows, within // rows
+
+
+@triton.jit
+def load_tile(
+    x_ptr,  # (B, N, D), or a descriptor of it
+    stride_xb,
+    stride_xn,
+    stride_xd,
+    batch,
+    first_n,
+    first_d,
+    N,
+    D,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """Load rows [first_n, +BLOCK_N) and columns [first_d, +BLOCK_D) of x[batch], 0 outside."""
+    if DESCRIPTORS:
+        tile = tl.reshape(x_ptr.load([batch, first_n, first_d]), (BLOCK_N, BLOCK_D))
+    else:
+        row = tl.cast(first_n, tl.int64) + tl.arange(0, BLOCK_N)
+        column = tl.cast(first_d, tl.int64) + tl.arange(0, BLOCK_D)
+        pointer = x_ptr + tl.cast(batch, tl.int64) * stride_xb
+        pointer += row[:, None] * stride_xn + column[None, :] * stride_xd
+        tile = tl.load(pointer, mask=(row < N)[:, None] & (column < D)[None, :], other=0.0)
+    return tile
+
+
+@triton.jit
+def power_of_two(exponent):
+    """2**exponent as float32, built from its bits; -126 <= exponent <= 127."""
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def times_power_of_two(x, exponent):
+    """X * 2**exponent in two exact steps, so that |exponent| may reach 252."""
+    half = exponent // 2
+    return x * power_of_two(half) * power_of_two(exponent - half)
+
+
+@triton.jit
+def binary_exponent(x):
+    """Exponent of a float32 x >= 0; -127 for zero and subnormal values."""
+    return (x.to(tl.int32, bitcast=True) >> 23) - 127
+
+
+@triton.jit
+def out_of_range(square):
+    """Whether a squared norm says that its row must be looked at again (true for NaN)."""
+    return ~((square >= SMALLEST_SQUARE) & (square <= LARGEST_SQUARE))
+
+
+@triton.jit
+def scaling_exponent(largest, square, eps, D):
+    """Power of two that brings a row's largest magnitude into [1, 2), or 0 to leave the row alone.
+
+    Left alone are rows in range, rows of zeros, rows that hold NaN or an infinity, and rows whose
+    norm cannot exceed eps: what such a row loses to underflow is lost against eps anyway.
+    """
+    not_a_number = square != square  # noqa: PLR0124
+    finite = (largest < float("inf")) & ~not_a_number
+    above_eps = largest * tl.sqrt(tl.cast(D, tl.float32)) > eps
+    scale = out_of_range(square) & finite & (largest > 0) & above_eps
+    return tl.where(scale, binary_exponent(largest), 0)
+
+
+@triton.jit
+def inverse_norm(square, exponent, eps):
+    """1 / max(norm, eps) of the row scaled by 2**-exponent; NaN for a row that is not finite."""
+    norm = tl.sqrt_rn(square)
+    inverse = tl.div_rn(1.0, tl.maximum(norm, times_power_of_two(eps, -exponent)))
+    return tl.where(norm < float("inf"), inverse, float("nan"))
+
+
+@triton.jit
+def clamp_cosine(c):
+    """Clamp to [-1, 1] and keep NaN, which plain minimum and maximum would lose."""
+    return tl.clamp(c, -1.0, 1.0, propagate_nan=tl.PropagateNan.ALL)

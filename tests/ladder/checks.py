@@ -1,0 +1,191 @@
+"""One numerical check an op, run by the interpreted rungs, on a GPU, and against each mutant.
+
+Each takes ``load``, which imports a module of the kernels (or of a mutant of them), and ragged
+shapes that no tile divides.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ladder import oracle
+from ladder.memory import checked_memory, guarded_outputs, huge_row_strides, margined
+from ladder.runtime import DEVICE, INTERPRETING
+
+Load = Callable[[str], object]
+EPS = 1e-8
+F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
+
+
+def on_device(*tensors: Tensor) -> list[Tensor]:
+    """Move to the device under test, each surrounded by NaN that a stray read would pick up."""
+    return [margined(x).to(DEVICE) if DEVICE == "cpu" else margined(x.to(DEVICE)) for x in tensors]
+
+
+def guards() -> tuple:
+    """Checked addresses where the interpreter runs, sentinels around outputs everywhere."""
+    return (checked_memory() if INTERPRETING else nullcontext()), guarded_outputs()
+
+
+def check_rowwise_fwd(load: Load, dtype: torch.dtype = F32, n: int = 131, d: int = 67) -> None:
+    x, y = oracle.inputs(n, d, dtype=dtype), oracle.inputs(n, d, dtype=dtype, seed=1)
+    memory, outputs = guards()
+    with memory, outputs:
+        got = load("rowwise").launch_rowwise_fwd(*on_device(x, y), EPS)
+    plain = F.cosine_similarity(x, y, dim=-1, eps=EPS)
+    oracle.assert_no_worse(got.cpu(), plain, oracle.cosine(x, y, EPS))
+
+
+def check_rowwise_bwd(load: Load, dtype: torch.dtype = F32, n: int = 131, d: int = 67) -> None:
+    x, y = oracle.inputs(n, d, dtype=dtype), oracle.inputs(n, d, dtype=dtype, seed=1)
+    grad = oracle.inputs(n, dtype=dtype, seed=2)
+    memory, outputs = guards()
+    with memory, outputs:
+        got = load("rowwise").launch_rowwise_bwd(*on_device(grad, x, y), EPS)
+    plain = oracle.torch_gradients(x, y, grad, EPS, paired=True)
+    expected = oracle.gradients(x, y, grad, EPS, paired=True)
+    for side in range(2):
+        oracle.assert_no_worse(got[side].cpu(), plain[side], expected[side])
+
+
+def check_pairwise_fwd(
+    load: Load,
+    dtype: torch.dtype = F32,
+    shape: tuple[int, int, int, int] = (2, 131, 77, 67),
+    precision: str = "highest",
+) -> None:
+    b, n, m, d = shape
+    x, y = oracle.inputs(b, n, d, dtype=dtype), oracle.inputs(b, m, d, dtype=dtype, seed=1)
+    memory, outputs = guards()
+    with memory, outputs:
+        got = load("pairwise").launch_pairwise_fwd(*on_device(x, y), EPS, precision)
+    plain = plain_pairwise(x, y, precision)
+    oracle.assert_no_worse(got.cpu(), plain, oracle.pairwise(x, y, EPS))
+
+
+def plain_pairwise(x: Tensor, y: Tensor, precision: str) -> Tensor:
+    """What torch gives: its function, or for a lower precision the product of rounded factors."""
+    if x.dtype != F32 or precision == "highest":
+        return F.cosine_similarity(x[:, :, None, :], y[:, None, :, :], dim=-1, eps=EPS)
+    return oracle.rounded_product(x, y, EPS, precision)
+
+
+def check_pairwise_bwd(
+    load: Load,
+    dtype: torch.dtype = F32,
+    shape: tuple[int, int, int, int] = (2, 131, 77, 67),
+) -> None:
+    b, n, m, d = shape
+    x, y = oracle.inputs(b, n, d, dtype=dtype), oracle.inputs(b, m, d, dtype=dtype, seed=1)
+    grad = oracle.inputs(b, n, m, dtype=F32, seed=2)
+    launch = load("pairwise_backward").launch_pairwise_bwd
+    memory, outputs = guards()
+    with memory, outputs:
+        g, xs, ys = on_device(grad, x, y)
+        got = launch(g, xs, ys, EPS), launch(g.mT, ys, xs, EPS)
+    plain = oracle.torch_gradients(x, y, grad, EPS, paired=False)
+    expected = oracle.gradients(x, y, grad, EPS, paired=False)
+    for side in range(2):
+        oracle.assert_no_worse(got[side].cpu(), plain[side], expected[side])
+
+
+def codes(n: int, d: int, dtype: torch.dtype, seed: int) -> Tensor:
+    if dtype == torch.int8:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(-127, 128, (n, d), generator=generator, dtype=torch.int8)
+    return F.normalize(oracle.inputs(n, d, dtype=F32, seed=seed)).to(dtype)
+
+
+def check_block_max(
+    load: Load,
+    dtype: torch.dtype = torch.int8,
+    shape: tuple[int, int, int] = (131, 203, 67),
+    block: int = 64,
+    *,
+    some_eligible: bool = True,
+) -> None:
+    n, m, d = shape
+    queries, corpus = codes(n, d, dtype, 0), codes(m, d, dtype, 1)
+    eligible = torch.ones(m, dtype=torch.bool)
+    if some_eligible:
+        # One whole block without a row that may be returned, and every third row elsewhere.
+        eligible[1::3] = False
+        eligible[block : 2 * block] = False
+    memory, outputs = guards()
+    with memory, outputs:
+        on_gpu = on_device(queries, corpus)
+        mask = eligible.to(DEVICE) if some_eligible else None
+        got = load("topk").launch_block_max(*on_gpu, block, mask).cpu()
+    scores = queries.double() @ corpus.double().T
+    scores[:, ~eligible] = -torch.inf
+    padded = F.pad(scores, (0, -m % block), value=-torch.inf)
+    expected = padded.view(n, -1, block).amax(-1)
+    empty = expected == -torch.inf
+    assert got.shape == expected.shape
+    if dtype == torch.int8:
+        assert bool((got[empty] == torch.iinfo(torch.int32).min).all())
+        assert bool((got[~empty].double() == expected[~empty]).all())
+    else:
+        assert bool((got[empty] == -torch.inf).all())
+        plain = (queries.float() @ corpus.float().T).double()
+        allowed = 2 * oracle.error(plain, queries.double() @ corpus.double().T)
+        assert oracle.error(got[~empty], expected[~empty]) <= max(allowed, 2**-24)
+
+
+def check_rescore(load: Load, dtype: torch.dtype = F32, d: int = 67, pairs: int = 77) -> None:
+    queries, corpus = oracle.inputs(13, d, dtype=dtype), oracle.inputs(29, d, dtype=dtype, seed=1)
+    generator = torch.Generator().manual_seed(3)
+    query_index = torch.randint(0, 13, (pairs,), generator=generator)
+    corpus_index = torch.randint(0, 29, (pairs,), generator=generator)
+    memory, outputs = guards()
+    with memory, outputs:
+        indices = query_index.to(DEVICE), corpus_index.to(DEVICE)
+        got = load("rescore").launch_rescore(*on_device(queries, corpus), *indices)
+    expected = oracle.cosine(queries[query_index], corpus[corpus_index], 0.0)
+    # Two float64 sums in different orders: numerics promises 2^-48 between processors.
+    assert oracle.error(got.cpu(), expected) <= 2**-48
+
+
+def check_offsets(load: Load, name: str = "pairwise") -> None:
+    """Rows 2^30 elements apart: every element is asked for where 64-bit arithmetic puts it.
+
+    The stride fits 32 bits and the offset of the third row does not.
+    """
+    stride, n, d = 2**30, 3, 16
+    x = torch.zeros(1, n, d, dtype=torch.int8 if name == "topk" else F32)
+    module = load(name)
+    kernel, launch = {
+        "row_norm": ("_row_norm_kernel", lambda: module.launch_row_norm(x, EPS)),
+        "rowwise": ("_rowwise_fwd_kernel", lambda: module.launch_rowwise_fwd(x[0], x[0], EPS)),
+        "pairwise": ("_pairwise_fwd_kernel", lambda: module.launch_pairwise_fwd(x, x, EPS)),
+        "pairwise_backward": (
+            "_pairwise_bwd_product_kernel",
+            lambda: module.launch_pairwise_bwd(torch.zeros(1, n, n), x, x, EPS),
+        ),
+        "topk": ("_block_max_kernel", lambda: module.launch_block_max(x[0], x[0])),
+    }[name]
+    with huge_row_strides(module, kernel, stride) as seen:
+        launch()
+    elements = {
+        x.data_ptr() + x.element_size() * (row * stride + column)
+        for row in range(n)
+        for column in range(d)
+    }
+    missing = len(elements - seen)
+    assert missing == 0, f"{missing} of {len(elements)} elements were looked for elsewhere"
+
+
+def check_small_gradients(load: Load) -> None:
+    """The mean over a large matrix hands in gradients of 1e-9, which float16 rounds to 0."""
+    x, y = oracle.inputs(1, 33, 67, dtype=F16), oracle.inputs(1, 29, 67, dtype=F16, seed=1)
+    grad = oracle.inputs(1, 33, 29, dtype=F32, seed=2)
+    launch = load("pairwise_backward").launch_pairwise_bwd
+    g, x, y = on_device(grad, x / 2**9, y)
+    large, small = launch(g, x, y, EPS), launch(g * 2.0**-16, x, y, EPS)
+    # A power of two changes nothing but the exponent, until the result itself is subnormal.
+    normal = small.abs() >= 2.0**-14
+    assert int(normal.sum()) > 0
+    assert bool((small[normal].double() * 2.0**16 == large[normal].double()).all())

@@ -1,0 +1,164 @@
+"""What is compiled: every kernel, dtype and configuration that a launcher can choose."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from cossim_fast._checks import PRECISIONS
+from ladder.runtime import kernels
+
+QUICK_ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
+# The others share their tiles with one of these.
+FULL_ARCHS = (*QUICK_ARCHS, "sm_86", "sm_89", "sm_120", "gfx90a")
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+FLOATS = (F16, BF16, F32)
+EPS = 1e-8
+
+
+@dataclass(frozen=True)
+class Case:
+    """One launch to compile. ``core`` cases are compiled by every test run."""
+
+    kernel: str  # the kernel that this case is about; a launcher may launch others too
+    dtype: torch.dtype
+    variant: str
+    launch: Callable[[], object]
+    core: bool = False
+    tensor_core: bool = False  # whether the innermost loop must hold matrix instructions
+
+    @property
+    def name(self) -> str:
+        words = (self.kernel, str(self.dtype).removeprefix("torch."), self.variant)
+        return " ".join(word for word in words if word)
+
+
+def _rows(n: int, d: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(n, d, dtype=dtype)
+
+
+def row_cases() -> Iterator[Case]:
+    """Row norm and paired rows: one configuration for each width of a step."""
+    row_norm, rowwise = kernels("row_norm"), kernels("rowwise")
+    for dtype in FLOATS:
+        # 67 is loaded element by element; the others are the widths of a step.
+        for d in (64, 128, 256, 768, 67) if dtype == F32 else (768, 67):
+            x, g = _rows(64, d, dtype), torch.zeros(64, dtype=dtype)
+            core = d == 768 and dtype == F32
+            yield Case(
+                "row_norm",
+                dtype,
+                f"d={d}",
+                lambda x=x: row_norm.launch_row_norm(x[None], EPS),
+                core,
+            )
+            yield Case(
+                "rowwise_fwd",
+                dtype,
+                f"d={d}",
+                lambda x=x: rowwise.launch_rowwise_fwd(x, x, EPS),
+                core,
+            )
+            yield Case(
+                "rowwise_bwd",
+                dtype,
+                f"d={d}",
+                lambda x=x, g=g: rowwise.launch_rowwise_bwd(g, x, x, EPS),
+                core,
+            )
+
+
+def pairwise_cases() -> Iterator[Case]:
+    """Both directions; ragged rows, which no descriptor describes and no wide load can take."""
+    forward = kernels("pairwise").launch_pairwise_fwd
+    backward = kernels("pairwise_backward").launch_pairwise_bwd
+    for dtype in FLOATS:
+        for precision in PRECISIONS if dtype == F32 else ("",):
+            for n, d in ((512, 768), (131, 67)):
+                x = torch.zeros(2, n, d, dtype=dtype)
+                variant = f"{precision} {'aligned' if d == 768 else 'ragged'}".strip()
+                p = precision or "highest"
+                core = d == 768
+                yield Case(
+                    "pairwise_fwd",
+                    dtype,
+                    variant,
+                    lambda x=x, p=p: forward(x, x, EPS, p),
+                    core,
+                    True,
+                )
+                for side in ("", " transposed"):
+                    g = torch.zeros(2, n, n, dtype=dtype)
+                    g = g.mT if side else g
+                    yield Case(
+                        "pairwise_bwd_product",
+                        dtype,
+                        variant + side,
+                        lambda x=x, p=p, g=g: backward(g, x, x, EPS, p),
+                        core and not side and p == "highest" and dtype != F16,
+                        True,
+                    )
+    for dtype in FLOATS:
+        g, x = torch.zeros(1, 512, 512), torch.zeros(1, 512, 768, dtype=dtype)
+        yield Case(
+            "pairwise_bwd_project",
+            dtype,
+            "",
+            lambda x=x, g=g: backward(g, x, x, EPS),
+            dtype == F32,
+        )
+        if dtype != F32:
+            yield Case(
+                "pairwise_bwd_product",
+                dtype,
+                "float32 gradient",
+                lambda x=x, g=g: backward(g, x, x, EPS),
+                tensor_core=True,
+            )
+            yield Case(
+                "pairwise_fwd",
+                dtype,
+                "float32 result",
+                lambda x=x: forward(x, x, EPS, out_dtype=F32),
+                tensor_core=True,
+            )
+
+
+def topk_cases() -> Iterator[Case]:
+    """Screen, with blocks of each size and few or many queries, and rescoring."""
+    launch = kernels("topk").launch_block_max
+    for dtype in (torch.int8, BF16):
+        corpus, eligible = _rows(512, 768, dtype), torch.ones(512, dtype=torch.bool)
+        for block in (32, 64):
+            for n in (512, 16):
+                yield Case(
+                    "block_max",
+                    dtype,
+                    f"block={block}" + (" few" if n == 16 else ""),
+                    lambda c=corpus, n=n, b=block, e=eligible: launch(c[:n], c, b, e),
+                    core=block == 64 and (n == 512 or dtype == torch.int8),
+                    tensor_core=True,
+                )
+        yield Case(
+            "block_max",
+            dtype,
+            "block=64 all eligible",
+            lambda c=corpus: launch(c, c, 64),
+            tensor_core=True,
+        )
+    index = torch.zeros(64, dtype=torch.int64)
+    for dtype in (*FLOATS, F64):
+        x = _rows(64, 768, dtype)
+        yield Case(
+            "rescore",
+            dtype,
+            "",
+            lambda x=x: kernels("rescore").launch_rescore(x, x, index, index),
+            core=dtype == F32,
+        )
+
+
+def cases(arch: str | None = None) -> list[Case]:
+    """Every case, or those of one architecture: one that shares its tiles gets the core alone."""
+    every = [*row_cases(), *pairwise_cases(), *topk_cases()]
+    return [case for case in every if case.core or arch is None or arch in QUICK_ARCHS]

@@ -1,0 +1,22 @@
+"""Send CPU tensors down the road of CUDA tensors: the public functions then launch kernels."""
+
+import pytest
+import torch
+
+from cossim_fast import _ops
+
+OPS = ("rowwise_fwd", "rowwise_bwd", "pairwise_fwd", "pairwise_bwd", "block_max", "rescore")
+
+
+@pytest.fixture
+def as_cuda(monkeypatch):
+    """Within, every tensor says that it lies on a CUDA device, and each op runs its CUDA body.
+
+    Two things are replaced: what tensors say, which the package's own predicate asks, and the CPU
+    body of each op, which torch's dispatcher would choose.
+    """
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    for name in OPS:
+        bodies = getattr(_ops, name)._backend_fns
+        monkeypatch.setitem(bodies, None, bodies["cuda"])

@@ -1,0 +1,246 @@
+"""The monitor in training runs as they are written: hooks, logs, AMP, compile, DDP."""
+
+import copy
+import csv
+import io
+import json
+import os
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from cossim_fast import diagnose
+from cossim_fast.diagnose import CollapseMonitor, CollapseWarning
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Collapsing(nn.Module):
+    """Adds a constant that outweighs the input from a given call on."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at, self.calls = at, 0
+
+    def forward(self, x):
+        offset = 1000.0 * (self.calls >= self.at)
+        self.calls += 1
+        return x + offset
+
+
+def test_warns_once_at_the_step_where_collapse_begins():
+    network = Collapsing(at=6)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with CollapseMonitor(network, every=2) as monitor:
+            for step in range(12):
+                network(randn(64, 16, seed=step))
+    assert [record["verdict"] for record in monitor.records] == [
+        *["healthy"] * 3,
+        *["point_collapse"] * 3,
+    ]
+    assert len(caught) == 1
+    assert str(caught[0].message).startswith("step 6: point_collapse")
+
+
+def test_records_are_those_of_the_report():
+    batch = randn(40, 8)
+    monitor = CollapseMonitor()
+    monitor.observe(batch)
+    geometry = diagnose.embeddings(batch).geometry
+    (record,) = monitor.records
+    for name in ("mean_cosine", "distance", "rankme", "participation_ratio", "leading"):
+        assert record[name] == pytest.approx(getattr(geometry, name), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("second", "finding"),
+    [
+        (lambda x: x, "same_object"),
+        (lambda x: x.detach(), "shared_storage"),
+        (lambda x: x.clone(), "equal_values"),
+    ],
+)
+def test_comparison_with_itself_is_named_once(second, finding):
+    monitor = CollapseMonitor(every=1)
+    features = randn(16, 8)
+    with pytest.warns(CollapseWarning, match=f"comparison 0: {finding}") as caught:
+        found = [monitor.compare(features, second(features)) for _ in range(3)]
+    assert found == [finding] * 3
+    assert len(caught) == 1
+
+
+def test_memory_is_checked_between_records():
+    monitor = CollapseMonitor(every=100, warn=False)
+    first, second = randn(16, 8), randn(16, 8, seed=1)
+    assert monitor.compare(first, None) is None
+    assert monitor.compare(first, second) is None
+    assert monitor.compare(first, first[:8]) == "shared_storage"
+    assert monitor.records == []
+
+
+def test_different_batches_compare_quietly():
+    monitor = CollapseMonitor(every=1)
+    assert monitor.compare(randn(16, 8), randn(16, 8, seed=1)) is None
+    assert monitor.records[0]["mean_cosine"] == pytest.approx(
+        float(F.cosine_similarity(randn(16, 8), randn(16, 8, seed=1)).mean()), abs=1e-6
+    )
+
+
+def test_a_shorter_last_batch_is_compared_on_the_rows_both_have():
+    monitor = CollapseMonitor(every=1)
+    assert monitor.compare(randn(5, 8), randn(16, 8, seed=1)) is None
+    assert monitor.compare(randn(500), randn(500, seed=1)) is None
+    expected = F.cosine_similarity(randn(500), randn(500, seed=1), dim=0)
+    assert monitor.records[1]["mean_cosine"] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_hook_is_removed_after_an_error():
+    layer = nn.Linear(4, 4)
+    with pytest.raises(RuntimeError, match="shapes"), CollapseMonitor(layer):
+        layer(randn(3, 5))
+    assert len(layer._forward_hooks) == 0
+
+
+def test_outputs_are_untouched_and_keep_their_graph():
+    layer = nn.Linear(8, 8)
+    x = randn(16, 8)
+    expected = layer(x)
+    with CollapseMonitor(layer, every=1):
+        seen = layer(x)
+    assert torch.equal(seen, expected)
+    seen.sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_copies_and_pickles_of_the_module_are_not_watched():
+    layer = nn.Linear(8, 8)
+    with CollapseMonitor(layer, every=1, warn=False) as monitor:
+        copy.deepcopy(layer)(randn(16, 8))
+        buffer = io.BytesIO()
+        torch.save(layer, buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=False)(randn(16, 8))
+        assert monitor.outputs == 0
+        layer(randn(16, 8))
+        assert monitor.outputs == 1
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda x: x, lambda x: (x, None), lambda x: {"hidden": x}, lambda x: [(x,)]],
+    ids=["tensor", "tuple", "dict", "nested"],
+)
+def test_outputs_of_many_kinds(wrap):
+    monitor = CollapseMonitor()
+    monitor.observe(wrap(randn(16, 2, 4)))
+    assert monitor.records[0]["rows"] == 16
+
+
+@pytest.mark.parametrize("output", [None, "text", randn(16), randn(3, 4), torch.empty(0, 4), ()])
+def test_outputs_that_say_nothing_are_passed_over(output):
+    monitor = CollapseMonitor()
+    monitor.observe(output)
+    assert (monitor.outputs, monitor.records) == (1, [])
+
+
+def test_large_batches_are_measured_on_some_rows():
+    monitor = CollapseMonitor(rows=50)
+    monitor.observe(randn(1000, 8))
+    assert monitor.records[0]["rows"] == 50
+
+
+class Writer:
+    def __init__(self):
+        self.scalars = {}
+
+    def add_scalar(self, name, value, step):
+        self.scalars[name, step] = value
+
+
+def test_logs(tmp_path):
+    writer, called = Writer(), []
+    logs = [tmp_path / "log.csv", str(tmp_path / "log.jsonl"), writer, called.append]
+    monitor = CollapseMonitor(every=2, log=logs)
+    for step in range(4):
+        monitor.observe(randn(32, 8, seed=step))
+    monitor.compare(randn(8, 4), randn(8, 4, seed=1))
+    assert called == monitor.records
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == monitor.records
+    with (tmp_path / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["0", "2", "0"]
+    assert float(rows[1]["mean_cosine"]) == monitor.records[1]["mean_cosine"]
+    assert writer.scalars["collapse/output/rankme", 2] == monitor.records[1]["rankme"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"every": 0}, ValueError, "expected every >= 1, got 0"),
+        ({"every": 1.5}, TypeError, "expected every to be an int"),
+        ({"rows": 1}, ValueError, "expected rows >= 2, got 1"),
+        ({"log": "run.txt"}, ValueError, "ending in .csv or .jsonl, got 'run.txt'"),
+        ({"log": 3}, TypeError, "a path, a SummaryWriter, or a callable"),
+    ],
+)
+def test_errors_say_what_was_expected(arguments, error, words):
+    with pytest.raises(error, match=words):
+        CollapseMonitor(**arguments)
+
+
+def test_amp():
+    layer = nn.Linear(64, 64)
+    with CollapseMonitor(layer) as monitor, torch.autocast("cpu", dtype=torch.bfloat16):
+        output = layer(randn(48, 64))
+    assert output.dtype == torch.bfloat16
+    expected = diagnose.embeddings(output.detach()).geometry
+    assert monitor.records[0]["rankme"] == pytest.approx(expected.rankme, rel=1e-9)
+
+
+@pytest.mark.parametrize("attach_to", ["inner", "compiled"])
+def test_torch_compile(attach_to):
+    torch._dynamo.reset()
+    inner = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    compiled = None if attach_to == "inner" else torch.compile(inner, backend="aot_eager")
+    with CollapseMonitor(compiled or inner, every=2, warn=False) as monitor:
+        compiled = compiled or torch.compile(inner, backend="aot_eager")
+        for step in range(4):
+            compiled(randn(32, 8, seed=step)).sum().backward()
+    assert [record["step"] for record in monitor.records] == [0, 2]
+
+
+def _train_in_process(rank, path):
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group(
+        "gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2
+    )
+    torch.manual_seed(0)
+    network = nn.parallel.DistributedDataParallel(nn.Linear(8, 8))
+    log = f"{path}/log.jsonl"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", CollapseWarning)
+        with CollapseMonitor(network, every=2, log=log) as monitor:
+            for step in range(4):
+                batch = randn(32, 8, seed=10 * rank + step) + 1000.0 * (step >= 2)
+                network(batch).sum().backward()
+    count = sum(issubclass(each.category, CollapseWarning) for each in caught)
+    with open(f"{path}/{rank}.json", "w") as file:
+        json.dump({"records": len(monitor.records), "warnings": count}, file)
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
+def test_distributed_data_parallel(tmp_path):
+    torch.multiprocessing.spawn(_train_in_process, (str(tmp_path),), nprocs=2)
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [rank["records"] for rank in ranks] == [2, 2]
+    assert [rank["warnings"] for rank in ranks] == [1, 0]
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2

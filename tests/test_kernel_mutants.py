@@ -1,0 +1,170 @@
+"""Seeded bugs that the checks on values and memory must catch: the proof that they can fail."""
+
+import pytest
+from triton.runtime.errors import InterpreterError
+
+from ladder import checks
+from ladder.checks import BF16, F16
+from ladder.mutants import Mutant, mutated
+from ladder.runtime import needs_interpreter
+
+pytestmark = [pytest.mark.kernel_mutants, needs_interpreter]
+
+MUTANTS = [
+    (
+        Mutant(
+            "row mask off by one",
+            "row_norm",
+            "row_mask = row < ROWS",
+            "row_mask = row <= ROWS",
+        ),
+        checks.check_pairwise_fwd,
+    ),
+    (
+        Mutant(
+            "mask of the last columns off by one",
+            "rowwise",
+            "mask = mask_n[:, None] & (start + column < D)[None, :]\n"
+            "        x = tl.load(x_row[:, None] + (start + column)[None, :] * stride_xd, mask=mask,"
+            " other=0.0)\n        y",
+            "mask = mask_n[:, None] & (start + column <= D)[None, :]\n"
+            "        x = tl.load(x_row[:, None] + (start + column)[None, :] * stride_xd, mask=mask,"
+            " other=0.0)\n        y",
+        ),
+        checks.check_rowwise_fwd,
+    ),
+    (
+        Mutant(
+            "last columns not masked",
+            "tiles",
+            "mask=(row < N)[:, None] & (column < D)[None, :], other=0.0",
+            "mask=(row < N)[:, None] & (column < D + BLOCK_D)[None, :], other=0.0",
+        ),
+        checks.check_pairwise_fwd,
+    ),
+    (
+        Mutant(
+            "tail of d forgotten",
+            "pairwise",
+            "for k in range(0, D, BLOCK_K):",
+            "for k in range(0, D - D % BLOCK_K, BLOCK_K):",
+        ),
+        checks.check_pairwise_fwd,
+    ),
+    (
+        Mutant(
+            "offset unlike its mask's",
+            "pairwise",
+            "out += row[:, None] * stride_on + column[None, :] * stride_om",
+            "out += row[:, None] * stride_on + (column[None, :] + 1) * stride_om",
+        ),
+        checks.check_pairwise_fwd,
+    ),
+    (
+        Mutant(
+            "last tile of columns never started",
+            "tiles",
+            "return first_n + within % rows, within // rows",
+            "return first_n + within % rows, min(within // rows, TILES_M - 2)",
+        ),
+        lambda load: checks.check_pairwise_fwd(load, F16, (1, 40, 300, 67)),
+    ),
+    (
+        Mutant(
+            "norms of the first batch for all",
+            "pairwise",
+            "flat_column = tl.cast(batch, tl.int64) * M + column",
+            "flat_column = column",
+        ),
+        checks.check_pairwise_fwd,
+    ),
+    (
+        Mutant(
+            "32-bit offsets",
+            "tiles",
+            "row = tl.cast(first_n, tl.int64) + tl.arange(0, BLOCK_N)",
+            "row = first_n + tl.arange(0, BLOCK_N)",
+        ),
+        checks.check_offsets,
+    ),
+    (
+        Mutant(
+            "gradient not projected",
+            "rowwise",
+            "grad_x = factor_x[:, None] * (y * inverse_y[:, None] - x * along_x[:, None])",
+            "grad_x = factor_x[:, None] * (y * inverse_y[:, None])",
+        ),
+        checks.check_rowwise_bwd,
+    ),
+    (
+        Mutant(
+            "gradient rounded before it is scaled",
+            "pairwise_backward",
+            "grad *= power_of_two(-exponent_g)[:, None]\n",
+            "exponent_g = exponent_g * 0\n",
+        ),
+        checks.check_small_gradients,
+    ),
+    (
+        Mutant(
+            "sums of the last rows not written",
+            "pairwise_backward",
+            "tl.store(tile, acc, mask=(row < N)[:, None]",
+            "tl.store(tile, acc, mask=(row < N - 1)[:, None]",
+        ),
+        lambda load: checks.check_pairwise_bwd(load, BF16),
+    ),
+    (
+        Mutant(
+            "padding takes part in the maximum",
+            "topk",
+            "keep = column < M\n",
+            "keep = column < M + BLOCK_M\n",
+        ),
+        lambda load: checks.check_block_max(load, BF16, (3, 65, 40), some_eligible=False),
+    ),
+    (
+        Mutant(
+            "maxima of a block past the last",
+            "topk",
+            "(block < tl.cdiv(M, BLOCK))[None, :]",
+            "(block <= tl.cdiv(M, BLOCK))[None, :]",
+        ),
+        lambda load: checks.check_block_max(load, shape=(131, 190, 67)),
+    ),
+    (
+        Mutant(
+            "float32 sums in the rescoring",
+            "rescore",
+            "c = tl.load(corpus_row[:, None] + d * stride_cd, mask=mask, other=0.0).to(tl.float64)",
+            "c = tl.load(corpus_row[:, None] + d * stride_cd, mask=mask, other=0.0)"
+            ".to(tl.float16).to(tl.float64)",
+        ),
+        checks.check_rescore,
+    ),
+    (
+        Mutant(
+            "one pair past the last",
+            "rescore",
+            "in_list = pair < P",
+            "in_list = pair <= P",
+        ),
+        checks.check_rescore,
+    ),
+]
+
+
+@pytest.mark.parametrize(("mutant", "check"), MUTANTS, ids=[mutant.name for mutant, _ in MUTANTS])
+def test_mutant_is_caught(mutant, check, tmp_path):
+    failures = (AssertionError, InterpreterError)
+    with mutated(mutant, tmp_path) as load, pytest.raises(failures) as caught:
+        check(load)
+    # Caught by a check on values or memory, not because the mutant does not even run.
+    if isinstance(caught.value, InterpreterError):
+        assert "OutOfBoundsError" in str(caught.value)
+
+
+def test_a_mutant_whose_line_has_changed_says_so(tmp_path):
+    stale = Mutant("stale", "tiles", "no such line", "")
+    with pytest.raises(ValueError, match="expected its line once"), mutated(stale, tmp_path):
+        pass

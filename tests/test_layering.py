@@ -1,0 +1,169 @@
+"""Who may lean on whom, checked from the imports in the source."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import cossim_fast
+
+PACKAGE = Path(cossim_fast.__file__).parent
+KERNELS = Path(__file__).parent.parent / "kernels"
+
+# Lower layers first: a module may import those before it that are named in its row.
+RULES = {
+    "_reference": set(),
+    "_checks": set(),
+    "_dtypes": set(),
+    "_dispatch": set(),
+    "_broadcast": set(),
+    "testing": set(),
+    "_composite": {"_dtypes"},
+    "_cpu": {"_composite", "_dtypes"},
+    "_cpu_matrix": {"_composite", "_cpu", "_dtypes"},
+    "_cpu_gradients": {"_composite", "_cpu", "_cpu_matrix", "_dtypes"},
+    "_autograd": {
+        "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_dispatch", "_dtypes"
+    },
+    "_cpu_screen": set(),
+    "_ops": {
+        "_checks", "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_cpu_screen",
+        "_dispatch", "_dtypes", "kernels",
+    },
+    "functional": {
+        "_autograd", "_broadcast", "_checks", "_composite", "_cpu", "_cpu_matrix", "_dispatch",
+        "_dtypes", "_ops",
+    },
+    "modules": {"_checks", "functional"},
+    "__init__": {"_ops", "diagnose", "functional", "modules"},
+    # Rooms of several files; a room may import itself.
+    "retrieval": {"functional", "_checks", "_cpu", "_ops"},
+    "diagnose": {"functional", "modules", "_checks", "retrieval"},
+    "integrations": {"__init__", "functional", "modules", "retrieval", "diagnose", "_checks"},
+    "cli": {"__init__", "functional", "modules", "retrieval", "diagnose", "integrations"},
+}  # fmt: skip
+ONLY_IN_FUNCTIONS = {("_ops", "kernels")}
+# What may be imported as a module is loaded; another package only at its first use.
+AT_IMPORT = {"torch", "numpy", "cossim_fast", *sys.stdlib_module_names}
+IN_FUNCTIONS_OF = {"diagnose", "integrations", "cli", "_ops"}
+
+
+def imports_of(source: str) -> list[tuple[str, bool]]:
+    """List what a source imports: dotted name, and whether not as the module is loaded."""
+    found: list[tuple[str, bool]] = []
+
+    def visit(node: ast.AST, inside: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                found.extend((alias.name, inside) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                module = "." * child.level + (child.module or "")
+                parts = module == "cossim_fast" or module.strip(".") == ""
+                names = [f"{module}.{a.name}" if parts else module for a in child.names]
+                found.extend((name, inside) for name in names)
+            later = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            later |= isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+            visit(child, inside or later)
+
+    visit(ast.parse(source), False)
+    return found
+
+
+def room_of(path: Path) -> str:
+    """The module, or the folder of modules, that a file of the package belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def broken_rules(room: str, source: str) -> list[str]:
+    """Say what a source of that room imports against the rules."""
+    broken = []
+    rooms = set(RULES) | {"kernels"}
+    for name, inside in imports_of(source):
+        top, *rest = name.split(".")
+        if top == "":
+            broken.append(f"{room}: relative import {name}")
+        elif top != "cossim_fast":
+            if top not in AT_IMPORT and not (inside and room in IN_FUNCTIONS_OF):
+                broken.append(f"{room}: {name} from outside, at import")
+            if room == "_reference" and top not in ("torch", "__future__"):
+                broken.append(f"{room}: {name}, where torch alone is allowed")
+        else:
+            target = rest[0] if rest and rest[0] in rooms else "__init__"
+            if target != room and target not in RULES[room]:
+                broken.append(f"{room}: {name}")
+            if (room, target) in ONLY_IN_FUNCTIONS and not inside:
+                broken.append(f"{room}: {name} outside a function")
+    return broken
+
+
+SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if "kernels" not in p.parts)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_leans_on_nothing_but_what_it_may(path):
+    room = room_of(path)
+    assert room in RULES, f"{room} is new: say in RULES what it may import"
+    assert broken_rules(room, path.read_text(encoding="utf-8")) == []
+
+
+def test_rules_have_no_cycle_and_nobody_leans_on_the_outermost():
+    order: list[str] = []
+    waiting = {room: needs - {"kernels"} for room, needs in RULES.items()}
+    while waiting:
+        free = [room for room, needs in waiting.items() if needs <= set(order)]
+        assert free, f"a cycle among {sorted(waiting)}"
+        order += free
+        for room in free:
+            del waiting[room]
+    for outer in ("testing", "cli", "_reference"):
+        assert all(outer not in needs for needs in RULES.values())
+
+
+@pytest.mark.parametrize("path", sorted(KERNELS.glob("*.py")), ids=lambda p: p.name)
+def test_kernels_lean_on_triton_torch_and_siblings_alone(path):
+    allowed = {"triton", "torch", "", "__future__", *sys.stdlib_module_names}
+    names = [name for name, _ in imports_of(path.read_text(encoding="utf-8"))]
+    assert [name for name in names if name.split(".")[0] not in allowed] == []
+    if path.name == "__init__.py":
+        assert names == []
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("_checks", "from cossim_fast import _cpu"),
+        ("_checks", "import cossim_fast._cpu"),
+        ("_checks", "import cossim_fast._cpu as c"),
+        ("_checks", "from cossim_fast._cpu import BLOCK"),
+        ("_checks", "from . import _cpu"),
+        ("_checks", "from ._cpu import BLOCK"),
+        ("_checks", "def f():\n    from cossim_fast import functional"),
+        ("_checks", "class A:\n    from cossim_fast import functional"),
+        ("_checks", "from cossim_fast import pairwise_cosine"),
+        ("_cpu", "import triton"),
+        ("_cpu", "def f():\n    import scipy.linalg"),
+        ("_ops", "from cossim_fast.kernels import pairwise"),
+        ("_ops", "from cossim_fast import kernels"),
+        ("_reference", "import numpy"),
+        ("diagnose", "import matplotlib"),
+        ("functional", "from cossim_fast.testing import assert_close"),
+        ("retrieval", "from cossim_fast.diagnose import findings"),
+    ],
+)
+def test_the_check_can_fail(room, source):
+    assert broken_rules(room, source)
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("_ops", "def f():\n    from cossim_fast.kernels import pairwise"),
+        ("diagnose", "def f():\n    import matplotlib.pyplot"),
+        ("_cpu", "import math\nimport numpy\nfrom torch.linalg import vector_norm"),
+        ("cli", "from cossim_fast import pairwise_cosine"),
+        ("functional", "from cossim_fast import _checks, _cpu"),
+    ],
+)
+def test_the_check_lets_the_allowed_pass(room, source):
+    assert broken_rules(room, source) == []
