@@ -28,7 +28,6 @@ class Contender(NamedTuple):
     prepare: Prepare
     module: str = "torch"  # what has to be installed
     floor: bool = False
-    keeps_output: bool = False  # writes to memory that is made beforehand
 
 
 def installed(module: str) -> bool:
@@ -79,13 +78,6 @@ def _sentence_transformers(x: Tensor, y: Tensor | None = None) -> Call:
     return lambda: cos_sim(x, x if y is None else y)
 
 
-def _sentence_transformers_rows(x: Tensor, y: Tensor) -> Call:
-    # https://sbert.net/docs/package_reference/util.html
-    from sentence_transformers.util import pairwise_cos_sim  # noqa: PLC0415
-
-    return lambda: pairwise_cos_sim(x, y)
-
-
 def _torchmetrics(x: Tensor, y: Tensor | None = None) -> Call:
     # https://lightning.ai/docs/torchmetrics/stable/pairwise/cosine_similarity.html
     from torchmetrics.functional.pairwise import pairwise_cosine_similarity  # noqa: PLC0415
@@ -103,19 +95,18 @@ def _scikit_learn(x: Tensor, y: Tensor | None = None) -> Call:
 
 _MATRIX = (
     Contender(OURS, calling(cossim_fast.pairwise_cosine)),
-    Contender(OURS_OUT, _ours_out, keeps_output=True),
+    Contender(OURS_OUT, _ours_out),
     Contender(NORMALIZE, calling(_normalized_product)),
     Contender(SENTENCE, _sentence_transformers, "sentence_transformers.util"),
     Contender(METRICS, _torchmetrics, "torchmetrics.functional.pairwise"),
     Contender("scikit-learn", _scikit_learn, "sklearn.metrics.pairwise"),
-    Contender(PRODUCT, _product, floor=True, keeps_output=True),
+    Contender(PRODUCT, _product, floor=True),
 )
 
 CONTENDERS: dict[Task, tuple[Contender, ...]] = {
     "rows": (
         Contender(OURS, calling(cossim_fast.cosine_similarity)),
         Contender(TORCH, calling(F.cosine_similarity)),
-        Contender(SENTENCE, _sentence_transformers_rows, "sentence_transformers.util"),
         Contender(READ, _read, floor=True),
     ),
     "rows gradient": (
@@ -125,7 +116,7 @@ CONTENDERS: dict[Task, tuple[Contender, ...]] = {
     "broadcast": (
         Contender(OURS, calling(lambda x, y: cossim_fast.cosine_similarity(x, y, dim=-1))),
         Contender(TORCH, calling(lambda x, y: F.cosine_similarity(x, y, dim=-1))),
-        Contender(PRODUCT, _product, floor=True, keeps_output=True),
+        Contender(PRODUCT, _product, floor=True),
     ),
     "matrix": _MATRIX,
     "self": (

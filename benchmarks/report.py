@@ -18,6 +18,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "core.json"
 PAGES = {ROOT / "README.md": "headline", ROOT / "docs" / "benchmarks.md": "full"}
+# Processors kept busy by other processes, beyond which figures are not to be trusted.
+QUIET = 0.1
 UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 START, END = "<!-- figures: start -->", "<!-- figures: end -->"
 
@@ -69,6 +71,7 @@ def run(only: str, path: Path) -> int:
 
 def measure(case: Any) -> dict[str, Any]:
     """Time a case and measure its memory, in children."""
+    from cases import OURS  # noqa: PLC0415
     from peers import contenders  # noqa: PLC0415
     from timing import in_child, peak_bytes, processors, time_case  # noqa: PLC0415
 
@@ -77,13 +80,14 @@ def measure(case: Any) -> dict[str, Any]:
         return record | {"failed": f"this machine has {processors()} processors", "contenders": {}}
     try:
         timed = in_child(time_case, case)
+        compared = {OURS, *(target.against for target in case.targets)}
         for contender in contenders(case.task, case.dtype):
             entry = timed["contenders"][contender.name]
-            if not contender.keeps_output and not contender.floor and "left_out" not in entry:
+            if contender.name in compared and not contender.floor and "left_out" not in entry:
                 entry["peak_bytes"] = in_child(peak_bytes, case, contender.name)
     except RuntimeError as error:
         return record | {"failed": str(error), "contenders": {}}
-    record["contenders"] = timed["contenders"]
+    record |= {key: timed[key] for key in ("contenders", "others_busy")}
     for target, measured in zip(case.targets, timed["measured"], strict=True):
         if target.kind == "memory":
             held = timed["contenders"][target.ours]["peak_bytes"]
@@ -152,17 +156,19 @@ def as_text(case: dict[str, Any]) -> str:
     lines = [case["name"]]
     if "failed" in case:
         return f"{lines[0]}\n  not measured: {case['failed']}"
-    lines.append(f"  {'':28}{'median':>9}{'ours is faster':>26}{'error':>9}{'peak':>10}")
+    lines.append(f"  {'':28}{'median':>9}{'ours is faster':>28}{'error':>9}{'peak':>10}")
     for name, entry in case["contenders"].items():
         if "left_out" in entry:
             lines.append(f"  {name:28} left out: {entry['left_out']}")
             continue
         ratio = "" if name == "cossim_fast" else times(entry["ours_is_faster"])
         median = seconds(entry["seconds"]["median"])
-        lines.append(f"  {name:28}{median:>9}{ratio:>26}{error(entry):>9}{peak(entry):>10}")
+        lines.append(f"  {name:28}{median:>9}{ratio:>28}{error(entry):>9}{peak(entry):>10}")
     for target in case["targets"]:
         reached = verdict(target).strip("*")
         lines.append(f"  {target['text']}: {outcome(target)}, {reached}")
+    if case["others_busy"] > QUIET:
+        lines.append(f"  NOT QUIET: others kept {case['others_busy']} processors busy")
     return "\n".join(lines)
 
 
@@ -183,9 +189,11 @@ def summary(results: dict[str, Any]) -> str:
     reached = sum(target["reached"] is True for target in targets)
     missed = sum(target["reached"] is False for target in targets)
     open_ = len(targets) - reached - missed
+    loud = sum(case.get("others_busy", 0) > QUIET for case in results["cases"])
+    warning = f" NOT QUIET: other processes were running beside {loud} cases." if loud else ""
     return (
         f"{reached} of {len(targets)} targets reached, {missed} not, {open_} not measured; "
-        f"{results['environment']['minutes']} minutes."
+        f"{results['environment']['minutes']} minutes.{warning}"
     )
 
 

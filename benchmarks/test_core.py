@@ -1,6 +1,6 @@
 """The cases for pytest-benchmark, a test for each contender: pytest benchmarks.
 
-For a close look at one case (pytest benchmarks -k "broadcast"). The published figures come
+For a close look at one case (pytest benchmarks -k broadcast). The published figures come
 from report.py, which lets the contenders take turns.
 """
 

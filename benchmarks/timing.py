@@ -32,7 +32,7 @@ from cossim_fast import _reference
 from peers import CONTENDERS, Call, contenders, installed
 
 # Seconds for the rounds of a case, and how many rounds that may give.
-BUDGET = 5.0
+BUDGET = 4.0
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 61
 # A sample of a short call is a loop of at least this many seconds.
 SHORTEST_SAMPLE = 2e-3
@@ -89,13 +89,14 @@ def time_case(case: Case) -> dict[str, Any]:
     """Check and time the contenders of a case that are installed here.
 
     Returns:
-        By contender its times and error or why it was left out, and what each target asks about.
+        By contender its times and error or why it was left out, what each target asks about, and
+        how many processors other processes kept busy meanwhile.
     """
     pin(case.threads)
     inputs = make_inputs(case)
     rows = torch.linspace(0, case.shapes[0][0] - 1, CHECKED).long().unique()
     exact = expected(case, inputs, rows)
-    calls: dict[str, Call] = {}
+    calls: dict[str, tuple[Call, float]] = {}
     found: dict[str, Any] = {}
     for contender in contenders(case.task, case.dtype):
         if not installed(contender.module):
@@ -104,20 +105,27 @@ def time_case(case: Case) -> dict[str, Any]:
             }
             continue
         call = contender.prepare(*inputs)
-        error = None if contender.floor else largest_error(call(), exact, rows)
+        start = time.perf_counter()
+        answer = call()
+        first = time.perf_counter() - start
+        error = None if contender.floor else largest_error(answer, exact, rows)
         if error is not None and not error <= WRONG[case.dtype]:
             found[contender.name] = {"left_out": f"wrong by {error:.1e}"}
             continue
-        calls[contender.name] = call
+        calls[contender.name] = (call, first)
         found[contender.name] = {"error": error}
+        del answer
     gc.collect()
     gc.disable()  # for good: this process ends after the case
+    busy, own, start = busy_seconds(), time.process_time(), time.perf_counter()
     samples = alternate(calls)
+    elapsed, own = time.perf_counter() - start, time.process_time() - own
+    others = max(0.0, busy_seconds() - busy - own) / elapsed
     for name, seconds in samples.items():
         found[name] |= {"seconds": median_interval(seconds), "rounds": len(seconds)}
         found[name]["ours_is_faster"] = median_interval(_ratios(seconds, samples[OURS]))
     measured = [_measured(target, samples) for target in case.targets]
-    return {"contenders": found, "measured": measured}
+    return {"contenders": found, "measured": measured, "others_busy": round(others, 2)}
 
 
 def _ratios(theirs: list[float], ours: list[float]) -> list[float]:
@@ -134,13 +142,17 @@ def _measured(target: Target, samples: dict[str, list[float]]) -> dict[str, floa
     return median_interval([(a - b) * 1e6 for a, b in zip(ours, theirs, strict=True)])
 
 
-def alternate(calls: dict[str, Call]) -> dict[str, list[float]]:
-    """Time the calls in turns, in a new order each round: seconds a call, by name."""
+def alternate(calls: dict[str, tuple[Call, float]]) -> dict[str, list[float]]:
+    """Time the calls in turns, in a new order each round: seconds a call, by name.
+
+    With each call comes how long its first one took.
+    """
     repeats = {}
     total = 0.0
-    for name, call in calls.items():
-        _sample(call, 1)
-        once = min(_sample(call, 1) for _ in range(2))
+    for name, (call, first) in calls.items():
+        once = first
+        if first < BUDGET / 20:  # the first of short calls is mostly warming up
+            once = min(_sample(call, 1) for _ in range(3))
         repeats[name] = max(1, math.ceil(SHORTEST_SAMPLE / once))
         total += once * repeats[name]
     rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(BUDGET / total)))
@@ -148,7 +160,7 @@ def alternate(calls: dict[str, Call]) -> dict[str, list[float]]:
     order = random.Random(0)
     for _ in range(rounds):
         for name in order.sample(list(calls), len(calls)):
-            samples[name].append(_sample(calls[name], repeats[name]))
+            samples[name].append(_sample(calls[name][0], repeats[name]))
     return samples
 
 
@@ -216,6 +228,16 @@ def _peak_memory() -> int | None:
     if sys.platform == "darwin":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return None
+
+
+def busy_seconds() -> float:
+    """Processor time that the whole machine has spent so far; 0 where it does not tell."""
+    if sys.platform != "linux":
+        return 0.0
+    line = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+    user, nice, system, _, _, irq, softirq, steal = map(int, line.split()[1:9])
+    ticks = user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def processors() -> int:

