@@ -17,7 +17,7 @@ from cossim_fast._dtypes import accumulation_dtype, cpu_products
 # of the whole product, those of 256 x 4096 x 1024 at 0.86 of it.
 PANEL = 1 << 22
 # Elements of the tile in which a result narrower than its product is formed.
-TILE = 1 << 22
+TILE = 1 << 21
 # Below this many columns the product is bound by reading the rows: keep their blocks in cache.
 FEW_COLUMNS = 128
 # Steps in which the triangle of a symmetric matrix is computed: 1/2 + 1/(2 STEPS) of the square.

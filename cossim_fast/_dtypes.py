@@ -36,10 +36,13 @@ def full_precision_product(a: Tensor, b: Tensor) -> Tensor:
     return a @ b
 
 
-# dynamo compiles anew when torch.set_float32_matmul_precision is called.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _products_are_full(backend: str) -> bool:
     return torch._C._get_fp32_precision_getter(backend, "matmul") in _FULL
+
+
+# What torch.compiler.assume_constant_result sets, which would load dynamo at import: seconds.
+# Dynamo compiles anew when torch.set_float32_matmul_precision is called.
+_products_are_full._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Watch a training run, and say at which step its embeddings collapse."""
 
+import functools
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -84,7 +85,10 @@ class CollapseMonitor:
         self._sinks = [open_sink(each) for each in logs]
         self._warned: set[str] = set()
         self._suspicion: tuple[str, Neighbours | None, int] = ("", None, 0)
-        self._handle = None if module is None else module.register_forward_hook(_Hook(self))
+        self._handle = None
+        if module is not None:
+            _keep_hooks_from_dynamo()
+            self._handle = module.register_forward_hook(_Hook(self))
 
     def __enter__(self) -> "CollapseMonitor":
         return self
@@ -203,13 +207,18 @@ class _Hook:
     def __init__(self, monitor: CollapseMonitor | None) -> None:
         self._monitor = monitor
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._monitor is not None:
             self._monitor.observe(output)
 
     def __reduce__(self) -> tuple[type["_Hook"], tuple[None]]:
         return _Hook, (None,)
+
+
+@functools.cache
+def _keep_hooks_from_dynamo() -> None:
+    """Exempt the hook from tracing: no decorator, which would load dynamo at import, in seconds."""
+    _Hook.__call__ = torch.compiler.disable(_Hook.__call__)  # type: ignore[method-assign]
 
 
 def _first_tensor(output: Any) -> Tensor | None:
