@@ -32,7 +32,7 @@ from cossim_fast import _reference
 from peers import CONTENDERS, Call, contenders, installed
 
 # Seconds for the rounds of a case, and how many rounds that may give.
-BUDGET = 4.0
+BUDGET = 3.0
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 61
 # A sample of a short call is a loop of at least this many seconds.
 SHORTEST_SAMPLE = 2e-3

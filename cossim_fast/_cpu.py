@@ -71,7 +71,8 @@ def _dot_and_norms(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.stack((sums[0].sum(-1), *vector_norm(sums[1:], dim=-1).unbind()))
     shape = x.shape[:-1]
     sums = torch.empty((3, *shape), dtype=dtype, device=x.device)
-    wide_x, wide_y, product = Scratch(dtype), Scratch(dtype), Scratch(dtype)
+    places = 1 if x.dtype == y.dtype == dtype else 3
+    product, wide_x, wide_y = scratch_places(places, min(x.numel(), BLOCK), dtype, of=3)
     rows = BLOCK // max(width, 1)
     for x_block, y_block, dot, norm_x, norm_y in row_blocks(rows, shape, x, y, *sums.unbind()):
         a, b = wide_x.widen(x_block), wide_y.widen(y_block)
@@ -105,20 +106,37 @@ def row_blocks(rows: int, shape: torch.Size, *tensors: Tensor) -> Iterator[tuple
 class Scratch:
     """Memory that one block after another is written to."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, memory: Tensor | None = None) -> None:
         self.dtype = dtype
+        self.memory = memory
         self.tensor: Tensor | None = None
 
     def like(self, block: Tensor, other: Tensor | None = None) -> Tensor:
         """Return memory of the block's shape, laid out as it (or its expanded twin) is."""
         if self.tensor is None or self.tensor.shape != block.shape:
             template = other if other is not None and 0 in block.stride() else block
-            self.tensor = torch.empty_like(template, dtype=self.dtype)
+            if self.memory is None or self.memory.numel() < template.numel():
+                self.tensor = torch.empty_like(template, dtype=self.dtype)
+            else:
+                dense = torch.empty_like(template, dtype=self.dtype, device="meta")
+                self.tensor = self.memory.as_strided(dense.shape, dense.stride())
         return self.tensor
 
     def widen(self, block: Tensor) -> Tensor:
         """Return the block in this dtype: itself where it has it."""
         return block if block.dtype == self.dtype else self.like(block).copy_(block)
+
+
+def scratch_places(count: int, elements: int, dtype: torch.dtype, of: int) -> list[Scratch]:
+    """Return `of` scratches, the first `count` of them places in one allocation.
+
+    The C library gives the top of its heap back to the system where several pieces are freed
+    there, and finding their pages anew took (1000, 384) bfloat16 rows five times the work; one
+    piece of the same size it keeps.
+    """
+    memory = torch.empty(count * max(elements, 1), dtype=dtype, device="cpu")
+    parts = [*memory.split(max(elements, 1)), *[None] * (of - count)]
+    return [Scratch(dtype, part) for part in parts]
 
 
 def all_in_bounds(norms: Tensor) -> bool:

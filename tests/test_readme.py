@@ -24,9 +24,6 @@ def test_every_public_name_is_in_the_table() -> None:
         assert re.search(rf"^\| `{name}[(.]", README, flags=re.MULTILINE), name
 
 
-@pytest.mark.skipif(
-    not (ROOT / "benchmarks" / "results" / "core.json").exists(), reason="no figures are kept yet"
-)
 def test_figures_are_those_of_the_results() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "report.py", "check"],
