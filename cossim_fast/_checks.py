@@ -267,8 +267,9 @@ def check_pair(a: Tensor, b: Tensor, dim: int) -> tuple[int, ...]:
     if a.device != b.device:
         raise ValueError(f"expected both tensors on one device, got {a.device} and {b.device}")
     try:
-        shape = torch.broadcast_shapes(a.shape, b.shape)
-    except RuntimeError as error:
+        # numpy's: torch's loads sympy at its first call, half a second of somebody's training.
+        shape = np.broadcast_shapes(tuple(a.shape), tuple(b.shape))
+    except ValueError as error:
         raise ValueError(
             f"expected b to broadcast with a of shape {tuple(a.shape)}, got {tuple(b.shape)}"
         ) from error
