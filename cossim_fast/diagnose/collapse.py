@@ -20,7 +20,7 @@ from cossim_fast.diagnose.neighbours import (
     measure_neighbours,
     measure_pairs,
 )
-from cossim_fast.diagnose.notes import Finding, Note
+from cossim_fast.diagnose.notes import Finding, Findings, Note
 from cossim_fast.diagnose.rows import Rows, unit
 from cossim_fast.diagnose.survey import Numbers, survey
 
@@ -30,7 +30,7 @@ _PICTURED = 1000
 
 
 @dataclass(frozen=True)
-class CollapseReport:
+class CollapseReport(Findings):
     """What :func:`embeddings` found: print it, or read ``verdict``, ``also``, ``to_dict()``.
 
     The parts are ``numbers``, ``geometry``, ``pairs``, ``neighbours`` and ``classes``; all
@@ -51,21 +51,6 @@ class CollapseReport:
     def verdict(self) -> str:
         """The worst finding that holds, or ``"healthy"``."""
         return self.findings[0].name
-
-    @property
-    def also(self) -> tuple[str, ...]:
-        """The names of the further findings that hold."""
-        return tuple(finding.name for finding in self.findings[1:])
-
-    @property
-    def evidence(self) -> str:
-        """The numbers that show the verdict."""
-        return self.findings[0].evidence
-
-    @property
-    def advice(self) -> str:
-        """What to do about the verdict."""
-        return self.findings[0].advice
 
     @property
     def mean_cosine(self) -> float:

@@ -17,6 +17,27 @@ class Finding:
     advice: str
 
 
+class Findings:
+    """What both reports say of their findings, the first of which is the main one."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        """The names of the further findings that hold."""
+        return tuple(finding.name for finding in self.findings[1:])
+
+    @property
+    def evidence(self) -> str:
+        """The numbers that show the main finding."""
+        return self.findings[0].evidence
+
+    @property
+    def advice(self) -> str:
+        """What to do about the main finding."""
+        return self.findings[0].advice
+
+
 @dataclass(frozen=True)
 class Note:
     """What a report prints: a title, its findings, tables of facts, and remarks."""

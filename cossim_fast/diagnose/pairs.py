@@ -6,12 +6,12 @@ from typing import Any
 from cossim_fast import _checks
 from cossim_fast.diagnose import memory, notes
 from cossim_fast.diagnose.findings import findings_of
-from cossim_fast.diagnose.notes import Finding, Note
+from cossim_fast.diagnose.notes import Finding, Findings, Note
 from cossim_fast.diagnose.rowstats import PairFacts, measure
 
 
 @dataclass(frozen=True)
-class PairReport:
+class PairReport(Findings):
     """What :func:`pair` found: print it, or read ``finding``, ``also`` and ``to_dict()``."""
 
     facts: PairFacts
@@ -21,21 +21,6 @@ class PairReport:
     def finding(self) -> str:
         """The name of the first cause that holds, ``"none"`` where none does."""
         return self.findings[0].name
-
-    @property
-    def also(self) -> tuple[str, ...]:
-        """The names of the further causes that hold."""
-        return tuple(finding.name for finding in self.findings[1:])
-
-    @property
-    def evidence(self) -> str:
-        """The numbers that show the finding."""
-        return self.findings[0].evidence
-
-    @property
-    def advice(self) -> str:
-        """What to do about the finding."""
-        return self.findings[0].advice
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain Python values, ready for a log or for JSON."""
