@@ -42,9 +42,10 @@ def _times_power_of_two(x, exponent):
 
 @triton.jit
 def _tree_sum(partial, BLOCK_P: tl.constexpr):
-    """Sum neighbouring lanes until one is left: an order that no layout can change."""
+    """Add lanes half to half until one is left: an order that no layout can change."""
     for level in tl.static_range(1, 8):
-        left, right = tl.split(tl.reshape(partial, (BLOCK_P, LANES >> level, 2)))
+        halves = tl.reshape(partial, (BLOCK_P, 2, LANES >> level))
+        left, right = tl.split(tl.permute(halves, (0, 2, 1)))
         partial = left + right
     return tl.reshape(partial, (BLOCK_P,))
 

@@ -1,0 +1,181 @@
+"""Candidates of a batch of queries, and the thresholds that they prove."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Scores candidates: query numbers and row positions to float64 scores.
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+class Pool:
+    """Rows that may be among the k best of their query, each with bounds on its score.
+
+    A row whose upper bound misses `threshold` (q,) is dropped. Thresholds are of two kinds:
+
+    - proven: at least k rows of the pool have a lower bound there;
+    - guessed: so many of the rows seen so far lie there that k of all the rows will, save by bad
+      luck. A guess is proven or refuted when scores are known: `settle` returns the queries whose
+      k-th best misses what was asked of the others, and those must be searched again.
+
+    Args:
+        queries: how many.
+        k: how many rows each is to get.
+        guess: whether thresholds may be guessed.
+        certify: keep the largest upper bound of what is dropped, too.
+    """
+
+    def __init__(
+        self, queries: int, k: int, *, guess: bool = True, certify: bool = False
+    ) -> None:
+        self.queries, self.k = queries, k
+        self._guess = guess
+        self.threshold = torch.full((queries,), -torch.inf, dtype=torch.float64)
+        self.excluded = (
+            torch.full((queries,), -torch.inf, dtype=torch.float64) if certify else None
+        )
+        self.rescored = torch.zeros(queries, dtype=torch.int64)
+        self._query = torch.empty(0, dtype=torch.int64)
+        self._row = torch.empty(0, dtype=torch.int64)
+        self._upper = torch.empty(0, dtype=torch.float64)
+        self._lower = torch.empty(0, dtype=torch.float64)
+        self._new: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.pending = 0  # rows added since thresholds were last raised
+
+    def add(self, query: Tensor, row: Tensor, upper: Tensor, lower: Tensor) -> None:
+        """Add rows by query number, position and bounds (float64), each of shape (p,)."""
+        self._new.append((query, row, upper, lower))
+        self.pending += query.numel()
+
+    def lift(self, lower: Tensor) -> None:
+        """Raise thresholds to any other valid lower bounds (q,)."""
+        torch.maximum(self.threshold, lower, out=self.threshold)
+
+    def forget(self, first: int) -> None:
+        """Take out every row from position ``first`` on; thresholds stay, since they are proven."""
+        self._gather()
+        self._keep(self._row < first)
+
+    def waiting(self) -> float:
+        """How many rows a query the pool holds whose score is not known yet."""
+        return float((self._lower < self._upper).sum()) / max(self.queries, 1)
+
+    def exclude(self, upper: Tensor) -> None:
+        """Note upper bounds (q,) of rows that were never added."""
+        if self.excluded is not None:
+            torch.maximum(self.excluded, upper, out=self.excluded)
+
+    def rank(self, seen: int, total: int) -> int:
+        """Which of the best of ``seen`` rows the k-th best of ``total`` will reach.
+
+        Of the k best, a share of seen / total falls among the rows seen, give or take the spread
+        of a Poisson variable. Four of those spreads and four rows on top leave about one guess in
+        a million wrong.
+        """
+        if not self._guess or seen >= total:
+            return self.k
+        expected = self.k * seen / total
+        return min(int(expected + 4 * expected**0.5 + 4), self.k)
+
+    def raise_thresholds(self, seen: int, total: int) -> None:
+        """Raise thresholds by what is in the pool, and drop what misses them."""
+        self._gather()
+        rank = self.rank(seen, total)
+        if rank < self.k:
+            middle = (self._upper + self._lower) / 2
+            self.lift(kth_largest(self._query, middle, rank, self.queries))
+        else:
+            self.lift(kth_largest(self._query, self._lower, self.k, self.queries))
+        self._drop()
+
+    def settle(self, score: Score) -> Tensor:
+        """Score every row that could be among the k best, the likeliest first.
+
+        Returns the numbers of the queries whose guessed threshold was too high.
+        """
+        self._gather()
+        asked = self.threshold.clone()
+        kth = kth_largest(self._query, self._upper, self.k, self.queries)
+        self._score(score, self._upper >= kth[self._query])
+        self._score(score, None)
+        found = kth_largest(self._query, self._lower, self.k, self.queries)
+        return ((found < asked) & asked.isfinite()).nonzero()[:, 0]
+
+    def _score(self, score: Score, likely: Tensor | None) -> None:
+        """Score rows of the pool whose score is not known; then drop what it proves too low."""
+        chosen = self._lower < self._upper
+        if likely is not None:
+            chosen &= likely
+        query = self._query[chosen]
+        exact = score(query, self._row[chosen])
+        self._upper[chosen] = exact
+        self._lower[chosen] = exact
+        self.rescored += torch.bincount(query, minlength=self.queries)
+        self.lift(kth_largest(self._query, self._lower, self.k, self.queries))
+        self._drop()
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """The k best of what was settled: scores (q, k) float64 and positions (q, k).
+
+        Best first, ties by position; NaN and -1 where there are no more.
+        """
+        order = torch.from_numpy(
+            np.lexsort((self._row.numpy(), -self._upper.numpy(), self._query.numpy()))
+        )
+        query, row, score = self._query[order], self._row[order], self._upper[order]
+        counts = torch.bincount(query, minlength=self.queries)
+        rank = torch.arange(query.numel()) - (counts.cumsum(0) - counts)[query]
+        kept = rank < self.k
+        scores = torch.full((self.queries, self.k), torch.nan, dtype=torch.float64)
+        rows = torch.full((self.queries, self.k), -1)
+        scores[query[kept], rank[kept]] = score[kept]
+        rows[query[kept], rank[kept]] = row[kept]
+        if self.excluded is not None and not bool(kept.all()):
+            self.excluded.scatter_reduce_(0, query[~kept], score[~kept], "amax")
+        return scores, rows
+
+    def _gather(self) -> None:
+        new, self._new, self.pending = self._new, [], 0
+        self._query = torch.cat([self._query, *(part[0] for part in new)])
+        self._row = torch.cat([self._row, *(part[1] for part in new)])
+        self._upper = torch.cat([self._upper, *(part[2] for part in new)])
+        self._lower = torch.cat([self._lower, *(part[3] for part in new)])
+
+    def _drop(self) -> None:
+        kept = self._upper >= self.threshold[self._query]
+        if self.excluded is not None:
+            self.excluded.scatter_reduce_(0, self._query[~kept], self._upper[~kept], "amax")
+        self._keep(kept)
+
+    def _keep(self, kept: Tensor) -> None:
+        self._query, self._row = self._query[kept], self._row[kept]
+        self._upper, self._lower = self._upper[kept], self._lower[kept]
+
+
+def kth_largest(group: Tensor, value: Tensor, k: int, groups: int) -> Tensor:
+    """The k-th largest value of each group (groups,), -inf where a group has fewer.
+
+    In float32, rounded down: group and value together are one 64-bit key, which numpy sorts four
+    times as fast as torch sorts pairs.
+    """
+    found = torch.full((groups,), -torch.inf, dtype=torch.float64)
+    if value.numel() == 0:
+        return found
+    single = torch.nextafter(value.float(), torch.tensor(-torch.inf))
+    bits = single.numpy().view(np.int32).astype(np.int64)
+    # Floats in the order of whole numbers: those of negative numbers run backwards.
+    bits = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits) + (1 << 31)
+    keys = (group.numpy() << 32) | bits
+    keys.sort()
+    ends = np.searchsorted(keys, (np.arange(groups, dtype=np.int64) + 1) << 32)
+    counts = np.diff(ends, prepend=0)
+    enough = np.flatnonzero(counts >= k)
+    chosen = (keys[ends[enough] - k] & 0xFFFFFFFF) - (1 << 31)
+    chosen = np.where(chosen < 0, -chosen | np.int64(0x80000000), chosen)
+    values = chosen.astype(np.uint32).view(np.float32).astype(np.float64)
+    found[torch.from_numpy(enough)] = torch.from_numpy(values)
+    return found

@@ -1,0 +1,244 @@
+"""The pass over a corpus: products in tiles, maxima of groups, and what passes the thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cossim_fast._cpu_screen import WideRows
+from cossim_fast.retrieval.codes import BLOCK, Segment
+from cossim_fast.retrieval.pool import Pool
+from cossim_fast.retrieval.screens import SLACK, BlockTerms, QueryTerms, Screen
+
+# Scores of a tile: 8 MB of float32, which stay in a shared cache.
+TILE_SCORES = 1 << 21
+LONGEST_TILE = 1 << 14
+# Tiles, spread over a segment, that give the first thresholds.
+FIRST_TILES = 4
+# Thresholds are raised when so many times as many rows have been seen as the last time, and
+# before so many times k rows a query wait.
+GROWTH = 2
+MOST_PENDING = 8
+# Scoring a row in float64 takes as long as so many rows of a product. A screen that leaves more
+# than one in so many of all rows to be scored is given up for a wider one.
+RESCORING_COST = 100
+
+
+@dataclass
+class Trace:
+    """What a search did: for `explain`, and for tests."""
+
+    screens: list[str] = field(default_factory=list)  # in the order in which they were tried
+    tile: int = 0  # rows of a tile
+    group: int = 0  # rows under one maximum
+    tiles: int = 0
+    emitted: int = 0  # rows that passed a threshold when they were seen
+    repeated: int = 0  # queries whose guessed threshold was too high
+
+
+@dataclass
+class Tile:
+    """What a screen says of some rows, (rows padded to whole blocks, q), and how far it may err."""
+
+    first: int  # position of its first row
+    values: Tensor  # float32, -inf where a row may not be returned
+    queries: QueryTerms
+    blocks: BlockTerms
+
+    def maxima(self, group: int) -> Tensor:
+        """The largest value of each group of rows (groups, q)."""
+        if group == 1:
+            return self.values
+        return self.values.view(-1, group, self.values.shape[1]).amax(1)
+
+    def scale(self) -> Tensor:
+        """(blocks, q): times a value, plus the offset of the query, it is the cosine."""
+        return torch.outer(self.blocks.scale, self.queries.scale)
+
+    def margin(self) -> Tensor:
+        """(blocks, q): how far that may be from the cosine."""
+        return (
+            torch.outer(self.blocks.radius, self.queries.residual)
+            + torch.outer(self.blocks.residual, self.queries.norm)
+            + SLACK
+        )
+
+    def needed(self, threshold: Tensor) -> Tensor:
+        """The value (blocks, q) whose upper bound reaches the threshold (q,), rounded down.
+
+        Everything is compared in the screen's own units, which are whole numbers for codes.
+        """
+        value = (threshold - self.queries.offset - self.margin()) / self.scale()
+        return (value - value.abs() * 2.0**-23).float()
+
+    def cosines(self, values: Tensor, sign: int = 0) -> Tensor:
+        """Cosines behind values (blocks * some, q), in float32; with -1 their lower bounds."""
+        shift = self.queries.offset + sign * self.margin()
+        if sign:
+            shift = shift - 2.0**-20  # two roundings of numbers of at most 3 or so
+        by_block = values.view(len(self.blocks.scale), -1, values.shape[1])
+        found = by_block * self.scale().float()[:, None]
+        return found.add_(shift.float().view(-1, 1, values.shape[1])).view_as(values)
+
+
+class Scan:
+    """A batch of queries on its way through the segments of a corpus.
+
+    Args:
+        queries: as they enter a score.
+        pool: for these queries.
+        centre: (d,) of the corpus.
+        screens: each wider than the one before; the first is used until it does not pay.
+        trace: takes notes.
+        forbidden: pairs (query numbers, positions) that may not be returned, sorted by position.
+    """
+
+    def __init__(
+        self,
+        queries: WideRows,
+        pool: Pool,
+        centre: Tensor,
+        screens: Sequence[Screen],
+        trace: Trace,
+        forbidden: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self._queries, self._pool, self._centre = queries, pool, centre
+        self._screens, self._trace = list(screens), trace
+        self._forbidden = forbidden
+        self._seen, self._next_raise = 0, 0
+        # A query of NaN finds nothing: no row reaches an infinite threshold.
+        self._pool.lift(torch.where(queries.norms.isfinite(), -torch.inf, torch.inf).double())
+        self._use(self._screens.pop(0))
+
+    def _use(self, screen: Screen) -> None:
+        self._screen = screen
+        self._terms = screen.queries(self._queries, self._centre)
+        self._trace.screens.append(screen.name)
+
+    def through(self, segment: Segment, total: int) -> None:
+        """Put every row of a segment that may be among the best into the pool.
+
+        Args:
+            segment: the next rows.
+            total: how many rows there are in all, as far as is known.
+        """
+        total = max(total, self._seen + len(segment))
+        while not self._passes(segment, total):
+            # What the next screen sees again it sees with better bounds.
+            self._pool.forget(segment.first)
+            self._use(self._screens.pop(0))
+        self._seen += len(segment)
+
+    def _passes(self, segment: Segment, total: int) -> bool:
+        """Go through a segment; False as soon as a wider screen promises to be cheaper."""
+        pool, trace = self._pool, self._trace
+        trace.group = group_rows(pool.k)
+        rows = tiles(len(segment), tile_rows(pool.queries, pool.k))
+        trace.tile = max([trace.tile, *(r.stop - r.start for r in rows)])
+        spread = max(len(rows) // FIRST_TILES, 1) if self._clueless() else len(rows)
+        stretches = [rows[::spread], *([r] for i, r in enumerate(rows) if i % spread)]
+        seen = self._seen
+        for stretch in stretches if rows else []:
+            some = [self._tile(segment, r) for r in stretch]
+            seen += sum(r.stop - r.start for r in stretch)
+            rank = pool.rank(seen, total)
+            if self._clueless():
+                pool.lift(first_threshold(some, trace.group, rank, proven=rank == pool.k))
+            # As many as that many rows would be, were the screen exact: rows to be scored.
+            share = max(passing(tile, pool.threshold) for tile in some) * seen / rank
+            if self._screens and share * pool.k * RESCORING_COST > total:
+                return False
+            for tile in some:
+                trace.emitted += emit(pool, tile, trace.group)
+            trace.tiles += len(some)
+            if seen >= self._next_raise or pool.pending > MOST_PENDING * pool.k * pool.queries:
+                pool.raise_thresholds(seen, total)
+                self._next_raise = GROWTH * seen
+        return True
+
+    def _clueless(self) -> bool:
+        return bool(self._pool.threshold.isneginf().any())
+
+    def _tile(self, segment: Segment, rows: slice) -> Tile:
+        values = self._screen.product(segment, rows, self._centre, self._terms)
+        count = rows.stop - rows.start
+        values[count:] = -torch.inf
+        out = ~segment.eligible[rows]
+        if bool(out.any()):
+            values[:count][out] = -torch.inf
+        if self._forbidden is not None:
+            query, position = self._forbidden
+            span = torch.tensor([segment.first + rows.start, segment.first + rows.stop])
+            first, last = torch.searchsorted(position, span).tolist()
+            values[position[first:last] - span[0], query[first:last]] = -torch.inf
+        blocks = self._screen.blocks(segment, slice(rows.start // BLOCK, -(-rows.stop // BLOCK)))
+        return Tile(segment.first + rows.start, values, self._terms, blocks)
+
+
+def tile_rows(queries: int, k: int) -> int:
+    """Rows of a tile: what its scores leave room for, and enough that k of them say something."""
+    fitting = max(TILE_SCORES // max(queries, 1), k)
+    return max(min(fitting, LONGEST_TILE) // BLOCK, 1) * BLOCK
+
+
+def tiles(count: int, size: int) -> list[slice]:
+    """Cut ``count`` rows into tiles of ``size``."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def group_rows(k: int) -> int:
+    """Rows under one maximum: 64, fewer where so many rows are wanted that most groups pass."""
+    if k <= 16:  # noqa: PLR2004
+        return BLOCK
+    return 16 if k <= 128 else 4  # noqa: PLR2004
+
+
+def first_threshold(some: Sequence[Tile], group: int, rank: int, *, proven: bool) -> Tensor:
+    """The rank-th largest cosine (q,) in tiles, or lower bound of one where it must be proven."""
+    rows = sum(tile.values.shape[0] for tile in some)
+    # Maxima of groups stand for rows as long as few groups hold two of those wanted.
+    while group > 1 and rows // group < 8 * rank:
+        group //= 2
+    found = [tile.cosines(tile.maxima(group), -1 if proven else 0) for tile in some]
+    if rows // group < rank:
+        return found[0].new_full((found[0].shape[1],), -torch.inf, dtype=torch.float64)
+    best = torch.topk(torch.cat(found).mT.contiguous(), rank, sorted=False).values
+    return best.amin(1).double()
+
+
+def passing(tile: Tile, threshold: Tensor) -> float:
+    """The share of a tile's scores that reach the thresholds, from one block in sixteen."""
+    width = tile.values.shape[1]
+    some = tile.values.view(-1, BLOCK, width)[::16]
+    reached = some >= tile.needed(threshold)[::16, None]
+    return float(reached.sum()) / max(reached.numel(), 1)
+
+
+def emit(pool: Pool, tile: Tile, group: int) -> int:
+    """Put into the pool every row of a tile whose upper bound reaches the threshold."""
+    width, per = tile.values.shape[1], BLOCK // group
+    needed, scale, margin = tile.needed(pool.threshold), tile.scale(), tile.margin()
+    offset = tile.queries.offset
+    maxima = tile.maxima(group).view(-1, per, width)
+    reached = maxima >= needed[:, None]
+    if pool.excluded is not None:
+        over = maxima.masked_fill(reached, -torch.inf).amax(1).double()
+        pool.exclude((over * scale + margin).amax(0) + offset)
+    hit_group, hit_query = reached.view(-1, width).nonzero(as_tuple=True)
+    hit_block = hit_group // per
+    found = tile.values.view(-1, group, width)[hit_group, :, hit_query]  # (hits, group)
+    passed = found >= needed[hit_block, hit_query][:, None]
+    if pool.excluded is not None:
+        rest = found.masked_fill(passed, -torch.inf).amax(1).double()
+        upper = rest * scale[hit_block, hit_query] + margin[hit_block, hit_query]
+        pool.excluded.scatter_reduce_(0, hit_query, upper + offset[hit_query], "amax")
+    hit, row = passed.nonzero(as_tuple=True)
+    query, block = hit_query[hit], hit_block[hit]
+    middle = found[passed].double() * scale[block, query] + offset[query]
+    error = margin[block, query]
+    row += tile.first + hit_group[hit] * group
+    pool.add(query, row, middle + error, middle - error)
+    return int(row.numel())

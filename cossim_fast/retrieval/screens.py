@@ -1,0 +1,251 @@
+"""Screens: cheap scores of every row with a proven error, and the choice among them.
+
+A screen gives V, about the cosine less a constant of the query, in units of its own:
+
+    |c - a_q - s_q s_B V| <= rho_q R_B + N_q rho_B + SLACK
+
+for a query q and a row of block B, by the inequality of Cauchy and Schwarz on
+<q̄ - q̂, y> + <q̂, y - ŷ>, where y = x̄ - m is a centred unit row (`codes`), q̂ and ŷ what was
+multiplied in their place, a_q = <q̄, m>, rho_q >= |q̄ - q̂|, N_q >= |q̂|, R_B >= |y| and
+rho_B >= |y - ŷ|, enlarged where the product rounds.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from cossim_fast._cpu_screen import WideRows
+from cossim_fast._dtypes import cpu_products
+from cossim_fast.retrieval.codes import BLOCK, UNIT_ROW_ERROR, ZERO, Segment, unit_rows
+
+ScreenName = Literal["int8", "bfloat16", "float32"]
+_UNIT = 2.0**-24
+# Beyond the bound in real numbers: what float64 loses in the terms of a query and in a score, less
+# than 2^-45 for any d that fits a memory, and subnormal products that a processor flushes.
+SLACK = 2.0**-40
+# Sums of d products of an unsigned code of at most 255 and a signed one of at most 127 fit int32.
+LONGEST_INT8_ROW = (2**31 - 1) // (255 * 127)
+
+
+@dataclass(frozen=True)
+class QueryTerms:
+    """What a bound needs of each query, in float64, and the operand of the product."""
+
+    scale: Tensor  # (q,) s_q
+    residual: Tensor  # (q,) rho_q
+    norm: Tensor  # (q,) N_q
+    offset: Tensor  # (q,) a_q
+    operand: Tensor
+
+
+@dataclass(frozen=True)
+class BlockTerms:
+    """What a bound needs of each block, in float64."""
+
+    scale: Tensor  # (blocks,) s_B
+    residual: Tensor  # (blocks,) rho_B
+    radius: Tensor  # (blocks,) R_B
+
+
+class Screen(Protocol):
+    """One way to score every row cheaply."""
+
+    name: ScreenName
+
+    def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
+        """Prepare queries."""
+
+    def blocks(self, segment: Segment, some: slice) -> BlockTerms:
+        """Return the terms of some of a segment's blocks."""
+
+    def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
+        """V (rows padded to whole blocks, q) in float32; what stands in the padding is undefined."""
+
+
+def _unit_queries(queries: WideRows) -> Tensor:
+    unit = queries.rows / queries.norms.masked_fill(queries.norms == 0, 1.0)[:, None]
+    return unit.nan_to_num_(0.0, 0.0, 0.0)
+
+
+def _terms(unit: Tensor, coded: Tensor, scale: Tensor, centre: Tensor, op: Tensor) -> QueryTerms:
+    """Measure queries (q, d) in float64 against what was coded of them."""
+    return QueryTerms(
+        scale,
+        torch.linalg.vector_norm(unit - coded, dim=1) + SLACK,
+        torch.linalg.vector_norm(coded, dim=1) + SLACK,
+        unit @ centre.double(),
+        op,
+    )
+
+
+class Int8Screen:
+    """Codes of rows against codes of queries, in whole numbers.
+
+    Queries are the packed operand, so that a corpus is multiplied from where its codes lie.
+
+    Args:
+        levels: the largest code of a query. 127, or 63 where the processor adds pairs of products
+            in 16 bits, which hold 2 * 255 * 63 (`int8_levels`).
+    """
+
+    name: ScreenName = "int8"
+
+    def __init__(self, levels: int) -> None:
+        self.levels = levels
+
+    def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
+        unit = _unit_queries(queries)
+        scale = unit.abs().amax(1) / self.levels
+        scale.masked_fill_(scale == 0, 1.0)
+        codes = (unit / scale[:, None]).round_()
+        packed = _pack(codes.to(torch.int8))
+        return _terms(unit, codes * scale[:, None], scale, centre, packed)
+
+    def blocks(self, segment: Segment, some: slice) -> BlockTerms:
+        assert segment.scale is not None
+        assert segment.residual is not None
+        radius, residual = segment.radius[some].double(), segment.residual[some].double()
+        # A sum beyond 2^24 is rounded as it turns float32; it is at most |z_q| |z_x|.
+        rounded = residual + _UNIT * (radius + residual)
+        return BlockTerms(segment.scale[some].double(), rounded, radius)
+
+    def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
+        assert segment.codes is not None
+        stop = -(-rows.stop // BLOCK) * BLOCK
+        return _int8_product(segment.codes[rows.start : stop], terms.operand, len(terms.scale))
+
+
+class FloatScreen:
+    """The product itself, in float32 or bfloat16, of unit rows made as they are needed."""
+
+    def __init__(self, name: ScreenName) -> None:
+        self.name = name
+        self._dtype = torch.float32 if name == "float32" else torch.bfloat16
+
+    def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
+        unit = _unit_queries(queries)
+        rounded = unit.to(self._dtype)
+        return _terms(unit, rounded.double(), torch.ones(len(unit)).double(), centre, rounded)
+
+    def blocks(self, segment: Segment, some: slice) -> BlockTerms:
+        radius = segment.radius[some].double()
+        d = segment.rows.shape[1]
+        if self._dtype == torch.float32:
+            residual = torch.full_like(radius, UNIT_ROW_ERROR)
+            # d roundings of a sum of d products (Higham, Accuracy and Stability, 2002, eq. 3.5).
+            product = d * _UNIT / (1 - d * _UNIT)
+        else:
+            residual = UNIT_ROW_ERROR + 2.0**-9 * (radius + UNIT_ROW_ERROR)
+            # The same for sums that may be truncated, and one rounding of the result to bfloat16.
+            product = 2 * d * _UNIT / (1 - 2 * d * _UNIT) * (1 + 2.0**-8) + 2.0**-9
+        return BlockTerms(
+            torch.ones_like(radius), residual + product * (radius + residual), radius
+        )
+
+    def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
+        y = unit_rows(segment.rows[rows], segment.norms[rows], centre).to(self._dtype)
+        padded = -(-y.shape[0] // BLOCK) * BLOCK
+        out = torch.empty((padded, len(terms.scale)), dtype=self._dtype)
+        with cpu_products("highest"):
+            torch.mm(y, terms.operand.mT, out=out[: y.shape[0]])
+        return out.float()
+
+
+def _pack(codes: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+    return packed
+
+
+def _int8_product(corpus: Tensor, packed: Tensor, queries: int) -> Tensor:
+    """(rows, queries) float32 products of unsigned codes with packed ones.
+
+    oneDNN's quantised linear layer: 170 G operations a second on a core whose float32 product
+    runs at 90 (Zen 3, AVX2), where torch._int_mm runs at 3.
+    """
+    ones = torch.ones(queries)
+    zeros = torch.zeros(queries, dtype=torch.int64)
+    out: Tensor = torch.ops.onednn.qlinear_pointwise(
+        corpus, 1.0, ZERO, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return out
+
+
+@functools.cache
+def int8_levels() -> int:
+    """The largest code of a query whose products this processor adds up without loss, or 0.
+
+    Without 8-bit dot-product instructions (VNNI) a product of codes adds pairs in 16 bits, which
+    saturate silently. The check multiplies extreme codes in several shapes; it looks at
+    answers, not at clocks.
+    """
+    for levels in (127, 63):
+        try:
+            if all(_exact(levels, *shape) for shape in ((1, 1, 1), (64, 5, 385), (192, 64, 1031))):
+                return levels
+        except (AttributeError, RuntimeError, NotImplementedError):
+            return 0  # a build of torch without the operator
+    return 0
+
+
+def _exact(levels: int, rows: int, queries: int, d: int) -> bool:
+    """Whether extreme codes give exact products: all equal, by row, by column, and mixed."""
+    sign = torch.arange(rows * d).view(rows, d)
+    for corpus in (
+        torch.full((rows, d), 255),
+        torch.zeros((rows, d), dtype=torch.int64),
+        (sign % 3 > 0) * 255,
+        (sign * 7919) % 256,
+    ):
+        for query in (
+            torch.full((queries, d), levels),
+            torch.full((queries, d), -levels),
+            (torch.arange(queries * d).view(queries, d) * 104729) % (2 * levels + 1) - levels,
+        ):
+            packed = _pack(query.to(torch.int8))
+            found = _int8_product(corpus.to(torch.uint8), packed, queries)
+            wanted = (corpus - ZERO).double() @ query.double().mT
+            if not torch.equal(found, wanted.float()):
+                return False
+    return True
+
+
+def _bfloat16_is_fast() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def available() -> dict[ScreenName, str]:
+    """The screens of this processor, each with a word on how it runs, fastest first."""
+    found: dict[ScreenName, str] = {}
+    if levels := int8_levels():
+        found["int8"] = f"exact sums with query codes of at most {levels}"
+    if _bfloat16_is_fast():
+        found["bfloat16"] = "bfloat16 instructions"
+    found["float32"] = "always there"
+    return found
+
+
+def choose(d: int, wanted: str = "auto") -> list[Screen]:
+    """The screens to try, each wider than the one before; a named one alone.
+
+    Args:
+        d: the width of the rows.
+        wanted: ``"auto"``, or a name. A bfloat16 product without instructions for it is slow but
+            right, so it can be asked for.
+    """
+    names = list(available()) if wanted == "auto" else [wanted]
+    if wanted == "auto" and d > LONGEST_INT8_ROW and "int8" in names:
+        names.remove("int8")
+    if wanted == "auto" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        names = ["float32"]  # no vector instructions that a screen could use
+    made: list[Screen] = []
+    for name in names:
+        if name == "int8":
+            made.append(Int8Screen(int8_levels()))
+        else:
+            made.append(FloatScreen("bfloat16" if name == "bfloat16" else "float32"))
+    return made
