@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent
 
 EXTRAS = {
     "gpu": ["triton>=3.4; platform_system == 'Linux'"],
+    "retrieval": ["safetensors>=0.4", "tqdm>=4.66"],
     "viz": ["matplotlib>=3.8", "scikit-learn>=1.4"],
     "cli": ["typer>=0.12", "rich>=13", "tqdm>=4.66", "safetensors>=0.4", "pyarrow>=15"],
     "bench": ["pytest>=8", "pytest-benchmark>=5", "threadpoolctl>=3"],
@@ -50,7 +51,7 @@ setup(
     python_requires=">=3.10",
     install_requires=["torch>=2.13", "numpy>=1.26"],
     extras_require=EXTRAS,
-    packages=["cossim_fast", "cossim_fast.diagnose", "cossim_fast.kernels"],
+    packages=["cossim_fast", "cossim_fast.diagnose", "cossim_fast.kernels", "cossim_fast.retrieval"],
     package_dir={"cossim_fast": "cossim_fast", "cossim_fast.kernels": "kernels"},
     package_data={"cossim_fast": ["py.typed"]},
     entry_points={"console_scripts": ["cossim = cossim_fast.cli:main"]},

@@ -318,3 +318,47 @@ def check_positive(name: str, value: int, least: int = 1) -> None:
         raise TypeError(f"expected {name} to be an int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"expected {name} >= {least}, got {value}")
+
+
+# Of the retrieval.
+
+SCREENS = ("auto", "int8", "bfloat16", "float32")
+
+
+def embedding_rows(name: str, value: Any) -> Tensor:
+    """Return rows (n, d) of a floating dtype, on CPU, sharing memory with what was given."""
+    rows = as_tensor(name, value).detach()
+    if rows.dim() != 2:
+        fix = "; pass one row as x[None]" if rows.dim() == 1 else ""
+        raise ValueError(f"expected {name} of shape (n, d), got {tuple(rows.shape)}{fix}")
+    if rows.dtype not in COMPUTED:
+        raise TypeError(
+            f"expected {name} of float16, bfloat16, float32 or float64, got {rows.dtype}; "
+            "convert it with .float() or .astype(numpy.float32)"
+        )
+    if rows.shape[1] == 0:
+        raise ValueError(f"expected {name} of shape (n, d) with d >= 1, got {tuple(rows.shape)}")
+    if rows.device.type != "cpu":
+        raise ValueError(f"expected {name} on CPU, got {rows.device}; move it with .cpu()")
+    return rows
+
+
+def same_width(queries: int, corpus: int) -> None:
+    """Refuse queries and corpus of two widths."""
+    if queries != corpus:
+        raise ValueError(
+            f"expected queries of shape (q, {corpus}) to match the corpus, got (q, {queries})"
+        )
+
+
+def number_of_neighbours(k: Any, n: int | None) -> None:
+    """Refuse a k that is no whole number from 1 to n."""
+    check_positive("k", k)
+    if n is not None and k > n:
+        raise ValueError(f"expected k <= n, got k = {k} and a corpus of n = {n} rows")
+
+
+def screen_name(screen: Any) -> None:
+    """Refuse what is not a screen."""
+    if screen not in SCREENS:
+        raise ValueError(f"expected screen to be one of {SCREENS}, got {screen!r}")

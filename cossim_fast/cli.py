@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from cossim_fast.diagnose.extras import require
+from cossim_fast._extras import require
 
 HEALTHY, FINDING, BAD_INPUT = 0, 1, 2
 

@@ -15,6 +15,7 @@ KERNELS = Path(__file__).parent.parent / "kernels"
 RULES = {
     "_reference": set(),
     "_checks": set(),
+    "_extras": set(),
     "_dtypes": set(),
     "_dispatch": set(),
     "_broadcast": set(),
@@ -36,17 +37,17 @@ RULES = {
         "_dtypes", "_ops",
     },
     "modules": {"_checks", "functional"},
-    "__init__": {"_ops", "diagnose", "functional", "modules"},
+    "__init__": {"_ops", "diagnose", "functional", "modules", "retrieval"},
     # Rooms of several files; a room may import itself.
-    "retrieval": {"functional", "_checks", "_cpu", "_ops"},
-    "diagnose": {"functional", "modules", "_checks", "retrieval"},
-    "integrations": {"__init__", "functional", "modules", "retrieval", "diagnose", "_checks"},
-    "cli": {"__init__", "functional", "modules", "retrieval", "diagnose", "integrations"},
+    "retrieval": {"_checks", "_cpu_screen", "_dtypes", "_extras", "_ops"},
+    "diagnose": {"functional", "modules", "_checks", "_extras", "retrieval"},
+    "integrations": {"__init__", "functional", "modules", "retrieval", "diagnose", "_checks", "_extras"},
+    "cli": {"__init__", "_extras", "functional", "modules", "retrieval", "diagnose", "integrations"},
 }  # fmt: skip
 ONLY_IN_FUNCTIONS = {("_ops", "kernels")}
 # What may be imported as a module is loaded; another package only at its first use.
 AT_IMPORT = {"torch", "numpy", "cossim_fast", *sys.stdlib_module_names}
-IN_FUNCTIONS_OF = {"diagnose", "integrations", "cli", "_ops"}
+IN_FUNCTIONS_OF = {"diagnose", "integrations", "cli", "retrieval", "_ops"}
 
 
 def imports_of(source: str) -> list[tuple[str, bool]]:

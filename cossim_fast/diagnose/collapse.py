@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
+from cossim_fast._extras import require
 from cossim_fast.diagnose import notes, verdicts
 from cossim_fast.diagnose.classes import Classes, measure_classes
-from cossim_fast.diagnose.extras import require
 from cossim_fast.diagnose.geometry import Geometry, geometry_streamed
 from cossim_fast.diagnose.neighbours import (
     Neighbours,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cossim_fast.diagnose.extras import require
+from cossim_fast._extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -76,7 +76,8 @@ def unit_rows(rows: Tensor, norms: Tensor, centre: Tensor) -> Tensor:
         unit = rows.float() * inverse.float()[:, None]
     if not bool(norms.isfinite().all()):
         unit[~norms.isfinite()] = centre  # 0 * inf is NaN
-    return unit.sub_(centre)
+    centred: Tensor = unit.sub_(centre)
+    return centred
 
 
 def _extreme(norms: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 
 # Scores candidates: query numbers and row positions to float64 scores.
 Score = Callable[[Tensor, Tensor], Tensor]
+# The threshold of a query of which nothing is known: every row reaches it, a row that is masked by
+# -inf does not.
+NO_THRESHOLD = -2.0
 
 
 class Pool:
@@ -29,15 +32,11 @@ class Pool:
         certify: keep the largest upper bound of what is dropped, too.
     """
 
-    def __init__(
-        self, queries: int, k: int, *, guess: bool = True, certify: bool = False
-    ) -> None:
+    def __init__(self, queries: int, k: int, *, guess: bool = True, certify: bool = False) -> None:
         self.queries, self.k = queries, k
         self._guess = guess
-        self.threshold = torch.full((queries,), -torch.inf, dtype=torch.float64)
-        self.excluded = (
-            torch.full((queries,), -torch.inf, dtype=torch.float64) if certify else None
-        )
+        self.threshold = torch.full((queries,), NO_THRESHOLD, dtype=torch.float64)
+        self.excluded = torch.full((queries,), -torch.inf, dtype=torch.float64) if certify else None
         self.rescored = torch.zeros(queries, dtype=torch.int64)
         self._query = torch.empty(0, dtype=torch.int64)
         self._row = torch.empty(0, dtype=torch.int64)
@@ -103,7 +102,7 @@ class Pool:
         self._score(score, self._upper >= kth[self._query])
         self._score(score, None)
         found = kth_largest(self._query, self._lower, self.k, self.queries)
-        return ((found < asked) & asked.isfinite()).nonzero()[:, 0]
+        return ((found < asked) & asked.isfinite() & (asked > NO_THRESHOLD)).nonzero()[:, 0]
 
     def _score(self, score: Score, likely: Tensor | None) -> None:
         """Score rows of the pool whose score is not known; then drop what it proves too low."""
@@ -137,6 +136,43 @@ class Pool:
         if self.excluded is not None and not bool(kept.all()):
             self.excluded.scatter_reduce_(0, query[~kept], score[~kept], "amax")
         return scores, rows
+
+    def take(self, other: Pool, queries: Tensor, before: int, excluded: Tensor | None) -> None:
+        """Take over what another pool holds of some queries, of rows before a position."""
+        number = torch.full((other.queries,), -1)
+        number[queries] = torch.arange(len(queries))
+        query = number[other._query]
+        kept = (query >= 0) & (other._row < before)
+        self.add(query[kept], other._row[kept], other._upper[kept], other._lower[kept])
+        if self.excluded is not None and excluded is not None:
+            self.exclude(excluded[queries])
+
+    def replace(self, queries: Tensor, other: Pool) -> None:
+        """Put what another pool found for some queries in the place of what is here."""
+        replaced = torch.zeros(self.queries, dtype=torch.bool)
+        replaced[queries] = True
+        self._gather()
+        self._keep(~replaced[self._query])
+        self.add(queries[other._query], other._row, other._upper, other._lower)
+        self._gather()
+        self.threshold[queries] = other.threshold
+        self.rescored[queries] += other.rescored
+        if self.excluded is not None and other.excluded is not None:
+            self.excluded[queries] = other.excluded
+
+    def state(self) -> dict[str, Tensor]:
+        """What a settled pool holds, by name."""
+        self._gather()
+        held = {"query": self._query, "row": self._row, "score": self._upper}
+        held |= {"threshold": self.threshold, "rescored": self.rescored}
+        return held if self.excluded is None else {**held, "excluded": self.excluded}
+
+    def restore(self, held: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        self._query, self._row = held["query"], held["row"]
+        self._upper, self._lower = held["score"], held["score"].clone()
+        self.threshold, self.rescored = held["threshold"], held["rescored"]
+        self.excluded = held.get("excluded")
 
     def _gather(self) -> None:
         new, self._new, self.pending = self._new, [], 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cossim_fast._cpu_screen import WideRows
 from cossim_fast.retrieval.codes import BLOCK, Segment
-from cossim_fast.retrieval.pool import Pool
+from cossim_fast.retrieval.pool import NO_THRESHOLD, Pool
 from cossim_fast.retrieval.screens import SLACK, BlockTerms, QueryTerms, Screen
 
 # Scores of a tile: 8 MB of float32, which stay in a shared cache.
@@ -118,6 +118,10 @@ class Scan:
         self._terms = screen.queries(self._queries, self._centre)
         self._trace.screens.append(screen.name)
 
+    def resume(self, seen: int) -> None:
+        """Go on after so many rows, whose best are in the pool."""
+        self._seen = self._next_raise = seen
+
     def through(self, segment: Segment, total: int) -> None:
         """Put every row of a segment that may be among the best into the pool.
 
@@ -160,7 +164,7 @@ class Scan:
         return True
 
     def _clueless(self) -> bool:
-        return bool(self._pool.threshold.isneginf().any())
+        return bool((self._pool.threshold == NO_THRESHOLD).any())
 
     def _tile(self, segment: Segment, rows: slice) -> Tile:
         values = self._screen.product(segment, rows, self._centre, self._terms)
@@ -191,9 +195,9 @@ def tiles(count: int, size: int) -> list[slice]:
 
 def group_rows(k: int) -> int:
     """Rows under one maximum: 64, fewer where so many rows are wanted that most groups pass."""
-    if k <= 16:  # noqa: PLR2004
+    if k <= 16:
         return BLOCK
-    return 16 if k <= 128 else 4  # noqa: PLR2004
+    return 16 if k <= 128 else 4
 
 
 def first_threshold(some: Sequence[Tile], group: int, rank: int, *, proven: bool) -> Tensor:

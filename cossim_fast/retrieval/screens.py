@@ -64,7 +64,7 @@ class Screen(Protocol):
         """Return the terms of some of a segment's blocks."""
 
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
-        """V (rows padded to whole blocks, q) in float32; what stands in the padding is undefined."""
+        """V (rows padded to whole blocks, q) in float32; anything may stand in the padding."""
 
 
 def _unit_queries(queries: WideRows) -> Tensor:
@@ -99,6 +99,7 @@ class Int8Screen:
         self.levels = levels
 
     def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
+        """Code queries by their largest entry."""
         unit = _unit_queries(queries)
         scale = unit.abs().amax(1) / self.levels
         scale.masked_fill_(scale == 0, 1.0)
@@ -107,6 +108,7 @@ class Int8Screen:
         return _terms(unit, codes * scale[:, None], scale, centre, packed)
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
+        """What the codes miss."""
         assert segment.scale is not None
         assert segment.residual is not None
         radius, residual = segment.radius[some].double(), segment.residual[some].double()
@@ -115,6 +117,7 @@ class Int8Screen:
         return BlockTerms(segment.scale[some].double(), rounded, radius)
 
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
+        """Whole numbers, rounded beyond 2^24."""
         assert segment.codes is not None
         stop = -(-rows.stop // BLOCK) * BLOCK
         return _int8_product(segment.codes[rows.start : stop], terms.operand, len(terms.scale))
@@ -128,11 +131,13 @@ class FloatScreen:
         self._dtype = torch.float32 if name == "float32" else torch.bfloat16
 
     def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
+        """Round unit queries."""
         unit = _unit_queries(queries)
         rounded = unit.to(self._dtype)
         return _terms(unit, rounded.double(), torch.ones(len(unit)).double(), centre, rounded)
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
+        """What rounding misses."""
         radius = segment.radius[some].double()
         d = segment.rows.shape[1]
         if self._dtype == torch.float32:
@@ -143,11 +148,10 @@ class FloatScreen:
             residual = UNIT_ROW_ERROR + 2.0**-9 * (radius + UNIT_ROW_ERROR)
             # The same for sums that may be truncated, and one rounding of the result to bfloat16.
             product = 2 * d * _UNIT / (1 - 2 * d * _UNIT) * (1 + 2.0**-8) + 2.0**-9
-        return BlockTerms(
-            torch.ones_like(radius), residual + product * (radius + residual), radius
-        )
+        return BlockTerms(torch.ones_like(radius), residual + product * (radius + residual), radius)
 
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
+        """Cosines less the constant of the query."""
         y = unit_rows(segment.rows[rows], segment.norms[rows], centre).to(self._dtype)
         padded = -(-y.shape[0] // BLOCK) * BLOCK
         out = torch.empty((padded, len(terms.scale)), dtype=self._dtype)

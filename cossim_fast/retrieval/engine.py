@@ -1,0 +1,198 @@
+"""From queries and segments to the k best rows: batches, repeats, results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cossim_fast import _cpu_screen
+from cossim_fast._cpu_screen import WideRows
+from cossim_fast.retrieval import screens
+from cossim_fast.retrieval.codes import Segment
+from cossim_fast.retrieval.pool import Pool
+from cossim_fast.retrieval.scan import Scan, Trace
+
+# Queries that go through the corpus together: enough for a product at full speed, and so few that
+# k results of each, with a few candidates for every result, take 100 MB at most.
+MOST_QUERIES = 1024
+MOST_RESULTS = 1 << 20
+
+# Pairs (query numbers, positions) that may not be returned, sorted by position.
+Forbidden = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Best:
+    """The k best rows of every query, and what proves it."""
+
+    scores: Tensor  # (q, k) float64, best first; NaN where there are no more
+    positions: Tensor  # (q, k) int64; -1 where there are no more
+    excluded: Tensor | None  # (q,) float64: the largest upper bound of what was dropped
+    rescored: Tensor  # (q,) int64
+    rows: int  # searched
+    skipped: int  # rows that are not finite
+
+
+def scorer(queries: WideRows, segments: Sequence[Segment]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The function that scores (query numbers, positions) from the rows of the segments."""
+
+    def score(query: Tensor, position: Tensor) -> Tensor:
+        found = torch.full(query.shape, torch.nan, dtype=torch.float64)
+        for segment in segments:
+            row = position - segment.first
+            here = ((row >= 0) & (row < len(segment))).nonzero()[:, 0]
+            found[here] = _cpu_screen.score_pairs(
+                queries, segment.rows, query[here], row[here], segment.norms
+            )
+        return found
+
+    return score
+
+
+class Search:
+    """A batch of queries: their candidates so far, and the pass over what comes.
+
+    Args:
+        queries: as they enter a score.
+        k: how many rows each is to get.
+        centre: (d,) of the corpus.
+        screen: a screen's name, or ``"auto"``.
+        trace: takes notes.
+        forbidden: what may not be returned.
+        certify: whether bounds on what is dropped are kept.
+    """
+
+    def __init__(
+        self,
+        queries: WideRows,
+        k: int,
+        centre: Tensor,
+        screen: str,
+        *,
+        trace: Trace,
+        forbidden: Forbidden | None = None,
+        certify: bool = False,
+    ) -> None:
+        self._queries, self._centre, self._screen = queries, centre, screen
+        self._trace, self._forbidden = trace, forbidden
+        self.pool = Pool(len(queries.norms), k, certify=certify)
+        self._scan = self._new_scan(queries, self.pool, forbidden)
+
+    def _new_scan(self, queries: WideRows, pool: Pool, forbidden: Forbidden | None) -> Scan:
+        tried = screens.choose(queries.rows.shape[1], self._screen)
+        return Scan(queries, pool, self._centre, tried, self._trace, forbidden)
+
+    def through(self, segments: Sequence[Segment], total: int) -> None:
+        """Search segments, the last of ``total`` rows; every score that matters is known then."""
+        excluded = self.pool.excluded.clone() if self.pool.excluded is not None else None
+        for segment in segments:
+            self._scan.through(segment, total)
+        failed = self.pool.settle(scorer(self._queries, segments))
+        if failed.numel():
+            self._repeat(failed, segments, total, excluded)
+
+    def resume(self, seen: int) -> None:
+        """Go on after so many rows, whose best are in the pool."""
+        self._scan.resume(seen)
+
+    def _repeat(
+        self, failed: Tensor, segments: Sequence[Segment], total: int, excluded: Tensor | None
+    ) -> None:
+        """Search again, with proven thresholds, for queries whose guess was too high."""
+        self._trace.repeated += failed.numel()
+        queries = WideRows(self._queries.rows[failed], self._queries.norms[failed])
+        pool = Pool(len(failed), self.pool.k, guess=False, certify=excluded is not None)
+        pool.take(self.pool, failed, segments[0].first, excluded)
+        forbidden = self._forbidden
+        if forbidden is not None:
+            number = torch.full((self.pool.queries,), -1)
+            number[failed] = torch.arange(len(failed))
+            query = number[forbidden[0]]
+            forbidden = query[query >= 0], forbidden[1][query >= 0]
+        scan = self._new_scan(queries, pool, forbidden)
+        for segment in segments:
+            scan.through(segment, total)
+        pool.settle(scorer(queries, segments))
+        self.pool.replace(failed, pool)
+
+
+class Batches:
+    """All queries of a call, in batches that go through the corpus together.
+
+    Args:
+        queries: as they enter a score.
+        k: how many rows each is to get.
+        screen: a screen's name, or ``"auto"``.
+        centre: (d,) of the corpus; to be set before the first segment.
+        forbidden: what may not be returned.
+        certify: whether bounds on what is dropped are kept.
+    """
+
+    def __init__(
+        self,
+        queries: WideRows,
+        k: int,
+        screen: str,
+        *,
+        centre: Tensor | None = None,
+        forbidden: Forbidden | None = None,
+        certify: bool = False,
+    ) -> None:
+        self._queries, self._k, self._screen = queries, k, screen
+        self._forbidden, self._certify = forbidden, certify
+        self._searches: list[Search] = []
+        self.centre, self.trace = centre, Trace()
+        self.seen = self.skipped = 0
+
+    def through(self, segments: Sequence[Segment]) -> None:
+        """Search the next segments."""
+        self.seen += sum(len(segment) for segment in segments)
+        for search in self.searches():
+            search.through(segments, self.seen)
+        self.skipped += sum(int((~s.norms.isfinite()).sum()) for s in segments)
+
+    def searches(self) -> list[Search]:
+        """The batches; the first call makes them."""
+        if not self._searches and self.centre is not None:
+            size = max(min(MOST_QUERIES, MOST_RESULTS // self._k), 1)
+            count = len(self._queries.norms)
+            self._searches = [
+                Search(
+                    WideRows(self._queries.rows[some], self._queries.norms[some]),
+                    self._k,
+                    self.centre,
+                    self._screen,
+                    trace=self.trace,
+                    forbidden=self._forbidden_of(some),
+                    certify=self._certify,
+                )
+                for some in (slice(start, start + size) for start in range(0, count, size))
+            ]
+        return self._searches
+
+    def _forbidden_of(self, some: slice) -> Forbidden | None:
+        if self._forbidden is None:
+            return None
+        query, position = self._forbidden
+        here = (query >= some.start) & (query < some.stop)
+        return query[here] - some.start, position[here]
+
+    def best(self) -> Best:
+        """What was found."""
+        pools = [search.pool for search in self.searches()]
+        best = [pool.best() for pool in pools]
+        bounds = [pool.excluded for pool in pools if pool.excluded is not None]
+        # Something to join where there are no queries.
+        no_scores = torch.empty((0, self._k), dtype=torch.float64)
+        no_count = torch.empty(0, dtype=torch.int64)
+        return Best(
+            torch.cat([no_scores, *(scores for scores, _ in best)]),
+            torch.cat([no_scores.long(), *(positions for _, positions in best)]),
+            torch.cat([no_scores[:, 0], *bounds]) if self._certify else None,
+            torch.cat([no_count, *(pool.rescored for pool in pools)]),
+            self.seen,
+            self.skipped,
+        )

@@ -1,0 +1,180 @@
+"""What a search returns, and the certificate that proves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cossim_fast import _cpu_screen
+from cossim_fast._cpu_screen import WideRows
+from cossim_fast.retrieval.engine import Best
+
+# Two scores nearer than this may change places between processors: the rounding of score64.
+TIE = 2.0**-48
+# Rows scored at a time when a certificate is verified.
+_VERIFIED = 1 << 13
+
+
+class TopK(NamedTuple):
+    """The k best rows of every query, best first."""
+
+    scores: Any  # (q, k) float32, float64 for float64 input; NaN where there are no more rows
+    indices: Any  # (q, k) int64 positions or ids; -1 where there are no more rows
+
+
+class CertifiedTopK(NamedTuple):
+    """The k best rows of every query, and the proof."""
+
+    scores: Any
+    indices: Any
+    certificate: Certificate
+
+
+class VerificationError(AssertionError):
+    """A certificate that does not hold: some row is better than its bound says."""
+
+
+# Scores (q, rows) in float64 of some queries against positions of the corpus; NaN where a row may
+# not be returned to a query.
+Oracle = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Why no other row belongs among the k best, query by query.
+
+    Attributes:
+        kth_score: (q,) float64, the k-th best score; NaN where fewer rows were found.
+        excluded_bound: (q,) float64, no row that was not returned scores more; -inf if there is
+            none.
+        rescored: (q,) int64, how many rows were scored in float64.
+        tie: (q,) bool, whether the k-th and the next differ by less than `TIE`, so that another
+            processor could return the other.
+        skipped: how many rows of the corpus hold NaN or an infinity, and are never returned.
+    """
+
+    kth_score: np.ndarray[Any, Any]
+    excluded_bound: np.ndarray[Any, Any]
+    rescored: np.ndarray[Any, Any]
+    tie: np.ndarray[Any, Any]
+    skipped: int
+    positions: Tensor = field(repr=False)  # (q, k), -1 where there are no more
+    scores: Tensor = field(repr=False)  # (q, k) float64
+    oracle: Oracle | None = field(repr=False, compare=False)
+    rows: int = 0  # of the corpus
+
+    def verify(self, sample: int | None = 10_000, *, seed: int = 0) -> int:
+        """Score rows again in float64 and compare; return how many were scored.
+
+        The returned rows are checked one by one, and so are ``sample`` rows drawn from the corpus
+        for each query: none that was not returned may score above ``excluded_bound``, or come
+        before the last that was.
+
+        Args:
+            sample: how many rows; None for all.
+            seed: of the draw.
+
+        Raises:
+            VerificationError: with the query, the row, its score and the bound that it breaks.
+            ValueError: if the corpus came from an iterator, and is gone.
+        """
+        if self.oracle is None:
+            raise ValueError(
+                "expected a corpus that can be read again, got one that came from an iterator; "
+                "search an array or a memory map to verify"
+            )
+        if sample is None or sample >= self.rows:
+            chosen = torch.arange(self.rows)
+        else:
+            drawn = np.random.default_rng(seed).choice(self.rows, sample, replace=False)
+            chosen = torch.from_numpy(np.sort(drawn))
+        checked = 0
+        for query in range(len(self.kth_score)):
+            checked += self._returned(query, self.oracle)
+            for start in range(0, len(chosen), _VERIFIED):
+                some = chosen[start : start + _VERIFIED]
+                self._others(query, some, self.oracle(torch.tensor([query]), some)[0])
+                checked += len(some)
+        return checked
+
+    def _returned(self, query: int, oracle: Oracle) -> int:
+        rows = self.positions[query][self.positions[query] >= 0]
+        if not len(rows):
+            return 0
+        scores, stated = oracle(torch.tensor([query]), rows)[0], self.scores[query][: len(rows)]
+        wrong = (scores != stated).nonzero()[:, 0]
+        if len(wrong):
+            at = int(wrong[0])
+            raise VerificationError(
+                f"query {query}: row {int(rows[at])} was returned with the score "
+                f"{float(stated[at])!r}, and scores {float(scores[at])!r}"
+            )
+        order = np.lexsort((rows.numpy(), -scores.numpy()))
+        if not np.array_equal(order, np.arange(len(rows))):
+            raise VerificationError(f"query {query}: the returned rows are out of order")
+        return len(rows)
+
+    def _others(self, query: int, rows: Tensor, scores: Tensor) -> None:
+        returned = self.positions[query]
+        other = ~torch.isin(rows, returned) & ~scores.isnan()
+        rows, scores = rows[other], scores[other]
+        bound = float(self.excluded_bound[query])
+        # Bounds hold for exact cosines, scores are rounded.
+        above = scores > bound + TIE
+        last = int(returned[-1])
+        if last >= 0:
+            kth = self.scores[query, -1]
+            above |= (scores > kth) | ((scores == kth) & (rows < last))
+        elif len(returned):
+            above |= torch.ones_like(above)  # there was room for every row
+        if bool(above.any()):
+            at = int(above.nonzero()[0])
+            raise VerificationError(
+                f"query {query}: row {int(rows[at])} scores {float(scores[at])!r} and was not "
+                f"returned; the bound on what was left out is {bound!r}, "
+                f"the k-th score {float(self.kth_score[query])!r}"
+            )
+
+
+def assemble(
+    queries: Any, best: Best, *, double: bool, oracle: Oracle | None
+) -> TopK | CertifiedTopK:
+    """Give the result of a search the dtype and the kind of container that its caller gets."""
+    scores = best.scores if double else best.scores.float()
+    found = TopK(like(queries, scores), like(queries, best.positions))
+    if best.excluded is None:
+        return found
+    kth = best.scores[:, -1]
+    certificate = Certificate(
+        kth_score=kth.numpy(),
+        excluded_bound=best.excluded.numpy(),
+        rescored=best.rescored.numpy(),
+        tie=(best.excluded >= kth - TIE).numpy(),
+        skipped=best.skipped,
+        positions=best.positions,
+        scores=best.scores,
+        oracle=oracle,
+        rows=best.rows,
+    )
+    return CertifiedTopK(*found, certificate)
+
+
+def like(given: Any, tensor: Tensor) -> Any:
+    """A tensor for who gave a tensor, an array for everyone else."""
+    return tensor if isinstance(given, Tensor) else tensor.numpy()
+
+
+def oracle_of(queries: WideRows, rows: Tensor) -> Oracle:
+    """The scores of all pairs of some queries and some rows, from the rows as they are now."""
+
+    def scores(query: Tensor, position: Tensor) -> Tensor:
+        pairs = torch.cartesian_prod(query, position).view(-1, 2)
+        found = _cpu_screen.score_pairs(queries, rows, pairs[:, 0], pairs[:, 1])
+        return found.view(len(query), len(position))
+
+    return scores

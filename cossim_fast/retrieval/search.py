@@ -1,0 +1,94 @@
+"""`topk`: the exact k best rows of a corpus that is looked at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cossim_fast import _checks, _cpu_screen
+from cossim_fast.retrieval.checkpoint import Checkpoint
+from cossim_fast.retrieval.codes import centre_of, encode
+from cossim_fast.retrieval.engine import Batches
+from cossim_fast.retrieval.progress import Progress
+from cossim_fast.retrieval.results import CertifiedTopK, TopK, assemble, oracle_of
+from cossim_fast.retrieval.sources import ArrayCorpus, open_corpus
+
+
+def topk(
+    queries: Any,
+    corpus: Any,
+    k: int,
+    *,
+    screen: str = "auto",
+    certify: bool = False,
+    progress: bool = False,
+    checkpoint: str | Path | None = None,
+) -> TopK | CertifiedTopK:
+    """Find the k rows of a corpus with the largest cosine to each query, exactly.
+
+    The score of a row is <q, x> / (|q| |x|) in float64, added up in one fixed order, and 0 where
+    either is zero; rows are ranked by it, equal scores by position. A cheap screen with a proven
+    error decides only which rows need not be scored so (Cauchy and Schwarz on int8 codes; see
+    `cossim_fast.retrieval.screens`). So the result is that of float64 brute force, and the same
+    bits come back whatever the batch, the threads, the tiles or the screen.
+
+    Args:
+        queries: (q, d) tensor or array of float16, bfloat16, float32 or float64.
+        corpus: (n, d) likewise, for instance ``np.load(path, mmap_mode="r")``; or an iterator
+            (something with ``__next__``) of blocks (n_i, d), which are numbered through.
+        k: how many rows for each query, 1 to n.
+        screen: ``"auto"``, ``"int8"``, ``"bfloat16"`` or ``"float32"``. ``"auto"`` takes the
+            narrowest that the processor has instructions for, and goes on with a wider one where
+            the data let too many rows through.
+        certify: return a `Certificate` too.
+        progress: show a progress bar (needs tqdm: ``pip install 'cossim_fast[retrieval]'``).
+        checkpoint: a file that keeps what was found so far, written after every stretch of about
+            16 million numbers and deleted at the end. If it is there when the search starts, the
+            search goes on where it ended. An iterator must then give the same rows again from the
+            first, in blocks of any size; rows that were searched are skipped. Needs safetensors.
+
+    Returns:
+        TopK(scores, indices), (q, k) both: float32 (float64 if an input is float64) and int64,
+        best first; arrays for array queries, tensors for tensors. With ``certify=True``,
+        CertifiedTopK(scores, indices, certificate).
+
+    Rows that hold NaN or an infinity are never returned; where fewer than k rows remain, the rest
+    is NaN and -1, as is all of a query that holds them. Zero rows score 0. No gradients.
+
+    Memory beyond inputs and results: 32 bytes for each candidate, of which there are about k a
+    query, twice while they are sorted; 8 d bytes a query; and for the stretch that is searched
+    its codes (16 MB) and four tiles of scores (8 MB each).
+
+    Raises:
+        TypeError: for integer, complex or sparse input.
+        ValueError: for shapes that do not match, k out of range, an unknown screen, or a
+            checkpoint of another search.
+
+    >>> corpus = torch.eye(4)
+    >>> topk(torch.tensor([[0.0, 3.0, 4.0, 0.0]]), corpus, 2)
+    TopK(scores=tensor([[0.8000, 0.6000]]), indices=tensor([[2, 1]]))
+    """
+    asked = _checks.embedding_rows("queries", queries)
+    source = open_corpus(corpus, asked.shape[1])
+    _checks.same_width(asked.shape[1], source.d)
+    _checks.number_of_neighbours(k, source.n)
+    _checks.screen_name(screen)
+    wide = _cpu_screen.widen(asked)
+    found = Batches(wide, k, screen, certify=certify)
+    kept = Checkpoint(checkpoint, asked, source, k, certify=certify)
+    kept.restore(found)
+    with Progress(progress, "topk", source.n, found.seen) as bar:
+        for rows in source.blocks(found.seen):
+            if found.centre is None:
+                found.centre = centre_of(rows)
+            found.through([encode(rows, found.centre, first=found.seen)])
+            kept.save(found)
+            bar.update(len(rows))
+    _checks.number_of_neighbours(k, found.seen)
+    double = torch.float64 in (asked.dtype, source.dtype)
+    oracle = oracle_of(wide, source.rows) if isinstance(source, ArrayCorpus) else None
+    result = assemble(queries, found.best(), double=double, oracle=oracle)
+    kept.remove()
+    return result

@@ -1,0 +1,122 @@
+"""A corpus that is looked at once, block by block: an array, a memory map, or an iterator."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cossim_fast import _checks
+from cossim_fast.retrieval.codes import BLOCK
+
+# Numbers of a block: 64 MB of float32, 16 MB of codes.
+_NUMBERS = 1 << 24
+
+
+def block_rows(d: int) -> int:
+    """How many rows are searched at a time."""
+    return max(_NUMBERS // max(d, 1) // BLOCK, 1) * BLOCK
+
+
+class ArrayCorpus:
+    """Rows of a tensor, an array or a memory map."""
+
+    def __init__(self, corpus: Any) -> None:
+        self.rows = _checks.embedding_rows("corpus", corpus)
+        self.n, self.d = self.rows.shape
+        self.dtype = self.rows.dtype
+        self._map = _read_only_map(corpus)
+
+    def blocks(self, start: int = 0) -> Iterator[Tensor]:
+        """Yield blocks of rows from ``start`` on."""
+        step = block_rows(self.d)
+        for first in range(start, self.n, step):
+            block = self.rows[first : first + step]
+            yield block
+            if self._map is not None:
+                _let_go(self._map, block)
+
+
+class StreamCorpus:
+    """Rows of an iterator of blocks."""
+
+    n = None
+
+    def __init__(self, blocks: Iterator[Any], d: int) -> None:
+        self._blocks, self.d = blocks, d
+        self.dtype: torch.dtype | None = None
+
+    def blocks(self, start: int = 0) -> Iterator[Tensor]:
+        """Yield blocks of rows from ``start`` on, cut and joined to the size that suits."""
+        step, held, waiting = block_rows(self.d), 0, []
+        to_skip = start
+        for number, block in enumerate(self._blocks):
+            rows = self._checked(number, block)
+            skipped = min(to_skip, len(rows))
+            to_skip, rows = to_skip - skipped, rows[skipped:]
+            waiting.append(rows)
+            held += len(rows)
+            while held >= step:
+                joined = torch.cat(waiting) if len(waiting) > 1 else waiting[0]
+                yield joined[:step]
+                waiting, held = [joined[step:]], held - step
+        if to_skip:
+            raise ValueError(
+                f"expected the iterator to give the rows again from the first, at least {start} "
+                f"of them, got {start - to_skip}; start it anew, or delete the checkpoint"
+            )
+        if held:
+            yield torch.cat(waiting)
+
+    def _checked(self, number: int, block: Any) -> Tensor:
+        rows = _checks.embedding_rows(f"block {number} of corpus", block)
+        if self.dtype is None:
+            self.dtype = rows.dtype
+        if rows.shape[1] != self.d or rows.dtype != self.dtype:
+            raise ValueError(
+                f"expected block {number} of corpus of shape (n, {self.d}) and dtype {self.dtype}, "
+                f"got {tuple(rows.shape)} and {rows.dtype}"
+            )
+        return rows
+
+
+Corpus = ArrayCorpus | StreamCorpus
+
+
+def open_corpus(corpus: Any, d: int) -> Corpus:
+    """Take what `topk` takes for a corpus; blocks of an iterator must be ``d`` wide."""
+    if hasattr(corpus, "__next__"):
+        return StreamCorpus(corpus, d)
+    return ArrayCorpus(corpus)
+
+
+def _read_only_map(corpus: Any) -> np.memmap[Any, Any] | None:
+    """The memory map behind an array, if nothing was written through it alone."""
+    while isinstance(corpus, np.ndarray) and not isinstance(corpus.base, mmap.mmap):
+        corpus = corpus.base
+    if isinstance(corpus, np.memmap) and corpus.mode in ("r", "r+"):
+        return corpus
+    return None
+
+
+def _let_go(whole: np.memmap[Any, Any], block: Tensor) -> None:
+    """Tell the system that pages of a file will not be needed soon, so memory in use stays small.
+
+    They stay in its cache as long as there is room. Never done to a copy-on-write map, which
+    would lose what was written.
+    """
+    held = whole.base
+    if not isinstance(held, mmap.mmap) or not hasattr(held, "madvise"):
+        return
+    # The array starts somewhere in the first pages of the map.
+    begin = block.data_ptr() - whole.__array_interface__["data"][0]
+    begin += whole.offset % mmap.ALLOCATIONGRANULARITY
+    end = begin + block.numel() * block.element_size()
+    page = mmap.PAGESIZE
+    begin, end = -(-begin // page) * page, end // page * page
+    if 0 <= begin < end <= len(held):
+        held.madvise(mmap.MADV_DONTNEED, begin, end - begin)
