@@ -96,23 +96,26 @@ def score_pairs(
         corpus_norms: `row_norms` of the corpus (m,), where they are known.
     """
     pairs, d = query_index.numel(), corpus.shape[1]
-    out = torch.empty(pairs, dtype=torch.float64)
+    dots = torch.empty(pairs, dtype=torch.float64)
+    if corpus_norms is None:
+        norms = torch.empty(pairs, dtype=torch.float64)
+    else:
+        norms = corpus_norms[corpus_index]
     step = max(CHUNK // max(d, 1), 1)
     q = torch.empty((min(step, pairs), d), dtype=torch.float64)
     stored, x = torch.empty_like(q, dtype=corpus.dtype), torch.empty_like(q)
     for start in range(0, pairs, step):
-        rows = corpus_index[start : start + step]
-        chosen = query_index[start : start + step]
-        size = rows.numel()
-        torch.index_select(queries.rows, 0, chosen, out=q[:size])
-        torch.index_select(corpus, 0, rows, out=stored[:size])
+        some = slice(start, start + step)
+        size = dots[some].numel()
+        torch.index_select(queries.rows, 0, query_index[some], out=q[:size])
+        torch.index_select(corpus, 0, corpus_index[some], out=stored[:size])
         gathered = _in_range(x[:size].copy_(stored[:size]), corpus.dtype)
-        norms = _tree_norms(gathered) if corpus_norms is None else corpus_norms[rows]
-        dots = _tree_sum_(q[:size].mul_(gathered))
-        # A row of zeros gives 0: divide by 1 instead, which keeps a NaN of the other row.
-        below = _or_one(queries.norms[chosen]) * _or_one(norms)
-        torch.div(dots, below, out=out[start : start + size]).clamp_(-1.0, 1.0)
-    return out
+        if corpus_norms is None:
+            norms[some] = _tree_norms(gathered)
+        dots[some] = _tree_sum_(q[:size].mul_(gathered))
+    # A row of zeros gives 0: divide by 1 instead, which keeps a NaN of the other row.
+    below = _or_one(queries.norms[query_index]).mul_(_or_one(norms))
+    return dots.div_(below).clamp_(-1.0, 1.0)
 
 
 def _or_one(norms: Tensor) -> Tensor:
@@ -148,4 +151,4 @@ def _tree_sum_(products: Tensor) -> Tensor:
             upper = lanes[:, width:]
             lanes = lanes[:, :width]
             lanes[:, : upper.shape[1]] += upper
-    return lanes[:, 0].clone() if d else products.new_zeros(products.shape[0])
+    return lanes[:, 0] if d else products.new_zeros(products.shape[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from cossim_fast import _cpu_screen
 from cossim_fast._cpu_screen import WideRows
 from cossim_fast.retrieval import screens
 from cossim_fast.retrieval.codes import Segment
-from cossim_fast.retrieval.pool import Pool
+from cossim_fast.retrieval.pool import Pool, Score
 from cossim_fast.retrieval.scan import Scan, Trace
 
 # Queries that go through the corpus together: enough for a product at full speed, and so few that
@@ -36,7 +36,7 @@ class Best:
     skipped: int  # rows that are not finite
 
 
-def scorer(queries: WideRows, segments: Sequence[Segment]) -> Callable[[Tensor, Tensor], Tensor]:
+def scorer(queries: WideRows, segments: Sequence[Segment]) -> Score:
     """The function that scores (query numbers, positions) from the rows of the segments."""
 
     def score(query: Tensor, position: Tensor) -> Tensor:
@@ -88,9 +88,11 @@ class Search:
     def through(self, segments: Sequence[Segment], total: int) -> None:
         """Search segments, the last of ``total`` rows; every score that matters is known then."""
         excluded = self.pool.excluded.clone() if self.pool.excluded is not None else None
+        score = scorer(self._queries, segments)
         for segment in segments:
-            self._scan.through(segment, total)
-        failed = self.pool.settle(scorer(self._queries, segments))
+            self._scan.through(segment, total, score)
+        self.pool.settle(score)
+        failed = self.pool.refuted()
         if failed.numel():
             self._repeat(failed, segments, total, excluded)
 
@@ -112,10 +114,10 @@ class Search:
             number[failed] = torch.arange(len(failed))
             query = number[forbidden[0]]
             forbidden = query[query >= 0], forbidden[1][query >= 0]
-        scan = self._new_scan(queries, pool, forbidden)
+        scan, score = self._new_scan(queries, pool, forbidden), scorer(queries, segments)
         for segment in segments:
-            scan.through(segment, total)
-        pool.settle(scorer(queries, segments))
+            scan.through(segment, total, score)
+        pool.settle(score)
         self.pool.replace(failed, pool)
 
 

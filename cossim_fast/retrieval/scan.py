@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cossim_fast._cpu_screen import WideRows
 from cossim_fast.retrieval.codes import BLOCK, Segment
-from cossim_fast.retrieval.pool import NO_THRESHOLD, Pool
+from cossim_fast.retrieval.pool import NO_THRESHOLD, Pool, Score
 from cossim_fast.retrieval.screens import SLACK, BlockTerms, QueryTerms, Screen
 
 # Scores of a tile: 8 MB of float32, which stay in a shared cache.
@@ -22,6 +22,8 @@ FIRST_TILES = 4
 # before so many times k rows a query wait.
 GROWTH = 2
 MOST_PENDING = 8
+# Rows of a pool whose memory (32 bytes each) is freed by scoring them before their time.
+CROWDED = 1 << 22
 # Scoring a row in float64 takes as long as so many rows of a product. A screen that leaves more
 # than one in so many of all rows to be scored is given up for a wider one.
 RESCORING_COST = 100
@@ -110,33 +112,35 @@ class Scan:
         self._forbidden = forbidden
         self._seen, self._next_raise = 0, 0
         # A query of NaN finds nothing: no row reaches an infinite threshold.
-        self._pool.lift(torch.where(queries.norms.isfinite(), -torch.inf, torch.inf).double())
+        self._pool.close(~queries.norms.isfinite())
         self._use(self._screens.pop(0))
 
     def _use(self, screen: Screen) -> None:
-        self._screen = screen
+        self._screen, self._fresh = screen, True
         self._terms = screen.queries(self._queries, self._centre)
         self._trace.screens.append(screen.name)
 
     def resume(self, seen: int) -> None:
         """Go on after so many rows, whose best are in the pool."""
         self._seen = self._next_raise = seen
+        self._fresh = False
 
-    def through(self, segment: Segment, total: int) -> None:
+    def through(self, segment: Segment, total: int, score: Score) -> None:
         """Put every row of a segment that may be among the best into the pool.
 
         Args:
             segment: the next rows.
             total: how many rows there are in all, as far as is known.
+            score: for when the pool is crowded.
         """
         total = max(total, self._seen + len(segment))
-        while not self._passes(segment, total):
+        while not self._passes(segment, total, score):
             # What the next screen sees again it sees with better bounds.
             self._pool.forget(segment.first)
             self._use(self._screens.pop(0))
         self._seen += len(segment)
 
-    def _passes(self, segment: Segment, total: int) -> bool:
+    def _passes(self, segment: Segment, total: int, score: Score) -> bool:
         """Go through a segment; False as soon as a wider screen promises to be cheaper."""
         pool, trace = self._pool, self._trace
         trace.group = group_rows(pool.k)
@@ -150,10 +154,11 @@ class Scan:
             seen += sum(r.stop - r.start for r in stretch)
             rank = pool.rank(seen, total)
             if self._clueless():
-                pool.lift(first_threshold(some, trace.group, rank, proven=rank == pool.k))
-            # As many as that many rows would be, were the screen exact: rows to be scored.
-            share = max(passing(tile, pool.threshold) for tile in some) * seen / rank
-            if self._screens and share * pool.k * RESCORING_COST > total:
+                pool.lift(first_threshold(some, trace.group, rank, proven=rank == pool.k), rank)
+                self._fresh = False
+            # So many times as many rows pass as would if the screen were exact.
+            excess = max(passing(tile, pool.threshold) for tile in some) * seen / rank - 1
+            if self._screens and excess * pool.k * RESCORING_COST > total:
                 return False
             for tile in some:
                 trace.emitted += emit(pool, tile, trace.group)
@@ -161,10 +166,13 @@ class Scan:
             if seen >= self._next_raise or pool.pending > MOST_PENDING * pool.k * pool.queries:
                 pool.raise_thresholds(seen, total)
                 self._next_raise = GROWTH * seen
+            if len(pool) > CROWDED:
+                pool.settle(score)
         return True
 
     def _clueless(self) -> bool:
-        return bool((self._pool.threshold == NO_THRESHOLD).any())
+        """Whether thresholds are missing, or are those of a worse screen."""
+        return self._fresh or bool((self._pool.threshold == NO_THRESHOLD).any())
 
     def _tile(self, segment: Segment, rows: slice) -> Tile:
         values = self._screen.product(segment, rows, self._centre, self._terms)
