@@ -60,7 +60,7 @@ class WideRows(NamedTuple):
 
 def widen(rows: Tensor) -> WideRows:
     """Rows (n, d) of any floating dtype as they enter a score, with their norms."""
-    wide = _in_range(rows.double(), rows.dtype)
+    wide = _in_range(rows.double().contiguous(), rows.dtype)
     return WideRows(wide, _norms(wide))
 
 
@@ -136,10 +136,11 @@ def _norms(rows: Tensor) -> Tensor:
 
 
 def _row_sums(products: Tensor) -> Tensor:
-    """Sum each row of a contiguous (p, d) float64 tensor, in an order that d alone decides.
+    """Sum each row of (p, d) in float64, in an order that d alone decides.
 
     numpy adds contiguous numbers pairwise, in eight partial sums for each 128, with one thread. A
     tree of our own out of torch's operators took five times as long; torch's sum takes half as
     long, and its order depends on the processor and, for a single long row, on the threads.
     """
-    return torch.from_numpy(np.add.reduce(products.numpy(), axis=1))
+    with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite give NaN
+        return torch.from_numpy(np.add.reduce(products.contiguous().numpy(), axis=1))

@@ -100,7 +100,7 @@ def encode(rows: Tensor, centre: Tensor, *, first: int = 0, codes: bool = True) 
     scale, residual = torch.empty(blocks), torch.empty(blocks)
     step = max(_CHUNK // max(d, 1) // BLOCK, 1) * BLOCK
     for start in range(0, n, step):
-        some = rows[start : start + step]
+        some = rows[start : start + step].contiguous()
         norms[start : start + step] = of_some = _cpu_screen.row_norms(some)
         y = unit_rows(some, of_some, centre)
         if y.shape[0] % BLOCK:

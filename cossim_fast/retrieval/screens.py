@@ -24,14 +24,15 @@ from cossim_fast._dtypes import cpu_products
 from cossim_fast.retrieval.codes import BLOCK, UNIT_ROW_ERROR, Segment, unit_rows
 
 ScreenName = Literal["int8", "bfloat16", "float32"]
-_UNIT = 2.0**-24
+_UNIT, _BFLOAT16 = 2.0**-24, 2.0**-8  # unit roundoffs
 # Beyond the bound in real numbers: what float64 loses in the terms of a query and in a score, less
 # than 2^-45 for any d that fits a memory, and subnormal products that a processor flushes.
 SLACK = 2.0**-40
 # Sums of d products fit int32 even where the processor adds 128 to a code to make it unsigned.
 LONGEST_INT8_ROW = (2**31 - 1) // (255 * 127)
-# So few queries are multiplied as bfloat16 with the codes, which is bound by reading these.
-FEW_QUERIES = 2
+# So few queries are multiplied as bfloat16 with the codes, which is bound by reading these. The
+# operator reads whole vectors: rows of another width would be read beyond their end.
+FEW_QUERIES, FEW_QUERIES_WIDTH = 2, 64
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,13 @@ class FewQueriesScreen:
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
         """What the codes miss, and what the sums and the rounding of the result may lose."""
-        return _coded_blocks(segment, some, _truncated(segment.rows.shape[1]) + 2.0**-8)
+        return _coded_blocks(segment, some, _to_bfloat16(segment.rows.shape[1]))
 
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
         """Sums of codes times entries of unit queries, rounded to bfloat16."""
         codes = _codes(segment, rows)
         ones = torch.ones(codes.shape[0], dtype=torch.bfloat16)
-        out: Tensor = torch._weight_int8pack_mm(terms.operand, codes, ones)
+        out: Tensor = torch._weight_int8pack_mm(terms.operand.contiguous(), codes, ones)
         return out.mT.float().contiguous()
 
 
@@ -162,9 +163,13 @@ def _coded_blocks(segment: Segment, some: slice, product: float) -> BlockTerms:
     )
 
 
-def _truncated(d: int) -> float:
-    """What a float32 sum of d products may lose, as a share, if every addition truncates."""
-    return 2 * d * _UNIT / (1 - 2 * d * _UNIT)
+def _to_bfloat16(d: int) -> float:
+    """What a sum of d products may lose, as a share of the norms' product.
+
+    The sum is in float32, and may be truncated at every addition; the result is rounded once.
+    """
+    summed = 2 * d * _UNIT / (1 - 2 * d * _UNIT)
+    return summed + _BFLOAT16 * (1 + summed)
 
 
 class FloatScreen:
@@ -189,9 +194,8 @@ class FloatScreen:
             # d roundings of a sum of d products (Higham, Accuracy and Stability, 2002, eq. 3.5).
             product = d * _UNIT / (1 - d * _UNIT)
         else:
-            residual = UNIT_ROW_ERROR + 2.0**-9 * (radius + UNIT_ROW_ERROR)
-            # The same for sums that may be truncated, and one rounding of the result to bfloat16.
-            product = _truncated(d) * (1 + 2.0**-8) + 2.0**-9
+            residual = UNIT_ROW_ERROR + _BFLOAT16 * (radius + UNIT_ROW_ERROR)
+            product = _to_bfloat16(d)
         return BlockTerms(torch.ones_like(radius), residual + product * (radius + residual), radius)
 
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
@@ -205,7 +209,8 @@ class FloatScreen:
 
 
 def _pack(codes: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+    # It packs what lies in memory, whatever the strides say.
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
     return packed
 
 
@@ -261,6 +266,22 @@ def _exact(levels: int, rows: int, queries: int, d: int) -> bool:
     return True
 
 
+@functools.cache
+def _few_queries_work() -> bool:
+    """Whether the product of `FewQueriesScreen` is there, and keeps its bound."""
+    d = 6 * FEW_QUERIES_WIDTH
+    codes = ((torch.arange(BLOCK * d) * 7919) % 255 - 127).view(BLOCK, d)
+    query = torch.linspace(-1, 1, d).bfloat16()[None]
+    ones = torch.ones(BLOCK, dtype=torch.bfloat16)
+    try:
+        found = torch._weight_int8pack_mm(query, codes.to(torch.int8), ones)[0].double()
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False  # a build of torch without the operator
+    exact = codes.double() @ query[0].double()
+    allowed = codes.double().norm(dim=1) * query[0].double().norm()
+    return bool(((found - exact).abs() <= _to_bfloat16(d) * allowed).all())
+
+
 def _bfloat16_is_fast() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
@@ -293,7 +314,7 @@ def choose(d: int, queries: int, wanted: str = "auto") -> list[Screen]:
     made: list[Screen] = []
     for name in names:
         if name == "int8":
-            few = queries <= FEW_QUERIES and hasattr(torch, "_weight_int8pack_mm")
+            few = queries <= FEW_QUERIES and d % FEW_QUERIES_WIDTH == 0 and _few_queries_work()
             made.append(FewQueriesScreen() if few else Int8Screen(int8_levels()))
         else:
             made.append(FloatScreen("bfloat16" if name == "bfloat16" else "float32"))
