@@ -28,6 +28,16 @@ def require_tensor(function: str, name: str, value: Any) -> None:
         )
 
 
+def drop_in_arguments(x1: Tensor, x2: Tensor, dim: int, eps: float) -> tuple[torch.dtype, int]:
+    """Check the arguments of `cosine_similarity`; return its dtype and dim counted from the end."""
+    require_tensor("cosine_similarity", "x1", x1)
+    require_tensor("cosine_similarity", "x2", x2)
+    dtype = drop_in_dtype(x1, x2)
+    drop_in_eps(eps)
+    same_device(x1, x2)
+    return dtype, drop_in_dim(dim, max(x1.dim(), x2.dim()))
+
+
 def drop_in_dtype(x1: Tensor, x2: Tensor) -> torch.dtype:
     """Return the promoted dtype of a pair, refusing what torch's function refuses.
 
