@@ -42,10 +42,9 @@ def _times_power_of_two(x, exponent):
 
 @triton.jit
 def _tree_sum(partial, BLOCK_P: tl.constexpr):
-    """Add lanes half to half until one is left: an order that no layout can change."""
+    """Sum neighbouring lanes until one is left: an order that no layout can change."""
     for level in tl.static_range(1, 8):
-        halves = tl.reshape(partial, (BLOCK_P, 2, LANES >> level))
-        left, right = tl.split(tl.permute(halves, (0, 2, 1)))
+        left, right = tl.split(tl.reshape(partial, (BLOCK_P, LANES >> level, 2)))
         partial = left + right
     return tl.reshape(partial, (BLOCK_P,))
 

@@ -173,13 +173,11 @@ def test_rescoring_agrees_with_its_cpu_body(dtype, monkeypatch):
     x[2] = 0
     x[3, 7] = torch.nan
     index = torch.arange(9)
-    # The same bits in the interpreter; other processors may round a root or a quotient otherwise.
-    tolerance = 0 if INTERPRETING else 2**-48
     for shift in range(9):
         arguments = (x, x, index, index.roll(shift))
         found = on_device_under_test(_ops.rescore, arguments, monkeypatch)
         expected = _ops.rescore(*arguments)
-        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance, equal_nan=True)
+        torch.testing.assert_close(found, expected, rtol=0, atol=2**-48, equal_nan=True)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ lean one way: a tight cone keeps a tenth of its length, and a tenth of its codin
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +19,7 @@ from cossim_fast import _cpu_screen
 
 # Rows that share a scale, a residual bound and a radius.
 BLOCK = 64
-ZERO = 128  # the unsigned code of 0
-# Numbers encoded at a time: 1 MB in float32, a few such buffers stay in cache.
+# Numbers encoded at a time: a few such buffers of 1 MB stay in cache.
 _CHUNK = 1 << 18
 _UNIT = 2.0**-24  # unit roundoff of float32
 # |ŷ - y| for ŷ = fl(fl(x * fl(1 / |x|)) - m): one rounding of 1 / |x| and one of the product on
@@ -42,7 +40,7 @@ class Segment:
     norms: Tensor  # (n,) float64, as they enter a score
     eligible: Tensor  # (n,) bool: finite and not removed
     radius: Tensor  # (blocks,) float32
-    codes: Tensor | None = None  # (64 blocks, d) uint8: z + 128
+    codes: Tensor | None = None  # (64 blocks, d) int8, 0 where there is no row
     scale: Tensor | None = None  # (blocks,) float32
     residual: Tensor | None = None  # (blocks,) float32
 
@@ -98,11 +96,11 @@ def encode(rows: Tensor, centre: Tensor, *, first: int = 0, codes: bool = True) 
     blocks = -(-n // BLOCK)
     norms = torch.empty(n, dtype=torch.float64)
     radius = torch.empty(blocks)
-    coded = torch.empty((blocks * BLOCK, d), dtype=torch.uint8) if codes else None
+    coded = torch.empty((blocks * BLOCK, d), dtype=torch.int8) if codes else None
     scale, residual = torch.empty(blocks), torch.empty(blocks)
     step = max(_CHUNK // max(d, 1) // BLOCK, 1) * BLOCK
     for start in range(0, n, step):
-        some = rows[start : start + step]
+        some = rows[start : start + step].contiguous()
         norms[start : start + step] = of_some = _cpu_screen.row_norms(some)
         y = unit_rows(some, of_some, centre)
         if y.shape[0] % BLOCK:
@@ -129,10 +127,10 @@ def _longest(y: Tensor) -> Tensor:
 
 def _code(y: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """Write the codes of whole blocks of rows; return scales and largest residuals."""
-    d = y.shape[1]
-    largest = torch.linalg.vector_norm(y.view(-1, BLOCK * d), math.inf, dim=1)
+    # abs().amax() makes a copy, and takes an eighth of the time of aminmax or an infinity norm.
+    largest = y.view(-1, BLOCK * y.shape[1]).abs().amax(1)
     scale = largest.masked_fill(largest == 0, 127.0) / 127.0
     by_row = scale.repeat_interleave(BLOCK)[:, None]
     z = (y * by_row.reciprocal()).round_()
-    out.copy_(z + float(ZERO))
+    out.copy_(z)
     return scale, _longest(z.mul_(by_row).sub_(y))

@@ -82,7 +82,8 @@ class Search:
         self._scan = self._new_scan(queries, self.pool, forbidden)
 
     def _new_scan(self, queries: WideRows, pool: Pool, forbidden: Forbidden | None) -> Scan:
-        tried = screens.choose(queries.rows.shape[1], self._screen)
+        count, d = queries.rows.shape
+        tried = screens.choose(d, count, self._screen)
         return Scan(queries, pool, self._centre, tried, self._trace, forbidden)
 
     def through(self, segments: Sequence[Segment], total: int) -> None:

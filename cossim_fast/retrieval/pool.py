@@ -42,6 +42,7 @@ class Pool:
         self._row = torch.empty(0, dtype=torch.int64)
         self._upper = torch.empty(0, dtype=torch.float64)
         self._lower = torch.empty(0, dtype=torch.float64)
+        self._known = torch.empty(0, dtype=torch.bool)  # whether both bounds are the score
         self._new: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self.pending = 0  # rows added since thresholds were last raised
 
@@ -95,7 +96,7 @@ class Pool:
 
     def waiting(self) -> float:
         """How many rows a query the pool holds whose score is not known."""
-        return float((self._lower < self._upper).sum()) / max(self.queries, 1)
+        return float((~self._known).sum()) / max(self.queries, 1)
 
     def settle(self, score: Score) -> None:
         """Score every row that could be among the k best, and keep the k best of each query."""
@@ -134,13 +135,14 @@ class Pool:
 
     def _score(self, score: Score, likely: Tensor | None) -> None:
         """Score rows of the pool whose score is not known."""
-        chosen = self._lower < self._upper
+        chosen = ~self._known
         if likely is not None:
             chosen &= likely
         query = self._query[chosen]
         exact = score(query, self._row[chosen])
         self._upper[chosen] = exact
         self._lower[chosen] = exact
+        self._known[chosen] = True
         self.rescored += torch.bincount(query, minlength=self.queries)
 
     def _cut(self) -> None:
@@ -167,27 +169,33 @@ class Pool:
         self._drop(rank >= self.k)
 
     def take(self, other: Pool, queries: Tensor, before: int, excluded: Tensor | None) -> None:
-        """Take over what another pool holds of some queries, of rows before a position."""
+        """Take over what a settled pool holds of some queries, of rows before a position."""
         number = torch.full((other.queries,), -1)
         number[queries] = torch.arange(len(queries))
         query = number[other._query]
         kept = (query >= 0) & (other._row < before)
-        self.add(query[kept], other._row[kept], other._upper[kept], other._lower[kept])
+        self._join(query[kept], other._row[kept], other._upper[kept])
         if self.excluded is not None and excluded is not None:
             self.exclude(excluded[queries])
 
     def replace(self, queries: Tensor, other: Pool) -> None:
-        """Put what another pool found for some queries in the place of what is here."""
+        """Put what another settled pool found for some queries in the place of what is here."""
         replaced = torch.zeros(self.queries, dtype=torch.bool)
         replaced[queries] = True
-        self._gather()
         self._keep(~replaced[self._query])
-        self.add(queries[other._query], other._row, other._upper, other._lower)
-        self._gather()
+        self._join(queries[other._query], other._row, other._upper)
         self.threshold[queries] = other.threshold
         self.rescored[queries] += other.rescored
         if self.excluded is not None and other.excluded is not None:
             self.excluded[queries] = other.excluded
+        self._cut()
+
+    def _join(self, query: Tensor, row: Tensor, score: Tensor) -> None:
+        """Add rows whose score is known."""
+        self._query, self._row = torch.cat([self._query, query]), torch.cat([self._row, row])
+        self._upper = torch.cat([self._upper, score])
+        self._lower = torch.cat([self._lower, score])
+        self._known = torch.cat([self._known, torch.ones_like(query, dtype=torch.bool)])
 
     def state(self) -> dict[str, Tensor]:
         """What a settled pool holds, by name."""
@@ -198,8 +206,7 @@ class Pool:
 
     def restore(self, held: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave."""
-        self._query, self._row = held["query"], held["row"]
-        self._upper, self._lower = held["score"], held["score"].clone()
+        self._join(held["query"], held["row"], held["score"])
         self.threshold, self.rescored = held["threshold"], held["rescored"]
         self.excluded = held.get("excluded")
 
@@ -209,6 +216,8 @@ class Pool:
         self._row = torch.cat([self._row, *(part[1] for part in new)])
         self._upper = torch.cat([self._upper, *(part[2] for part in new)])
         self._lower = torch.cat([self._lower, *(part[3] for part in new)])
+        unknown = torch.zeros(len(self._query) - len(self._known), dtype=torch.bool)
+        self._known = torch.cat([self._known, unknown])
 
     def _drop(self, dropped: Tensor) -> None:
         if self.excluded is not None:
@@ -218,6 +227,7 @@ class Pool:
     def _keep(self, kept: Tensor) -> None:
         self._query, self._row = self._query[kept], self._row[kept]
         self._upper, self._lower = self._upper[kept], self._lower[kept]
+        self._known = self._known[kept]
 
 
 def kth_largest(group: Tensor, value: Tensor, k: int, groups: int) -> Tensor:

@@ -15,7 +15,7 @@ from cossim_fast.retrieval.screens import SLACK, BlockTerms, QueryTerms, Screen
 
 # Scores of a tile: 8 MB of float32, which stay in a shared cache.
 TILE_SCORES = 1 << 21
-LONGEST_TILE = 1 << 14
+LONGEST_TILE = 1 << 16
 # Tiles, spread over a segment, that give the first thresholds.
 FIRST_TILES = 4
 # Thresholds are raised when so many times as many rows have been seen as the last time, and
@@ -41,14 +41,25 @@ class Trace:
     repeated: int = 0  # queries whose guessed threshold was too high
 
 
-@dataclass
 class Tile:
-    """What a screen says of some rows, (rows padded to whole blocks, q), and how far it may err."""
+    """What a screen says of some rows, and how far it may err.
 
-    first: int  # position of its first row
-    values: Tensor  # float32, -inf where a row may not be returned
-    queries: QueryTerms
-    blocks: BlockTerms
+    Args:
+        first: the position of the first row.
+        values: (rows padded to whole blocks, q) float32, -inf where a row may not be returned.
+        queries: their terms.
+        blocks: those of the rows.
+
+    Attributes:
+        scale: (blocks, q); times a value, plus the offset of the query, it is about the cosine.
+        margin: (blocks, q), how far that may be from the cosine.
+    """
+
+    def __init__(self, first: int, values: Tensor, queries: QueryTerms, blocks: BlockTerms) -> None:
+        self.first, self.values, self.offset = first, values, queries.offset
+        self.scale = torch.outer(blocks.scale, queries.scale)
+        self.margin = torch.outer(blocks.radius, queries.residual)
+        self.margin.addcmul_(blocks.residual[:, None], queries.norm).add_(SLACK)
 
     def maxima(self, group: int) -> Tensor:
         """The largest value of each group of rows (groups, q)."""
@@ -56,34 +67,22 @@ class Tile:
             return self.values
         return self.values.view(-1, group, self.values.shape[1]).amax(1)
 
-    def scale(self) -> Tensor:
-        """(blocks, q): times a value, plus the offset of the query, it is the cosine."""
-        return torch.outer(self.blocks.scale, self.queries.scale)
-
-    def margin(self) -> Tensor:
-        """(blocks, q): how far that may be from the cosine."""
-        return (
-            torch.outer(self.blocks.radius, self.queries.residual)
-            + torch.outer(self.blocks.residual, self.queries.norm)
-            + SLACK
-        )
-
     def needed(self, threshold: Tensor) -> Tensor:
         """The value (blocks, q) whose upper bound reaches the threshold (q,), rounded down.
 
         Everything is compared in the screen's own units, which are whole numbers for codes.
         """
-        value = (threshold - self.queries.offset - self.margin()) / self.scale()
-        return (value - value.abs() * 2.0**-23).float()
+        value = ((threshold - self.offset) - self.margin).div_(self.scale)
+        return value.sub_(value.abs(), alpha=2.0**-23).float()
 
-    def cosines(self, values: Tensor, sign: int = 0) -> Tensor:
-        """Cosines behind values (blocks * some, q), in float32; with -1 their lower bounds."""
-        shift = self.queries.offset + sign * self.margin()
-        if sign:
-            shift = shift - 2.0**-20  # two roundings of numbers of at most 3 or so
-        by_block = values.view(len(self.blocks.scale), -1, values.shape[1])
-        found = by_block * self.scale().float()[:, None]
-        return found.add_(shift.float().view(-1, 1, values.shape[1])).view_as(values)
+    def cosines(self, values: Tensor, *, lower: bool) -> Tensor:
+        """Cosines behind values (blocks * some, q), in float32, or their lower bounds."""
+        shift = self.offset.expand_as(self.margin)
+        if lower:
+            shift = shift - self.margin - 2.0**-20  # two roundings of numbers of at most 3 or so
+        by_block = values.view(self.scale.shape[0], -1, values.shape[1])
+        found = by_block * self.scale.float()[:, None]
+        return found.add_(shift.float()[:, None]).view_as(values)
 
 
 class Scan:
@@ -157,11 +156,13 @@ class Scan:
                 pool.lift(first_threshold(some, trace.group, rank, proven=rank == pool.k), rank)
                 self._fresh = False
             # So many times as many rows pass as would if the screen were exact.
-            excess = max(passing(tile, pool.threshold) for tile in some) * seen / rank - 1
+            needed = [tile.needed(pool.threshold) for tile in some]
+            share = max(map(passing, some, needed))
+            excess = share * seen / rank - 1
             if self._screens and excess * pool.k * RESCORING_COST > total:
                 return False
-            for tile in some:
-                trace.emitted += emit(pool, tile, trace.group)
+            for tile, least in zip(some, needed, strict=True):
+                trace.emitted += emit(pool, tile, least, trace.group)
             trace.tiles += len(some)
             if seen >= self._next_raise or pool.pending > MOST_PENDING * pool.k * pool.queries:
                 pool.raise_thresholds(seen, total)
@@ -214,26 +215,24 @@ def first_threshold(some: Sequence[Tile], group: int, rank: int, *, proven: bool
     # Maxima of groups stand for rows as long as few groups hold two of those wanted.
     while group > 1 and rows // group < 8 * rank:
         group //= 2
-    found = [tile.cosines(tile.maxima(group), -1 if proven else 0) for tile in some]
+    found = [tile.cosines(tile.maxima(group), lower=proven) for tile in some]
     if rows // group < rank:
         return found[0].new_full((found[0].shape[1],), -torch.inf, dtype=torch.float64)
     best = torch.topk(torch.cat(found).mT.contiguous(), rank, sorted=False).values
     return best.amin(1).double()
 
 
-def passing(tile: Tile, threshold: Tensor) -> float:
-    """The share of a tile's scores that reach the thresholds, from one block in sixteen."""
-    width = tile.values.shape[1]
-    some = tile.values.view(-1, BLOCK, width)[::16]
-    reached = some >= tile.needed(threshold)[::16, None]
+def passing(tile: Tile, needed: Tensor) -> float:
+    """The share of a tile's values that reach what is needed (blocks, q): one block in sixteen."""
+    some = tile.values.view(-1, BLOCK, tile.values.shape[1])[::16]
+    reached = some >= needed[::16, None]
     return float(reached.sum()) / max(reached.numel(), 1)
 
 
-def emit(pool: Pool, tile: Tile, group: int) -> int:
-    """Put into the pool every row of a tile whose upper bound reaches the threshold."""
+def emit(pool: Pool, tile: Tile, needed: Tensor, group: int) -> int:
+    """Put into the pool every row of a tile whose value reaches what is needed (blocks, q)."""
     width, per = tile.values.shape[1], BLOCK // group
-    needed, scale, margin = tile.needed(pool.threshold), tile.scale(), tile.margin()
-    offset = tile.queries.offset
+    scale, margin, offset = tile.scale, tile.margin, tile.offset
     maxima = tile.maxima(group).view(-1, per, width)
     reached = maxima >= needed[:, None]
     if pool.excluded is not None:
