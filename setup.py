@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent
 
 EXTRAS = {
     "gpu": ["triton>=3.4; platform_system == 'Linux'"],
-    "retrieval": ["safetensors>=0.4", "tqdm>=4.66"],
+    "retrieval": ["tqdm>=4.66"],
     "viz": ["matplotlib>=3.8", "scikit-learn>=1.4"],
     "cli": ["typer>=0.12", "rich>=13", "tqdm>=4.66", "safetensors>=0.4", "pyarrow>=15"],
     "bench": ["pytest>=8", "pytest-benchmark>=5", "threadpoolctl>=3"],
@@ -25,6 +25,7 @@ EXTRAS = {
         "hypothesis>=6.100",
         "expecttest>=0.2",  # imported by torch.testing._internal, whose OpInfo samples we run
         "build>=1.2",
+        "safetensors>=0.4",  # reads the files that we write
     ],
     "peers": ["sentence-transformers>=5", "torchmetrics>=1.4", "scikit-learn>=1.4"],
     "lint": ["ruff>=0.6", "mypy>=1.11"],

@@ -1,6 +1,18 @@
 """Exact search: low precision decides what need not be looked at, float64 decides the answer."""
 
+from cossim_fast.retrieval.explanation import SearchExplanation
+from cossim_fast.retrieval.files import FileError
+from cossim_fast.retrieval.index import CosineIndex
 from cossim_fast.retrieval.results import Certificate, CertifiedTopK, TopK, VerificationError
 from cossim_fast.retrieval.search import topk
 
-__all__ = ["Certificate", "CertifiedTopK", "TopK", "VerificationError", "topk"]
+__all__ = [
+    "Certificate",
+    "CertifiedTopK",
+    "CosineIndex",
+    "FileError",
+    "SearchExplanation",
+    "TopK",
+    "VerificationError",
+    "topk",
+]

@@ -1,21 +1,30 @@
-"""Tensors in safetensors files: a kind, a version, and nothing half-written."""
+"""Tensors in safetensors files: a kind, a version, checksums, and nothing half-written.
+
+Written here rather than by the package of that name, which takes tensors that are in memory: a
+file may hold more than memory does. The layout is 8 bytes of length, a header in JSON, and the
+tensors one after the other (https://github.com/huggingface/safetensors).
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import tempfile
-from collections.abc import Mapping
+import secrets
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cossim_fast._extras import require
-
 VERSION = 1
+# The header is padded with blanks up to a whole page, so that tensors can be mapped.
+PAGE = 4096
 _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
@@ -25,91 +34,203 @@ _DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# Bytes that are written at a time.
+_PIECE = 1 << 24
 
 
 class FileError(ValueError):
     """A file that is truncated, damaged, of another kind, or of a later version."""
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """A tensor (n, d) that is never in memory as a whole."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    blocks: Iterable[Tensor]  # of its rows, in order
+
+
 def write_tensors(
-    path: Path, kind: str, tensors: Mapping[str, Tensor], said: Mapping[str, str]
+    path: Path, kind: str, tensors: Mapping[str, Tensor | Blocks], said: Mapping[str, str]
 ) -> None:
     """Write tensors and text to a safetensors file: all of it, or nothing.
 
     The file is written beside its place under a temporary name, flushed to the disk, and renamed.
     """
-    safetensors = require("safetensors.torch", extra="retrieval")
-    text = {**said, "kind": kind, "version": str(VERSION)}
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
+    order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)  # aligned without gaps
+    shapes = {name: (tensors[name].dtype, tuple(tensors[name].shape)) for name in order}
+    sums = dict.fromkeys(order, 0)
+    part = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part"
     try:
-        safetensors.save_file({k: t.contiguous() for k, t in tensors.items()}, name, metadata=text)
-        with open(name, "rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        with part.open("xb") as file:
+            file.write(header(kind, shapes, said, sums))
+            for name in order:
+                begin = file.tell()
+                for piece in pieces(tensors[name]):
+                    sums[name] = zlib.crc32(piece, sums[name])
+                    file.write(piece)
+                if file.tell() - begin != _size(*shapes[name]):
+                    raise ValueError(
+                        f"expected {_size(*shapes[name])} bytes of {name}, "
+                        f"got {file.tell() - begin}"
+                    )
+            file.seek(0)
+            file.write(header(kind, shapes, said, sums))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
+    if os.name == "posix":  # a rename is on the disk once its folder is
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def header(
+    kind: str,
+    shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    said: Mapping[str, str],
+    sums: Mapping[str, int],
+) -> bytes:
+    """The beginning of a file; its length does not depend on the checksums."""
+    text = {**said, "kind": kind, "version": str(VERSION)}
+    entries: dict[str, Any] = {}
+    last = 0
+    for name, (dtype, shape) in shapes.items():
+        first, last = last, last + _size(dtype, shape)
+        entry = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [first, last]}
+        entries[name] = entry
+    text["crc32"] = json.dumps({name: f"{value:08x}" for name, value in sums.items()})
+    text["header_crc32"] = _sum_of(text, entries)
+    coded = json.dumps({"__metadata__": text, **entries}).encode()
+    coded += b" " * (-(len(coded) + 8) % PAGE)
+    return len(coded).to_bytes(8, "little") + coded
 
 
-def read_tensors(
-    path: Path, kind: str, *, mapped: bool = False
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read what `write_tensors` wrote; ``mapped`` leaves it on the disk until it is touched.
+def _sum_of(said: Mapping[str, str], entries: Mapping[str, Any]) -> str:
+    """The checksum of a header; those of the tensors check themselves."""
+    checked = {key: text for key, text in said.items() if "crc32" not in key}
+    return f"{zlib.crc32(json.dumps([checked, entries], sort_keys=True).encode()):08x}"
+
+
+def pieces(tensor: Tensor | Blocks) -> Iterator[memoryview]:
+    """Yield the bytes of a tensor, in order."""
+    if isinstance(tensor, Blocks):
+        for block in tensor.blocks:
+            yield from pieces(block)
+    elif tensor.numel():
+        step = max(_PIECE * tensor.shape[0] // (tensor.numel() * tensor.itemsize), 1)
+        for some in tensor.split(step):
+            yield some.contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def _size(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+class TensorFile:
+    """A file that `write_tensors` wrote, open for reading.
 
     Raises:
         FileNotFoundError: there is no such file.
         FileError: it is truncated, damaged, of another kind, or of a later version.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise FileError(f"{path} is truncated or no safetensors file")
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path = path
+        self._file: BinaryIO = path.open("rb")
         try:
-            header = json.loads(file.read(length))
-            said = dict(header.pop("__metadata__", {}))
+            self._read_header(kind)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _read_header(self, kind: str) -> None:
+        path, size = self.path, os.fstat(self._file.fileno()).st_size
+        length = int.from_bytes(self._file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise FileError(f"{path} is truncated, or no safetensors file: {size} bytes")
+        try:
+            entries = json.loads(self._file.read(length))
+            self.said: dict[str, str] = dict(entries.pop("__metadata__", {}))
         except (ValueError, AttributeError, TypeError) as error:
             raise FileError(f"{path} is damaged: its header cannot be read") from error
-    if said.get("kind") != kind:
-        raise FileError(f"expected {path} to be a {kind}, got {said.get('kind', 'another file')!r}")
-    if not said.get("version", "").isdigit() or int(said["version"]) > VERSION:
-        raise FileError(
-            f"{path} has format version {said.get('version')}, and this cossim_fast reads up to "
-            f"{VERSION}; upgrade it"
-        )
-    try:
-        ends = [entry["data_offsets"][1] for entry in header.values()]
-        if size != 8 + length + max(ends, default=0):
-            raise FileError(f"{path} is truncated: {size} bytes, {8 + length + max(ends)} expected")
-        begin = 8 + length
-        return {name: _tensor(path, begin, entry, mapped) for name, entry in header.items()}, said
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(f"{path} is damaged: {error!r}") from error
+        if self.said.get("kind") != kind:
+            got = self.said.get("kind", "a safetensors file of somebody else")
+            raise FileError(f"expected {path} to be a {kind}, got {got}")
+        version = self.said.get("version", "")
+        if not version.isdigit() or int(version) > VERSION:
+            raise FileError(
+                f"{path} has format version {version or 'unknown'}, and this cossim_fast reads up "
+                f"to {VERSION}; upgrade it"
+            )
+        try:
+            if self.said.pop("header_crc32") != _sum_of(self.said, entries):
+                raise ValueError("its checksum does not fit")
+            self.places = {name: self._place(length, entry) for name, entry in entries.items()}
+            sums = json.loads(self.said.pop("crc32"))
+            self.sums = {name: int(sums[name], 16) for name in entries}
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+            raise FileError(f"{path} is damaged: its header makes no sense ({error!r})") from error
+        ends = [offset + _size(dtype, shape) for offset, shape, dtype in self.places.values()]
+        expected = max(ends, default=8 + length)
+        if size != expected:
+            how = "truncated" if size < expected else "damaged"
+            raise FileError(f"{path} is {how}: {size} bytes, {expected} expected")
+
+    def _place(
+        self, length: int, entry: dict[str, Any]
+    ) -> tuple[int, tuple[int, ...], torch.dtype]:
+        """Offset in the file, shape and dtype of a tensor."""
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(map(int, entry["shape"]))
+        first, last = map(int, entry["data_offsets"])
+        if first < 0 or min(shape, default=0) < 0 or last - first != _size(dtype, shape):
+            raise ValueError(f"{last - first} bytes for a tensor of {shape} in {dtype}")
+        return 8 + length + first, shape, dtype
+
+    def read(self, name: str) -> Tensor:
+        """Read a tensor into memory, and check its checksum."""
+        if name not in self.places:
+            raise FileError(f"{self.path} is damaged: it holds no {name}")
+        offset, shape, dtype = self.places[name]
+        self._file.seek(offset)
+        raw = np.fromfile(self._file, np.uint8, _size(dtype, shape))
+        if len(raw) != _size(dtype, shape) or zlib.crc32(raw.data) != self.sums[name]:
+            raise FileError(f"{self.path} is damaged: the checksum of {name} does not fit")
+        tensor: Tensor = torch.from_numpy(raw).view(dtype).view(shape)
+        return tensor
+
+    def mapped(self, name: str) -> np.memmap[Any, Any]:
+        """The bytes of a tensor where they lie, unchecked, read as they are touched."""
+        if name not in self.places:
+            raise FileError(f"{self.path} is damaged: it holds no {name}")
+        offset, shape, dtype = self.places[name]
+        return np.memmap(self._file, np.uint8, "r", offset, (_size(dtype, shape),))
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
 
 
-def _tensor(path: Path, begin: int, entry: dict[str, Any], mapped: bool) -> Tensor:
-    dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
-    first, last = entry["data_offsets"]
-    count, rest = divmod(last - first, dtype.itemsize)
-    if rest or count != int(np.prod(shape, dtype=np.int64)):
-        raise FileError(f"{path} is damaged: {last - first} bytes for a tensor of {shape}")
-    if count == 0:
-        return torch.empty(shape, dtype=dtype)
-    raw: np.ndarray[Any, Any]
-    if mapped:
-        # Copy-on-write, so that torch may think the memory its own.
-        raw = np.memmap(path, np.uint8, mode="c", offset=begin + first, shape=(last - first,))
-    else:
-        raw = np.fromfile(path, np.uint8, last - first, offset=begin + first)
-    tensor: Tensor = torch.from_numpy(raw).view(dtype).view(shape)
-    return tensor
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read all that `write_tensors` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileError: it is truncated, damaged, of another kind, or of a later version.
+    """
+    with TensorFile(path, kind) as file:
+        return {name: file.read(name) for name in file.places}, file.said

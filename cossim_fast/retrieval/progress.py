@@ -16,18 +16,23 @@ class Progress:
         title: what to call it.
         total: rows in all, if that is known.
         seen: rows that need not be counted any more.
+        unit: what is counted, if not rows.
     """
 
-    def __init__(self, shown: bool, title: str, total: int | None, seen: int = 0) -> None:
+    def __init__(
+        self, shown: bool, title: str, total: int | None, seen: int = 0, unit: str = "rows"
+    ) -> None:
         self._bar: Any = None
         if shown:
             tqdm = require("tqdm", extra="retrieval").tqdm
-            self._bar = tqdm(total=total, initial=seen, unit=" rows", unit_scale=True, desc=title)
+            self._bar = tqdm(
+                total=total, initial=seen, unit=f" {unit}", unit_scale=True, desc=title
+            )
 
-    def update(self, rows: int) -> None:
-        """Count rows."""
+    def update(self, count: int) -> None:
+        """Count so many more."""
         if self._bar is not None:
-            self._bar.update(rows)
+            self._bar.update(count)
 
     def __enter__(self) -> Progress:
         return self

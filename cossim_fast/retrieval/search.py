@@ -47,7 +47,7 @@ def topk(
         checkpoint: a file that keeps what was found so far, written after every stretch of about
             16 million numbers and deleted at the end. If it is there when the search starts, the
             search goes on where it ended. An iterator must then give the same rows again from the
-            first, in blocks of any size; rows that were searched are skipped. Needs safetensors.
+            first, in blocks of any size; rows that were searched are skipped.
 
     Returns:
         TopK(scores, indices), (q, k) both: float32 (float64 if an input is float64) and int64,

@@ -29,7 +29,7 @@ class ArrayCorpus:
         self.rows = _checks.embedding_rows("corpus", corpus)
         self.n, self.d = self.rows.shape
         self.dtype = self.rows.dtype
-        self._map = _read_only_map(corpus)
+        self._map = shared_map(corpus)
 
     def blocks(self, start: int = 0) -> Iterator[Tensor]:
         """Yield blocks of rows from ``start`` on."""
@@ -38,7 +38,7 @@ class ArrayCorpus:
             block = self.rows[first : first + step]
             yield block
             if self._map is not None:
-                _let_go(self._map, block)
+                let_go(self._map, block)
 
 
 class StreamCorpus:
@@ -94,16 +94,20 @@ def open_corpus(corpus: Any, d: int) -> Corpus:
     return ArrayCorpus(corpus)
 
 
-def _read_only_map(corpus: Any) -> np.memmap[Any, Any] | None:
-    """The memory map behind an array, if nothing was written through it alone."""
+def file_map(corpus: Any) -> np.memmap[Any, Any] | None:
+    """The memory map that an array lies in, if it lies in one."""
     while isinstance(corpus, np.ndarray) and not isinstance(corpus.base, mmap.mmap):
         corpus = corpus.base
-    if isinstance(corpus, np.memmap) and corpus.mode in ("r", "r+"):
-        return corpus
-    return None
+    return corpus if isinstance(corpus, np.memmap) else None
 
 
-def _let_go(whole: np.memmap[Any, Any], block: Tensor) -> None:
+def shared_map(corpus: Any) -> np.memmap[Any, Any] | None:
+    """The memory map that an array lies in, if what it holds is what the file holds."""
+    found = file_map(corpus)
+    return None if found is None or found.mode == "c" else found
+
+
+def let_go(whole: np.memmap[Any, Any], block: Tensor) -> None:
     """Tell the system that pages of a file will not be needed soon, so memory in use stays small.
 
     They stay in its cache as long as there is room. Never done to a copy-on-write map, which

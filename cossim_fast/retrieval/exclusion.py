@@ -1,0 +1,114 @@
+"""Rows that a search may not return."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cossim_fast import _checks, _cpu_screen
+from cossim_fast.retrieval.codes import Segment
+from cossim_fast.retrieval.engine import Forbidden
+from cossim_fast.retrieval.ids import Ids
+from cossim_fast.retrieval.parts import Part, without
+from cossim_fast.retrieval.results import Oracle
+
+
+class Hidden:
+    """Rows that one search may not return.
+
+    Args:
+        ids: of the index.
+        parts: what is searched.
+        exclude: as `CosineIndex.search` takes it.
+        queries: how many.
+    """
+
+    def __init__(self, ids: Ids, parts: Sequence[Part], exclude: Any, queries: int) -> None:
+        self._rows = sum(len(part) for part in parts)
+        self._query: Tensor | None = None
+        self._position = torch.empty(0, dtype=torch.int64)
+        if exclude is None:
+            return
+        query, names = excluded(exclude, queries)
+        position = ids.positions(parts, names)
+        there = position >= 0
+        if query is not None:
+            order = position[there].argsort(stable=True)
+            self._query = query[there][order]
+            self._position = position[there][order]
+        else:
+            self._position = position[there]
+
+    def segments(self, segments: list[Segment]) -> list[Segment]:
+        """Segments without what may be returned to no query."""
+        if self._query is not None or not len(self._position):
+            return segments
+        return [
+            without(s, row[(row >= 0) & (row < len(s))])
+            for s, row in ((s, self._position - s.first) for s in segments)
+        ]
+
+    def pairs(self, some: slice) -> Forbidden | None:
+        """What may not be returned to some of the queries."""
+        if self._query is None:
+            return None
+        here = (self._query >= some.start) & (self._query < some.stop)
+        return self._query[here] - some.start, self._position[here]
+
+    def oracle(self, asked: Tensor, segments: Sequence[Segment]) -> Oracle:
+        """The scores of all pairs of some queries and some rows; NaN where they may not meet."""
+        keys = None if self._query is None else self._query * self._rows + self._position
+
+        def scores(query: Tensor, position: Tensor) -> Tensor:
+            found = torch.full((len(query), len(position)), torch.nan, dtype=torch.float64)
+            wide = _cpu_screen.widen(asked[query])
+            for segment in segments:
+                row = position - segment.first
+                here = (row >= 0) & (row < len(segment))
+                here[here.clone()] = segment.eligible[row[here]]
+                pairs = torch.cartesian_prod(torch.arange(len(query)), row[here]).view(-1, 2)
+                values = _cpu_screen.score_pairs(wide, segment.rows, pairs[:, 0], pairs[:, 1])
+                found[:, here] = values.view(len(query), -1)
+            if keys is not None:
+                hit = torch.isin(query[:, None] * self._rows + position, keys)
+                found.masked_fill_(hit, torch.nan)
+            return found
+
+        return scores
+
+
+def excluded(exclude: Any, queries: int) -> tuple[Tensor | None, np.ndarray[Any, Any]]:
+    """Read what `CosineIndex.search` takes for ``exclude``.
+
+    Returns query numbers (p,) and ids (p,); None instead of numbers where ids are for all queries.
+    """
+    if isinstance(exclude, Tensor):
+        exclude = exclude.detach().cpu().numpy()
+    lists: Any = exclude
+    if isinstance(exclude, np.ndarray):
+        if exclude.ndim != 2:
+            return None, _present(exclude)
+    elif not isinstance(exclude, (set, frozenset)):
+        lists = list(exclude)
+        if not lists or isinstance(lists[0], str) or not np.ndim(lists[0]):
+            return None, _present(lists)
+    else:
+        return None, _present(list(exclude))
+    _checks.per_query(len(lists), queries)
+    ids = [_present(some) for some in lists]
+    filled = [some for some in ids if len(some)]
+    query = torch.repeat_interleave(torch.tensor([len(some) for some in ids], dtype=torch.int64))
+    return query, np.concatenate(filled) if filled else np.empty(0, np.int64)
+
+
+def _present(ids: Any) -> np.ndarray[Any, Any]:
+    """Ids without None, which stands for no row in results of strings."""
+    if isinstance(ids, Tensor):
+        ids = ids.detach().cpu().numpy()
+    if not isinstance(ids, np.ndarray) or ids.dtype == object:
+        ids = [name for name in ids if name is not None]
+    return _checks.row_ids("exclude", ids)

@@ -1,0 +1,112 @@
+"""The ids of an index: numbers counted from 0, or numbers or strings of the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cossim_fast import _checks
+from cossim_fast.retrieval.parts import Part, positions_of
+
+Kind = Literal["positions", "whole numbers", "strings"]
+
+
+class Ids:
+    """Finds rows by their ids.
+
+    Ids of the caller's are looked up in a table, about 100 bytes a row, which is made when it is
+    first needed; a search without ``exclude`` needs none.
+
+    Attributes:
+        kind: of the ids; None as long as there is none.
+        count: of the rows that were ever added: the next serial number.
+    """
+
+    def __init__(self, kind: Kind | None = None, count: int = 0) -> None:
+        self.kind, self.count = kind, count
+        self._serial: dict[Any, int] | None = None
+
+    def missing(self) -> Any:
+        """What stands in a result where there is no row."""
+        return None if self.kind == "strings" else -1
+
+    def accept(self, parts: Sequence[Part], ids: Any, n: int) -> np.ndarray[Any, Any] | None:
+        """Check the ids of n new rows, and return them; None where rows are counted."""
+        if ids is None:
+            if self.kind not in (None, "positions"):
+                _checks.same_ids("none", self.kind)
+            return None
+        names = _checks.row_ids("ids", ids, n)
+        _checks.same_ids(kind_of(names), self.kind or kind_of(names))
+        if parts:
+            taken = np.array([name in self._table(parts) for name in names.tolist()], dtype=bool)
+        else:
+            taken = np.zeros(n, dtype=bool)
+        _checks.new_ids(names, taken)
+        _checks.new_ids(names, _repeated(names))
+        return names
+
+    def serials(self, n: int) -> Tensor:
+        """The serial numbers of the next n rows."""
+        return torch.arange(self.count, self.count + n)
+
+    def added(self, names: np.ndarray[Any, Any] | None, serials: Tensor) -> None:
+        """Note that rows were added."""
+        self.kind = "positions" if names is None else kind_of(names)
+        self.count += len(serials)
+        if names is not None and self._serial is not None:
+            self._serial.update(zip(names.tolist(), serials.tolist(), strict=True))
+
+    def removed(self, ids: np.ndarray[Any, Any]) -> None:
+        """Note that rows were removed."""
+        if self._serial is not None:
+            for name in ids.tolist():
+                self._serial.pop(name, None)
+
+    def forget_table(self) -> None:
+        """Make the table anew when it is needed: it may be half changed."""
+        self._serial = None
+
+    def positions(self, parts: Sequence[Part], ids: np.ndarray[Any, Any]) -> Tensor:
+        """Where the rows with some ids are; -1 for ids that no row has."""
+        if not len(ids) or self.kind is None:
+            return torch.full((len(ids),), -1)
+        if self.kind == "positions":
+            _checks.same_ids("positions" if ids.dtype != object else "strings", self.kind)
+            return positions_of(parts, torch.from_numpy(ids))
+        _checks.same_ids(kind_of(ids), self.kind)
+        table = self._table(parts)
+        serials = torch.tensor([table.get(name, -1) for name in ids.tolist()])
+        return positions_of(parts, serials)
+
+    def _table(self, parts: Sequence[Part]) -> dict[Any, int]:
+        if self._serial is None:
+            self._serial = {}
+            for part in parts:
+                alive = part.alive.numpy()
+                serials = part.serials.numpy()[alive].tolist()
+                self._serial.update(zip(part.ids()[alive].tolist(), serials, strict=True))
+        return self._serial
+
+
+def kind_of(names: np.ndarray[Any, Any]) -> Kind:
+    """What ids are."""
+    return "strings" if names.dtype == object else "whole numbers"
+
+
+def _repeated(names: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Which ids came before (n,)."""
+    if names.dtype != object:
+        repeated = np.ones(len(names), dtype=bool)
+        repeated[np.unique(names, return_index=True)[1]] = False
+        return repeated
+    repeated, seen = np.zeros(len(names), dtype=bool), set[str]()
+    if len(set(names)) < len(names):
+        for at, name in enumerate(names):
+            repeated[at] = name in seen
+            seen.add(name)
+    return repeated

@@ -1,0 +1,456 @@
+"""`CosineIndex`: rows that are coded once and searched many times."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cossim_fast import _checks, _cpu_screen
+from cossim_fast.retrieval.codes import centre_of
+from cossim_fast.retrieval.engine import MOST_QUERIES, Batches, Best
+from cossim_fast.retrieval.exclusion import Hidden
+from cossim_fast.retrieval.explanation import SearchExplanation, joined, reason_for
+from cossim_fast.retrieval.ids import Ids
+from cossim_fast.retrieval.index_file import load_parts, save_parts
+from cossim_fast.retrieval.parts import Part, Piece, ids_at, join, part_of, piece_of
+from cossim_fast.retrieval.progress import Progress
+from cossim_fast.retrieval.results import CertifiedTopK, Oracle, TopK, assemble, like
+from cossim_fast.retrieval.scan import Trace
+from cossim_fast.retrieval.store import RowFile, Rows, rows_of
+
+_PROCESS = os.getpid()
+_INDEXES: weakref.WeakSet[CosineIndex] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class _State:
+    """What an index holds at one moment. Never changed: a search goes on with the one it began."""
+
+    parts: tuple[Part, ...]
+    centre: Tensor
+
+    def live(self) -> int:
+        return sum(part.live() for part in self.parts)
+
+    def rows(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+
+def _state(parts: Sequence[Part], centre: Tensor) -> _State:
+    """Number the rows of parts through; parts of which all is removed are left out."""
+    numbered: list[Part] = []
+    first = 0
+    for part in parts:
+        if part.live():
+            numbered.append(part.starting_at(first))
+            first += len(part)
+    return _State(tuple(numbered), centre)
+
+
+class CosineIndex:
+    """Finds the rows with the largest cosine to a query, exactly, in rows that are coded once.
+
+    The result is that of `topk`: ranked by <q, x> / (|q| |x|) in float64, added up in one fixed
+    order, equal scores in the order in which rows were added. The same bits come back whatever the
+    batch and the threads, however the rows came in, and after `save` and `load`.
+
+    Args:
+        embeddings: (n, d) tensor or array of float16, bfloat16, float32 or float64; n may be 0.
+            They are copied, save for a memory map in the dtype of ``store`` where no ``path`` is
+            given: that is searched where it lies, and must stay as it is.
+        ids: n different whole numbers (int64, not -1) or strings. Without them rows are numbered
+            from 0 on in the order in which they are added, and a number is never given twice.
+        store: the dtype in which rows are kept, and in which they are exact; that of
+            ``embeddings`` by default.
+        path: a new file that takes the full vectors, in the safetensors format, so that memory
+            holds the codes (a byte a number) and 20 bytes a row. `add` goes on at its end. The
+            file is not deleted with the index, and is no index: see `save`.
+        screen: as in `topk`. ``"float32"`` and ``"bfloat16"`` need no codes.
+        device: None or ``"cpu"``.
+
+    Memory: codes, d bytes a row (none with a ``screen`` of floats), and the rows, unless they are
+    in a file. Building needs 64 MB more. Ids of the caller's take what numpy or Python takes for
+    them, and about 100 bytes each more from the first `add`, `remove` or ``exclude`` on.
+
+    Threads: searching is safe while other threads add, remove or save: each search sees the index
+    as it was when it began. Processes: a forked child may search (torch is set to one thread in
+    it, since those of the parent are gone). Pickling writes what is in memory; rows in a file are
+    pickled as its name and the place in it, so the file must be there when they are unpickled. A
+    child and an unpickled copy keep in memory what they add, and leave the file alone.
+
+    Rows that hold NaN or an infinity are never returned, and counted (`skipped`). Zero rows score
+    0. No gradients.
+
+    Raises:
+        TypeError: for integer, complex or sparse input, and for ids of two kinds.
+        ValueError: for shapes that do not match, ids that are not different, numbers that
+            ``store`` cannot hold, an unknown screen or device.
+        FileExistsError: there is a file at ``path``.
+
+    >>> index = CosineIndex(torch.eye(3), ids=["x", "y", "z"])
+    >>> found = index.search(torch.tensor([[0.0, 3.0, 4.0]]), 2)
+    >>> found.indices
+    array([['z', 'y']], dtype=object)
+    >>> found.scores
+    tensor([[0.8000, 0.6000]])
+    """
+
+    def __init__(
+        self,
+        embeddings: Any,
+        ids: Any = None,
+        *,
+        store: torch.dtype | None = None,
+        path: str | Path | None = None,
+        screen: str = "auto",
+        device: torch.device | str | None = None,
+    ) -> None:
+        given = _checks.embedding_rows("embeddings", embeddings)
+        source = embeddings if isinstance(embeddings, np.ndarray) else given
+        _checks.screen_name(screen)
+        _checks.index_device(device)
+        self.screen = screen
+        self.dtype = given.dtype if store is None else _checks.stored_dtype(store)
+        self.d = given.shape[1]
+        self._codes = screen in ("auto", "int8")
+        self._file: RowFile | None = None
+        self._state = _State((), torch.zeros(self.d))
+        self._ids = Ids()
+        self._share()
+        names = self._ids.accept((), ids, len(given))
+        if path is None:
+            self._append(rows_of(source, self.dtype), names)
+            return
+        self._file = RowFile(Path(path), source, self.d, self.dtype)
+        try:
+            self._append(self._file.rows(0), names)
+        except BaseException:
+            self._file.path.unlink()
+            raise
+
+    def _share(self) -> None:
+        """Make what several threads need, which is neither pickled nor forked."""
+        self._lock = threading.Lock()
+        _INDEXES.add(self)
+
+    def __len__(self) -> int:
+        """How many rows there are, without those that were removed."""
+        return self._state.live()
+
+    def __repr__(self) -> str:
+        return f"CosineIndex({len(self)} rows of {self.d}, {self.dtype}, screen {self.screen!r})"
+
+    @property
+    def skipped(self) -> int:
+        """How many rows hold NaN or an infinity, and are never returned."""
+        return sum(part.skipped() for part in self._state.parts)
+
+    @property
+    def ids(self) -> np.ndarray[Any, Any]:
+        """The ids of all rows, in the order in which they were added."""
+        held = [part.ids()[part.alive.numpy()] for part in self._state.parts]
+        return np.concatenate(held) if held else np.empty(0, np.int64)
+
+    def add(self, embeddings: Any, ids: Any = None) -> None:
+        """Add rows (n, d), in the dtype of the index; with ids if the first rows had some.
+
+        Parts of the index that came one after the other are coded anew as one, as soon as the
+        later is half as long as the earlier. So n rows that come one by one are coded about
+        log(n) times each, and lie in log(n) parts at most. A memory map stays a part of its own.
+
+        Raises:
+            TypeError: for ids of another kind than those of the index.
+            ValueError: for rows of another width, ids that are taken, or numbers that the dtype of
+                the index cannot hold. Nothing is added then.
+        """
+        rows = _checks.embedding_rows("embeddings", embeddings)
+        source = embeddings if isinstance(embeddings, np.ndarray) else rows
+        _checks.index_width(rows.shape[1], self.d)
+        with self._lock:
+            names = self._ids.accept(self._state.parts, ids, len(rows))
+            file = self._own_file()
+            if file is None:
+                self._append(rows_of(source, self.dtype), names)
+            else:
+                first = file.count
+                file.append(source)
+                self._append(file.rows(first), names)
+
+    def _own_file(self) -> RowFile | None:
+        """The file that takes what is added, if there is one and it is this process's."""
+        return self._file if self._file is not None and self._file.writable() else None
+
+    def _append(self, new: Rows, names: np.ndarray[Any, Any] | None) -> None:
+        n, file = len(new.tensor), self._own_file()
+        if not n:
+            return
+        serials = self._ids.serials(n)
+        parts, last = list(self._state.parts), [Piece(new, serials, names, None)]
+        while (
+            parts
+            and self._joins(parts[-1], last[0], file)
+            and len(parts[-1]) < 2 * sum(map(len, last))
+        ):
+            last.insert(0, piece_of(parts.pop()))
+        whole = join(last, file)
+        # Every row is coded anew: the time to look where they lie now.
+        centre = self._state.centre if parts else centre_of(whole.rows.tensor)
+        part = part_of(
+            whole.rows, whole.serials, whole.names, centre, codes=self._codes, alive=whole.alive
+        )
+        self._state = _state([*parts, part], centre)
+        self._ids.added(names, serials)
+
+    def _joins(self, part: Part, piece: Piece, file: RowFile | None) -> bool:
+        """Whether a part and what follows it can be one."""
+        if part.rows.owned or piece.rows.owned or file is None:
+            return part.rows.owned and piece.rows.owned
+        first, second = file.first_of(part.rows), file.first_of(piece.rows)
+        return first is not None and second == first + len(part)
+
+    def remove(self, ids: Any) -> None:
+        """Remove the rows with these ids (1-D).
+
+        They take no part in a search any more. Their memory is given back once more than half of
+        the rows that were coded together are gone; rows in a file stay in it.
+
+        Raises:
+            KeyError: an id is not there. Nothing is removed then.
+        """
+        names = _checks.row_ids("ids", ids)
+        with self._lock:
+            state = self._state
+            positions = self._ids.positions(state.parts, names)
+            _checks.known_ids(names, (positions >= 0).numpy())
+            parts = []
+            for part in state.parts:
+                row = positions - part.segment.first
+                row = row[(row >= 0) & (row < len(part))]
+                parts.append(self._thinned(part.without(row), state.centre) if len(row) else part)
+            self._state = _state(parts, state.centre)
+            self._ids.removed(names)
+
+    def _thinned(self, part: Part, centre: Tensor) -> Part:
+        """The part, without its removed rows if they are many and can go."""
+        if not part.rows.owned or not 0 < 2 * part.live() < len(part):
+            return part
+        piece = join([piece_of(part)], None)
+        return part_of(piece.rows, piece.serials, piece.names, centre, codes=self._codes)
+
+    def search(
+        self,
+        queries: Any,
+        k: int,
+        *,
+        certify: bool = False,
+        exclude: Any = None,
+        progress: bool = False,
+    ) -> TopK | CertifiedTopK:
+        """Find the k rows with the largest cosine to each query, exactly.
+
+        Args:
+            queries: (q, d) tensor or array of float16, bfloat16, float32 or float64.
+            k: how many rows for each query, 1 to ``len(index)``.
+            certify: return a `Certificate` too, which names rows by their position among all that
+                are kept, and can be verified as long as the vectors are as they are now.
+            exclude: ids that are not to be returned: a sequence (m,) or a set of them for all
+                queries, or an array (q, m) or q sequences, one for each query. Ids that are not in
+                the index are ignored, as are -1 and None; so the ``indices`` of one search exclude
+                what it returned from the next.
+            progress: show a progress bar (needs tqdm: ``pip install 'cossim_fast[retrieval]'``).
+
+        Returns:
+            TopK(scores, indices), (q, k) both: float32 (float64 if the queries or the index are),
+            and ids: int64, or an array of str objects. Best first; tensors for tensors and arrays
+            for arrays, save that strings are always an array. With ``certify=True``,
+            CertifiedTopK(scores, indices, certificate).
+
+        Where fewer than k rows may be returned to a query (NaN rows and excluded ones may not),
+        the rest is NaN and -1, None for strings; so is all of a query that holds NaN.
+
+        Raises:
+            TypeError: for integer, complex or sparse queries, and excluded ids of another kind.
+            ValueError: for shapes that do not match, and k out of range.
+        """
+        asked, best, oracle, state = self._search(
+            queries, k, certify=certify, exclude=exclude, progress=progress, traces=[]
+        )
+        double = torch.float64 in (asked.dtype, self.dtype)
+        result = assemble(queries, best, double=double, oracle=oracle)
+        ids = ids_at(state.parts, best.positions, self._ids.missing())
+        named = ids if ids.dtype == object else like(queries, torch.from_numpy(ids))
+        return result._replace(indices=named)
+
+    def explain(self, queries: Any, k: int) -> SearchExplanation:
+        """Search, and say how: which screens, in what pieces, how many rows had to be scored.
+
+        Args:
+            queries: as in `search`.
+            k: as in `search`.
+        """
+        traces: list[Trace] = []
+        begin = time.perf_counter()
+        asked, best, _, state = self._search(
+            queries, k, certify=False, exclude=None, progress=False, traces=traces
+        )
+        seconds, trace = time.perf_counter() - begin, joined(traces)
+        return SearchExplanation(
+            queries=len(asked),
+            k=k,
+            rows=state.rows(),
+            segments=len(state.parts),
+            screens=tuple(trace.screens),
+            reason=reason_for(self.screen, tuple(trace.screens)),
+            tile=trace.tile,
+            group=trace.group,
+            emitted=trace.emitted / max(len(asked), 1),
+            rescored=best.rescored.numpy(),
+            repeated=trace.repeated,
+            seconds=seconds,
+        )
+
+    def _search(
+        self,
+        queries: Any,
+        k: int,
+        *,
+        certify: bool,
+        exclude: Any,
+        progress: bool,
+        traces: list[Trace],
+    ) -> tuple[Tensor, Best, Oracle, _State]:
+        _one_thread_after_fork()
+        asked = _checks.embedding_rows("queries", queries)
+        _checks.same_width(asked.shape[1], self.d)
+        with self._lock:
+            state = self._state
+            hidden = Hidden(self._ids, state.parts, exclude, len(asked))
+        _checks.number_of_neighbours(k, state.live())
+        segments = hidden.segments([part.segment for part in state.parts])
+        found: list[Best] = []
+        with Progress(progress, "search", len(asked), unit="queries") as bar:
+            # Queries take 8 d bytes in float64: not all at once.
+            for start in range(0, max(len(asked), 1), MOST_QUERIES):
+                some = slice(start, start + MOST_QUERIES)
+                wide = _cpu_screen.widen(asked[some])
+                pairs = hidden.pairs(some)
+                batches = Batches(
+                    wide,
+                    k,
+                    self.screen,
+                    centre=state.centre,
+                    forbidden=pairs,
+                    certify=certify,
+                )
+                batches.through(segments)
+                found.append(batches.best())
+                traces.append(batches.trace)
+                bar.update(len(wide.norms))
+        for part in state.parts:
+            part.rows.let_go()
+        best = _joined_best(found, skipped=sum(part.skipped() for part in state.parts))
+        return asked, best, hidden.oracle(asked, segments), state
+
+    def save(self, path: str | Path) -> None:
+        """Write the index to a safetensors file: vectors, codes, ids and all.
+
+        The file is written under a temporary name beside ``path`` and renamed once it is on the
+        disk, so that ``path`` holds the old index or the new one whatever happens. Vectors in a
+        file are copied by blocks, and need no memory.
+        """
+        with self._lock:
+            state, kind, count = self._state, self._ids.kind, self._ids.count
+        save_parts(
+            Path(path),
+            state.parts,
+            state.centre,
+            {
+                "screen": self.screen,
+                "dtype": str(self.dtype).removeprefix("torch."),
+                "width": str(self.d),
+                "ids": kind or "",
+                "count": str(count),
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, mmap: bool = True) -> CosineIndex:
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+            mmap: leave the vectors in the file, which must stay as it is; what is added later is
+                kept in memory. Otherwise they are read, and their checksum is compared.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FileError: a ValueError that says whether it is truncated, damaged, another kind of
+                file, or of a later version.
+        """
+        parts, centre, said = load_parts(Path(path), mapped=mmap)
+        index = cls.__new__(cls)
+        index.screen, index.d = said["screen"], int(said["width"])
+        index.dtype = getattr(torch, said["dtype"])
+        index._codes = index.screen in ("auto", "int8")
+        index._file, index._state = None, _state(parts, centre)
+        index._ids = Ids(said["ids"] or None, int(said["count"]))  # type: ignore[arg-type]
+        index._share()
+        return index
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            ids = Ids(self._ids.kind, self._ids.count)
+            held = {**self.__dict__, "_ids": ids, "_file": None}
+        del held["_lock"]
+        return held
+
+    def __setstate__(self, held: dict[str, Any]) -> None:
+        self.__dict__.update(held)
+        self._share()
+
+    def _forked(self) -> None:
+        # The lock may be held by a thread that is not in this process, in the middle of a change
+        # of the table of ids.
+        self._lock = threading.Lock()
+        self._ids.forget_table()
+
+
+def _joined_best(found: Sequence[Best], *, skipped: int) -> Best:
+    """The results of several batches of queries as one."""
+    bounds = [best.excluded for best in found if best.excluded is not None]
+    return replace(
+        found[0],
+        scores=torch.cat([best.scores for best in found]),
+        positions=torch.cat([best.positions for best in found]),
+        excluded=torch.cat(bounds) if bounds else None,
+        rescored=torch.cat([best.rescored for best in found]),
+        skipped=skipped,
+    )
+
+
+def _one_thread_after_fork() -> None:
+    """Leave OpenMP's threads alone in a forked child, where a wait for them never ends.
+
+    They stay in the parent. torch's own DataLoader does the same in its workers.
+    """
+    if os.getpid() != _PROCESS and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
+
+def _after_fork() -> None:
+    for index in list(_INDEXES):
+        index._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
