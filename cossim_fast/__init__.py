@@ -4,7 +4,7 @@ from cossim_fast import _ops as _ops  # registers torch.ops.cossim_fast
 from cossim_fast import diagnose
 from cossim_fast.functional import Explanation, cosine_similarity, explain, pairwise_cosine
 from cossim_fast.modules import CosineSimilarity
-from cossim_fast.retrieval import topk
+from cossim_fast.retrieval import communities, deduplicate, iter_pairs_above, pairs_above, topk
 
 __version__ = "0.1.0"
 
@@ -12,9 +12,13 @@ __all__ = [
     "CosineSimilarity",
     "Explanation",
     "__version__",
+    "communities",
     "cosine_similarity",
+    "deduplicate",
     "diagnose",
     "explain",
+    "iter_pairs_above",
+    "pairs_above",
     "pairwise_cosine",
     "topk",
 ]

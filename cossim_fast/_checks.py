@@ -372,9 +372,7 @@ def threshold(value: Any) -> float:
     try:
         found = float(value)
     except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"expected threshold to be a number, got {type(value).__name__}"
-        ) from error
+        raise TypeError(f"expected threshold to be a number, got {type(value).__name__}") from error
     if not -1 <= found <= 1:
         raise ValueError(f"expected threshold in [-1, 1], as cosines are, got {found!r}")
     return found

@@ -1,6 +1,21 @@
 """Exact search: low precision decides what need not be looked at, float64 decides the answer."""
 
+from cossim_fast.retrieval.groups import Deduplicated, communities, deduplicate
+from cossim_fast.retrieval.join import Pairs, TooManyPairsError, iter_pairs_above, pairs_above
 from cossim_fast.retrieval.results import Certificate, CertifiedTopK, TopK, VerificationError
 from cossim_fast.retrieval.search import topk
 
-__all__ = ["Certificate", "CertifiedTopK", "TopK", "VerificationError", "topk"]
+__all__ = [
+    "Certificate",
+    "CertifiedTopK",
+    "Deduplicated",
+    "Pairs",
+    "TooManyPairsError",
+    "TopK",
+    "VerificationError",
+    "communities",
+    "deduplicate",
+    "iter_pairs_above",
+    "pairs_above",
+    "topk",
+]

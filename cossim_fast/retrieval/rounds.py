@@ -122,7 +122,9 @@ def _held(made: list[tuple[Batch, list[Found]]]) -> int:
 
 def in_order(batch: Batch, parts: list[Found]) -> Found:
     """What a batch found, query by query, positions in the order in which they came."""
-    query, position, scores = Found.join(parts, torch.float32 if not parts else parts[0].scores.dtype)
+    query, position, scores = Found.join(
+        parts, torch.float32 if not parts else parts[0].scores.dtype
+    )
     # numpy sorts 16-bit numbers by their digits.
     order = torch.from_numpy(np.argsort(query.numpy().astype(np.uint16), kind="stable"))
     return Found(batch.numbers[query[order]], position[order], scores[order])

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _cpu_screen
-from cossim_fast._cpu_screen import WideRows
 from cossim_fast.retrieval.codes import BLOCK, Segment
 from cossim_fast.retrieval.scan import Tile, passing, tile_rows, tiles
 from cossim_fast.retrieval.screens import QueryTerms, Screen
