@@ -479,3 +479,46 @@ def per_query(given: int, queries: int) -> None:
             f"expected exclude to hold one list of ids for each of {queries} queries, or ids "
             f"alone for all of them, got {given} lists"
         )
+
+
+# Of the joins.
+
+
+def threshold(value: Any) -> float:
+    """Return a threshold as a float, refusing what is no cosine."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"expected threshold to be a number, got {type(value).__name__}") from error
+    if not -1 <= found <= 1:
+        raise ValueError(f"expected threshold in [-1, 1], as cosines are, got {found!r}")
+    return found
+
+
+def joined_widths(x: int, y: int) -> None:
+    """Refuse two sets of rows of two widths."""
+    if x != y:
+        raise ValueError(f"expected y of shape (m, {x}) to match x, got (m, {y})")
+
+
+def order_to_keep(keep: Any, n: int) -> Tensor | None:
+    """The order (n,) in which rows are kept, best first; None for the order of the rows.
+
+    Args:
+        keep: ``"first"``, ``"last"``, or (n,) priorities.
+        n: how many rows.
+    """
+    if isinstance(keep, str):
+        if keep not in ("first", "last"):
+            raise ValueError(
+                f"expected keep to be 'first', 'last' or an array of priorities, got {keep!r}"
+            )
+        return None if keep == "first" else torch.arange(n - 1, -1, -1)
+    priorities = as_tensor("keep", keep).detach().cpu()
+    if priorities.shape != (n,):
+        raise ValueError(
+            f"expected one priority a row, keep of shape ({n},), got {tuple(priorities.shape)}"
+        )
+    if priorities.is_floating_point() and bool(priorities.isnan().any()):
+        raise ValueError("expected priorities that can be compared, and keep holds NaN")
+    return torch.sort(priorities, descending=True, stable=True).indices

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from search_data import CORPORA, make
 
 from cossim_fast import _cpu_screen, _reference
 from cossim_fast.retrieval import codes, screens
 from cossim_fast.retrieval.scan import Tile
+from search_data import CORPORA, make
 
 MADE = {
     "float32": lambda: screens.FloatScreen("float32"),

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from search_data import CORPORA, brute_force, make
 
 from cossim_fast import _cpu_screen, _reference, topk
 from cossim_fast.retrieval import (
@@ -22,6 +21,7 @@ from cossim_fast.retrieval import (
     search,
     sources,
 )
+from search_data import CORPORA, brute_force, make
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SCREENS = ["auto", "bfloat16", "float32"]
