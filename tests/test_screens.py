@@ -105,7 +105,7 @@ def test_a_centre_shortens_what_is_left_to_code():
 
 
 def test_rows_too_long_for_whole_numbers_are_left_to_other_screens():
-    names = [screen.name for screen in screens.choose(screens.LONGEST_INT8_ROW + 1, 5)]
+    names = [screen.name for screen in screens.choose(screens.LONGEST_INT8_ROW + 1)]
     assert "int8" not in names
     assert names[-1] == "float32"
 
@@ -113,4 +113,4 @@ def test_rows_too_long_for_whole_numbers_are_left_to_other_screens():
 def test_the_float32_screen_is_always_there():
     assert list(screens.available())[-1] == "float32"
     for wanted in ("bfloat16", "float32"):
-        assert [s.name for s in screens.choose(10, 5, wanted)] == [wanted]
+        assert [s.name for s in screens.choose(10, wanted)] == [wanted]
