@@ -131,7 +131,7 @@ def communities(
     A row that holds NaN or an infinity has no neighbours, nor has a zero row if the threshold is
     positive. No gradients.
 
-    Memory is that of `pairs_above`, with up to 16 million pairs (320 MB) instead of 4. Where there
+    Memory is that of `pairs_above`, with up to 16 million pairs (320 MB) instead of 2. Where there
     are more, only numbers of neighbours are kept, and those of the rows that may be centres are
     searched again.
 

@@ -85,7 +85,7 @@ def pairs_above(
 
     Memory beyond inputs and result: d bytes a row of y for codes, 256 MB at most; for up to 2^14
     rows of x at a time their codes and float64 values (9 d bytes each); four tiles of scores (8 MB
-    each); and 4 million pairs (about 200 MB) that wait to be sorted. Nothing of size n m.
+    each); and 2 million pairs (about 200 MB) that wait to be sorted. Nothing of size n m.
 
     Raises:
         TypeError: for integer, complex or sparse input, or a threshold that is no number.
@@ -133,7 +133,7 @@ def iter_pairs_above(
     """Yield the pairs of `pairs_above` in blocks, so that memory does not grow with the result.
 
     One after another the blocks are the result of `pairs_above`: sorted by i, then j. A block holds
-    all pairs of some rows of x: at most 4 million, or all those of one row. What `pairs_above` says
+    all pairs of some rows of x: at most 2 million, or all those of one row. What `pairs_above` says
     of arguments, rows, errors and memory holds here.
 
     Args:
