@@ -209,12 +209,10 @@ class _Join:
             sources.append(ArrayCorpus(_checks.embedding_rows("y", y)))
             _checks.joined_widths(sources[0].d, sources[1].d)
         self.sources = sources
-        screens = choose(sources[0].d, screen)
-        codes = any(one.name == "int8" for one in screens)
         self.x = sources[0]
-        self.rows = CodedRows(sources[-1], codes=codes)
+        self.rows = CodedRows(sources[-1], self.x.rows, self.threshold, screen)
         self.sweep = Sweep(
-            screens,
+            self.rows.screens,
             self.rows.centre,
             self.threshold,
             later=y is None,
