@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cossim_fast._cpu_screen import WideRows, widen
 from cossim_fast._dtypes import cpu_products
-from cossim_fast.retrieval.codes import BLOCK, UNIT_ROW_ERROR, ZERO, Segment, unit_rows
+from cossim_fast.retrieval.codes import BLOCK, UNIT_ROW_ERROR, Segment, code, unit_rows
 from cossim_fast.retrieval.screens import BlockTerms, Int8Screen, QueryTerms, ScreenName
 
 # The length of the rest is split into equal parts, as large as the other numbers: one scale fits.
@@ -84,7 +84,7 @@ class HeadScreen:
         n, d = segment.rows.shape
         k = self._basis.shape[1]
         blocks = -(-n // BLOCK)
-        codes = torch.empty((blocks * BLOCK, k + PARTS), dtype=torch.uint8)
+        codes = torch.empty((blocks * BLOCK, k + PARTS), dtype=torch.int8)
         scale, residual = torch.empty(blocks), torch.empty(blocks)
         step = max(_CHUNK // d // BLOCK, 1) * BLOCK
         for start in range(0, n, step):
@@ -94,7 +94,7 @@ class HeadScreen:
                 split = _split(y, self._basis)
             split = torch.nn.functional.pad(split, (0, 0, 0, -len(split) % BLOCK))
             at = slice(start // BLOCK, (start + len(split)) // BLOCK)
-            scale[at], residual[at] = _code(split, codes[start : start + len(split)])
+            scale[at], residual[at] = code(split, codes[start : start + len(split)])
         # T grows a difference by 1 + e at most. Of a y of length 1, a product with P' and one with
         # P lose (d + k) u |P| each entry by entry, and |P| <= sqrt(k) (1 + e) by Frobenius; the
         # norm of the rest loses d u.
@@ -126,17 +126,6 @@ def _split(y: Tensor, basis: Tensor) -> Tensor:
     found[:, :k] = inside
     found[:, k:] = torch.linalg.vector_norm(rest, dim=1, keepdim=True) * PARTS**-0.5
     return found
-
-
-def _code(split: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Write the codes of whole blocks of rows; return scales and largest residuals."""
-    largest = split.abs().view(-1, BLOCK * split.shape[1]).amax(1)
-    scale = largest.masked_fill(largest == 0, 127.0) / 127.0
-    by_row = scale.repeat_interleave(BLOCK)[:, None]
-    z = (split / by_row).round_()
-    out.copy_(z + float(ZERO))
-    missed = torch.linalg.vector_norm(z.mul_(by_row).sub_(split), dim=1)
-    return scale, missed.view(-1, BLOCK).amax(1)
 
 
 def choose_head(
@@ -188,4 +177,5 @@ def _spread(basis: Tensor) -> Tensor:
     """Turn a basis within its span, so that all numbers are about as large and one scale fits."""
     k = basis.shape[1]
     drawn = torch.randn((k, k), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return basis @ torch.linalg.qr(drawn).Q
+    turned: Tensor = basis @ torch.linalg.qr(drawn).Q
+    return turned
