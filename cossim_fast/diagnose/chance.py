@@ -56,7 +56,8 @@ def matched(n: int, singular_values: Tensor, generator: torch.Generator) -> Tens
     ones vector: every measure of the spectrum is that of the set whose singular values
     these are, and what is gone are the set's neighbours. Coordinates (n, r) are returned.
     """
-    frame = torch.randn(n, len(singular_values), generator=generator, dtype=singular_values.dtype)
+    # Drawn in float32, in a third of the time; orthonormal in the precision of the values.
+    frame = torch.randn(n, len(singular_values), generator=generator).to(singular_values)
     frame -= frame.mean(0)
     orthonormal: Tensor = torch.linalg.qr(frame).Q
     return orthonormal * singular_values

@@ -128,7 +128,7 @@ class CollapseMonitor:
         if v2 is None:
             return None
         finding = "same_object" if v1 is v2 else None
-        if finding is None and memory.overlaps(v1.detach(), v2.detach()):
+        if finding is None and memory.overlaps(v1, v2):
             finding = "shared_storage"
         if step % self.every == 0:
             report = pair(*_some_rows(v1.detach(), v2.detach()))
