@@ -46,6 +46,7 @@ class CollapseReport(Findings):
     confidence: str
     sample: Tensor = field(repr=False, compare=False)  # (m, d) float32, for the pictures
     sample_labels: Tensor | None = field(repr=False, compare=False)
+    label_names: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def verdict(self) -> str:
@@ -141,10 +142,12 @@ def embeddings(
     """
     rows = Rows(x)
     limit = SAMPLE if sample is None else sample
-    _checks.check_positive("sample", limit, least=2)
-    codes = None
+    _checks.whole_number("sample", limit, least=2)
+    codes: Tensor | None = None
+    names: tuple[str, ...] = ()
     if labels is not None:
-        codes = torch.from_numpy(_checks.check_labels(labels, rows.n)).long()
+        numbered, names = _checks.class_labels(labels, rows.n)
+        codes = torch.from_numpy(numbered).long()
     first = survey(rows, codes, _watched(rows, "numbers", progress))
     chosen = torch.nonzero(first.valid)[:, 0]
     if len(chosen) < 2:
@@ -158,9 +161,7 @@ def embeddings(
         chosen = chosen[order].sort().values
     directions = unit(rows[chosen])[0]
     pairs = measure_pairs(directions, int(first.valid.sum()))
-    neighbours = measure_neighbours(
-        rows, first.valid, first.mean, directions, geometry.participation_ratio
-    )
+    neighbours = measure_neighbours(rows, first.valid, first.mean, directions, geometry)
     classes = None
     if codes is not None and first.class_sums is not None and first.class_sizes is not None:
         classes = measure_classes(first.class_sums, first.class_sizes, directions, codes[chosen])
@@ -173,6 +174,7 @@ def embeddings(
         classes,
         directions[pictured].float(),
         codes[chosen[pictured]] if codes is not None else None,
+        names,
     )
 
 
@@ -184,6 +186,7 @@ def _report(
     classes: Classes | None,
     sample: Tensor,
     sample_labels: Tensor | None,
+    label_names: tuple[str, ...] = (),
 ) -> CollapseReport:
     measured = verdicts.Measured(numbers, geometry, neighbours, classes)
     judged = verdicts.judge(measured)
@@ -197,6 +200,7 @@ def _report(
         confidence=verdicts.confidence(judged[0], measured),
         sample=sample,
         sample_labels=sample_labels,
+        label_names=label_names,
     )
 
 

@@ -143,7 +143,7 @@ def measure(
         exact=_spread(exact[good]),
         route_difference=float(gap[good].nan_to_num(nan=float("inf")).max()) if good.any() else 0.0,
         route_failures=int(failed.sum()),
-        cosine_less_feature_mean=float(rows["pearson"][good].mean()) if d > 1 else float("nan"),
+        cosine_less_feature_mean=float(rows["pearson"][good].nanmean()) if d > 1 else float("nan"),
         cosine_less_batch_mean=_less_batch_mean(x, y, good),
         rounded_rows=int((good & ~parallel & shown.abs().eq(1)).sum()),
         flat_rows=int((rows["flat"] & good).sum()),
@@ -188,6 +188,7 @@ def _measure_block(x: Tensor, y: Tensor, coarser: torch.finfo) -> dict[str, Tens
     factor = factor * scale_b[:, 0] / scale_a[:, 0]
     close = parallel & ((factor - 1).abs() <= _ROUNDINGS * roundoff)
     pearson = (x_less * y_less).sum(1) / (length_x * length_y).clamp_min(1e-300)
+    pearson[constant] = float("nan")
     return {
         "finite_a": finite_a,
         "finite_b": finite_b,
@@ -261,8 +262,10 @@ def _less_batch_mean(x: Tensor, y: Tensor, good: Tensor) -> float:
     for left, right in _blocks(x[keep], y[keep]):
         u, v = unit(left)[0] - mean, unit(right)[0] - mean
         lengths = (_lengths(u) * _lengths(v)).clamp_min(1e-300)
-        cosines.append((u * v).sum(1) / lengths)
-    mean_cosine = float(torch.cat(cosines).mean())
+        # Two rows that lie at the mean, but for rounding, have no direction from it.
+        cosine = (u * v).sum(1) / lengths
+        cosines.append(cosine.where(lengths > 1e-28, float("nan")))
+    mean_cosine = float(torch.cat(cosines).nanmean())
     return 1 - (1 - mean_cosine) * (2 * n - 1) / (2 * n)
 
 
