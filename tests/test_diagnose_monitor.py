@@ -183,6 +183,14 @@ def test_logs(tmp_path):
     assert writer.scalars["collapse/output/rankme", 2] == monitor.records[1]["rankme"]
 
 
+def test_jsonl_has_no_nan(tmp_path):
+    monitor = CollapseMonitor(log=tmp_path / "log.jsonl", warn=False)
+    monitor.observe(torch.full((32, 8), float("nan")))
+    record = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=pytest.fail)
+    assert record["norm"] is None
+    assert record["verdict"] == "broken_numbers"
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [

@@ -229,28 +229,27 @@ def _geometry_table(
 ) -> tuple[tuple[str, str], ...]:
     table = [
         ("mean cosine", notes.cosine(g.mean_cosine)),
-        ("share of the mean direction", f"{notes.number(100 * g.mean_share, 3)} %"),
+        ("share of the mean direction", f"{notes.percent(g.mean_share)}"),
         ("effective rank (RankMe)", _of(g.rankme, g.max_rank)),
         ("participation ratio", _of(g.participation_ratio, g.max_rank)),
-        ("variance in the smaller half", f"{notes.number(100 * g.lower_half, 2)} %"),
+        ("variance in the smaller half", f"{notes.percent(g.lower_half, 2)}"),
     ]
     if pairs is not None:
-        error = f", ± {notes.number(100 * pairs.error, 2)} %" if pairs.error else ", exact"
+        error = f", ± {notes.percent(pairs.error, 2)}" if pairs.error else ", exact"
         quartiles = ", ".join(notes.cosine(pairs.quantile(q)) for q in (0.25, 0.5, 0.75))
         table += [
-            ("cosine, quartiles", f"{quartiles} (pairs of {pairs.rows} rows{error})"),
+            ("cosine, quartiles", quartiles),
+            ("from all pairs of", f"{pairs.rows} rows{error}"),
             ("cosine, range", f"{notes.cosine(pairs.lowest)} to {notes.cosine(pairs.highest)}"),
             ("uniformity", notes.number(pairs.uniformity)),
         ]
     if near is not None:
-        share = f"{notes.number(100 * near.near_share, 3)} % of {near.near_rows} rows"
-        table += [
-            ("near duplicates", f"{share}, {near.near_groups} groups"),
-            (
-                "nearest neighbour",
-                f"{notes.cosine(near.nearest)}, by chance {notes.cosine(near.nearest_by_chance)}",
-            ),
-        ]
+        share = f"{notes.percent(near.near_share)} of {near.near_rows} rows"
+        table.append(("near duplicates", f"{share}, {near.near_groups} groups"))
+        if near.nearest_by_chance_sd > 0:
+            nearest, by_chance = near.nearest, near.nearest_by_chance
+            text = f"{notes.cosine(nearest)}, by chance {notes.cosine(by_chance)}"
+            table.append(("nearest neighbour", text))
     return tuple(table)
 
 
@@ -260,8 +259,8 @@ def _classes_table(c: Classes) -> tuple[tuple[str, str], ...]:
         ("alignment", notes.number(c.alignment)),
         (
             "nearest neighbour's class",
-            f"right in {notes.number(100 * c.nearest_accuracy, 3)} %, "
-            f"by guess {notes.number(100 * c.chance_accuracy, 3)} % ({c.count} classes)",
+            f"right in {notes.percent(c.nearest_accuracy)}, "
+            f"by guess {notes.percent(c.chance_accuracy)} ({c.count} classes)",
         ),
     )
 

@@ -182,7 +182,12 @@ def _scatter(axes: "Axes", points: Any, report: "CollapseReport") -> None:
             x[chosen], y[chosen], s=16, marker=marker, color=f"C{code}", linewidths=0, label=name
         )
     axes.legend(
-        title="class", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8
+        title="class",
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+        frameon=False,
+        fontsize=8,
+        markerscale=1.5,
     )
 
 

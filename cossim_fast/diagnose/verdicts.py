@@ -130,7 +130,7 @@ def _crowded(m: Measured) -> Judged | None:
     if near.near_by_chance > 0.01 or _one_axis(m.geometry):
         return None
     evidence = (
-        f"{notes.number(100 * near.crowd, 3)} % of the rows lie within a hundredth of the mean "
+        f"{notes.percent(near.crowd)} of the rows lie within a hundredth of the mean "
         "distance of one of them: most inputs are mapped to one direction."
     )
     return Judged(Finding("point_collapse", evidence, _REPULSION), near.crowd / MAJORITY)
@@ -166,9 +166,9 @@ def _duplicated(m: Measured) -> Judged | None:
     evidence = f"{x.rows_with_twin} of {x.rows} rows have an exact copy ({x.distinct_rows} differ)"
     if near is not None and close > twins:
         evidence += (
-            f", and {notes.number(100 * near.near_share, 3)} % of {near.near_rows} rows have a "
+            f", and {notes.percent(near.near_share)} of {near.near_rows} rows have a "
             f"neighbour nearer than 2^-11 of the mean distance, where chance puts "
-            f"{notes.number(100 * near.near_by_chance, 2)} %"
+            f"{notes.percent(near.near_by_chance, 2)}"
         )
     advice = (
         "Look at a group of copies: the same inputs read twice, an iterator that restarts, "
@@ -210,8 +210,8 @@ def _dimensional(m: Measured) -> Judged | None:
         return None
     evidence = (
         f"of {g.max_rank} directions that {g.spectrum_rows} rows of {g.features} features can "
-        f"use, the smaller half holds {notes.number(100 * g.lower_half, 2)} % of the variance "
-        f"and the first one {notes.number(100 * g.leading, 2)} %; effective rank "
+        f"use, the smaller half holds {notes.percent(g.lower_half, 2)} of the variance "
+        f"and the first one {notes.percent(g.leading, 2)}; effective rank "
         f"{notes.number(g.rankme, 3)} (RankMe), participation ratio "
         f"{notes.number(g.participation_ratio, 3)}."
     )
@@ -256,7 +256,7 @@ def _anisotropic(m: Measured) -> Judged | None:
         return None
     evidence = (
         f"the mean cosine of two different rows is {notes.cosine(g.mean_cosine)}, where random "
-        f"directions give 0: {notes.number(100 * g.mean_share, 3)} % of the squared length of a "
+        f"directions give 0: {notes.percent(g.mean_share)} of the squared length of a "
         "row is the same for all rows."
     )
     advice = (
