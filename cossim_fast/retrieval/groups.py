@@ -143,7 +143,7 @@ def communities(
     >>> communities(x, 0.8, min_size=2)
     [tensor([0, 3, 2])]
     """
-    _checks.check_positive("min_size", min_size)
+    _checks.whole_number("min_size", min_size)
     join = _SelfJoin(x, threshold, screen)
     itself = join.pairs_with_itself()
     counts, pairs = _count(join, itself, progress)

@@ -99,7 +99,7 @@ def pairs_above(
     Pairs(i=tensor([0, 1]), j=tensor([1, 2]), scores=tensor([0.8000, 0.6000]))
     """
     if max_pairs is not None:
-        _checks.check_positive("max_pairs", max_pairs, least=0)
+        _checks.whole_number("max_pairs", max_pairs, least=0)
     join = _Join(x, y, threshold, screen)
     kept = join.checkpoint(checkpoint, "pairs")
     done, before = kept.restore(join.sweep.dtype)
