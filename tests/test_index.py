@@ -475,6 +475,16 @@ def test_explain_names_every_screen_that_was_tried(monkeypatch):
         assert "int8 let too many rows through" in str(said)
 
 
+def test_a_progress_bar_counts_queries(corpus, capsys):
+    queries = rows(1500, seed=7)
+    found = CosineIndex(corpus).search(queries, 2, progress=True)
+    said = capsys.readouterr().err
+    assert "search" in said
+    assert "1.50k/1.50k" in said
+    assert_same(found, CosineIndex(corpus).search(queries, 2))
+    assert capsys.readouterr().err == ""
+
+
 # Threads and processes.
 
 
