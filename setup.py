@@ -50,7 +50,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    install_requires=["torch>=2.13", "numpy>=1.26"],
+    install_requires=["torch>=2.13", "numpy>=2.0"],
     extras_require=EXTRAS,
     packages=["cossim_fast", "cossim_fast.diagnose", "cossim_fast.kernels", "cossim_fast.retrieval"],
     package_dir={"cossim_fast": "cossim_fast", "cossim_fast.kernels": "kernels"},

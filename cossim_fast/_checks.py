@@ -28,6 +28,16 @@ def require_tensor(function: str, name: str, value: Any) -> None:
         )
 
 
+def drop_in_arguments(x1: Tensor, x2: Tensor, dim: int, eps: float) -> tuple[torch.dtype, int]:
+    """Check the arguments of `cosine_similarity`; return its dtype and dim counted from the end."""
+    require_tensor("cosine_similarity", "x1", x1)
+    require_tensor("cosine_similarity", "x2", x2)
+    dtype = drop_in_dtype(x1, x2)
+    drop_in_eps(eps)
+    same_device(x1, x2)
+    return dtype, drop_in_dim(dim, max(x1.dim(), x2.dim()))
+
+
 def drop_in_dtype(x1: Tensor, x2: Tensor) -> torch.dtype:
     """Return the promoted dtype of a pair, refusing what torch's function refuses.
 
@@ -262,7 +272,7 @@ def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(native)
 
 
-def check_pair(a: Tensor, b: Tensor, dim: int) -> tuple[int, ...]:
+def comparison(a: Tensor, b: Tensor, dim: int) -> tuple[int, ...]:
     """Return the broadcast shape of a comparison along ``dim``."""
     if a.device != b.device:
         raise ValueError(f"expected both tensors on one device, got {a.device} and {b.device}")
@@ -273,20 +283,20 @@ def check_pair(a: Tensor, b: Tensor, dim: int) -> tuple[int, ...]:
         raise ValueError(
             f"expected b to broadcast with a of shape {tuple(a.shape)}, got {tuple(b.shape)}"
         ) from error
-    check_dim(dim, len(shape))
+    axis(dim, len(shape))
     if 0 in shape:
         raise ValueError(f"expected at least one element to compare, got shape {tuple(shape)}")
     return tuple(shape)
 
 
-def check_dim(dim: int, ndim: int) -> None:
+def axis(dim: int, ndim: int) -> None:
     """Check that ``dim`` names an axis, as torch counts them (0-d tensors have one)."""
     bound = max(ndim, 1)
     if not -bound <= dim < bound:
         raise IndexError(f"expected dim in [{-bound}, {bound - 1}], got {dim}")
 
 
-def check_embeddings(shape: tuple[int, ...], dtype: object) -> None:
+def embeddings(shape: tuple[int, ...], dtype: object) -> None:
     """Check that a set of embeddings is a matrix of at least two rows."""
     if len(shape) != 2:
         raise ValueError(
@@ -301,18 +311,18 @@ def check_embeddings(shape: tuple[int, ...], dtype: object) -> None:
         raise TypeError(f"expected embeddings of real numbers, got {dtype}")
 
 
-def check_labels(labels: Any, n: int) -> np.ndarray[Any, Any]:
-    """Return ``labels`` as n integers counted from 0."""
+def class_labels(labels: Any, n: int) -> tuple[np.ndarray[Any, Any], tuple[str, ...]]:
+    """Return ``labels`` as n integers counted from 0, and the name of each."""
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu().numpy()
     values = np.asarray(labels)
     if values.shape != (n,):
         raise ValueError(f"expected labels of shape ({n},), got {values.shape}")
-    codes: np.ndarray[Any, Any] = np.unique(values, return_inverse=True)[1]
-    return codes.reshape(n)
+    names, codes = np.unique(values, return_inverse=True)
+    return codes.reshape(n), tuple(str(name) for name in names)
 
 
-def check_positive(name: str, value: int, least: int = 1) -> None:
+def whole_number(name: str, value: int, least: int = 1) -> None:
     """Check that ``value`` is a whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"expected {name} to be an int, got {type(value).__name__}")
@@ -361,7 +371,7 @@ def index_width(given: int, d: int) -> None:
 
 def number_of_neighbours(k: Any, n: int | None) -> None:
     """Refuse a k that is no whole number from 1 to n."""
-    check_positive("k", k)
+    whole_number("k", k)
     if n is not None and k > n:
         raise ValueError(f"expected k <= n, got k = {k} and a corpus of n = {n} rows")
 
@@ -469,3 +479,46 @@ def per_query(given: int, queries: int) -> None:
             f"expected exclude to hold one list of ids for each of {queries} queries, or ids "
             f"alone for all of them, got {given} lists"
         )
+
+
+# Of the joins.
+
+
+def threshold(value: Any) -> float:
+    """Return a threshold as a float, refusing what is no cosine."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"expected threshold to be a number, got {type(value).__name__}") from error
+    if not -1 <= found <= 1:
+        raise ValueError(f"expected threshold in [-1, 1], as cosines are, got {found!r}")
+    return found
+
+
+def joined_widths(x: int, y: int) -> None:
+    """Refuse two sets of rows of two widths."""
+    if x != y:
+        raise ValueError(f"expected y of shape (m, {x}) to match x, got (m, {y})")
+
+
+def order_to_keep(keep: Any, n: int) -> Tensor | None:
+    """The order (n,) in which rows are kept, best first; None for the order of the rows.
+
+    Args:
+        keep: ``"first"``, ``"last"``, or (n,) priorities.
+        n: how many rows.
+    """
+    if isinstance(keep, str):
+        if keep not in ("first", "last"):
+            raise ValueError(
+                f"expected keep to be 'first', 'last' or an array of priorities, got {keep!r}"
+            )
+        return None if keep == "first" else torch.arange(n - 1, -1, -1)
+    priorities = as_tensor("keep", keep).detach().cpu()
+    if priorities.shape != (n,):
+        raise ValueError(
+            f"expected one priority a row, keep of shape ({n},), got {tuple(priorities.shape)}"
+        )
+    if priorities.is_floating_point() and bool(priorities.isnan().any()):
+        raise ValueError("expected priorities that can be compared, and keep holds NaN")
+    return torch.sort(priorities, descending=True, stable=True).indices

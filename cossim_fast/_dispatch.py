@@ -16,6 +16,7 @@ class Executor(str, Enum):
     """Who computes a call; `cossim_fast.explain` reports it."""
 
     BLOCKED = "blocked"
+    SMALL = "numpy in float64"
     WIDENED = "torch's own function in float64"
     BLOCKED_AUTOGRAD = "blocked, inside one autograd function"
     COMPOSITE = "composite"

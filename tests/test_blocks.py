@@ -8,11 +8,21 @@ from cossim_fast import _reference, cosine_similarity, pairwise_cosine
 from cossim_fast.testing import LAYOUTS, assert_close, make_inputs
 
 SETTINGS = {
-    "one element": {"BLOCK": 1, "STATISTICS": 1, "PANEL": 1, "TILE": 1, "MIRROR": 1, "STEPS": 1},
-    "a row": {"BLOCK": 8, "STATISTICS": 3, "PANEL": 8, "TILE": 4, "MIRROR": 2, "STEPS": 2},
-    "some rows": {"BLOCK": 40, "STATISTICS": 16, "PANEL": 130, "TILE": 64, "MIRROR": 5, "STEPS": 3},
+    "one element": {
+        "BLOCK": 1, "STATISTICS": 1, "PANEL": 1, "TILE": 1, "MIRROR": 1, "LEAF": 1,
+        "WIDE": 1, "SHARED": 1, "GRAIN": 2
+    },
+    "a row": {
+        "BLOCK": 8, "STATISTICS": 3, "PANEL": 8, "TILE": 4, "MIRROR": 2, "LEAF": 2,
+        "WIDE": 8, "SHARED": 20, "GRAIN": 9
+    },
+    "some rows": {
+        "BLOCK": 40, "STATISTICS": 16, "PANEL": 130, "TILE": 64, "MIRROR": 5, "LEAF": 3,
+        "WIDE": 5, "SHARED": 64, "GRAIN": 18
+    },
     "nearly all": {
-        "BLOCK": 256, "STATISTICS": 32, "PANEL": 257, "TILE": 1000, "MIRROR": 16, "STEPS": 16
+        "BLOCK": 256, "STATISTICS": 32, "PANEL": 257, "TILE": 1000, "MIRROR": 16, "LEAF": 16,
+        "WIDE": 16, "SHARED": 500, "GRAIN": 100
     },
 }  # fmt: skip
 SIZES = (1, 15, 16, 17, 31, 33)

@@ -22,7 +22,19 @@ class Subclass(torch.Tensor):
         (cosine_similarity, (X[:, None], Y[None], -1), "blocked", "matrix product"),
         (pairwise_cosine, (X, Y), "blocked", "matrix product"),
         (pairwise_cosine, (X,), "blocked", "matrix product"),
-        (cosine_similarity, (SMALL_X, SMALL_Y), "torch's own function in float64", "paired rows"),
+        (cosine_similarity, (SMALL_X, SMALL_Y), "numpy in float64", "paired rows"),
+        (
+            cosine_similarity,
+            (SMALL_X.half(), SMALL_Y),
+            "torch's own function in float64",
+            "paired rows",
+        ),
+        (
+            cosine_similarity,
+            (SMALL_X, nn.Parameter(SMALL_Y)),
+            "torch's own function in float64",
+            "paired rows",
+        ),
         (
             cosine_similarity,
             (X, nn.Parameter(Y)),

@@ -41,8 +41,12 @@ RULES = {
     # Rooms of several files; a room may import itself.
     "retrieval": {"_checks", "_cpu_screen", "_dtypes", "_extras", "_ops"},
     "diagnose": {"functional", "modules", "_checks", "_extras", "retrieval"},
-    "integrations": {"__init__", "functional", "modules", "retrieval", "diagnose", "_checks", "_extras"},
-    "cli": {"__init__", "_extras", "functional", "modules", "retrieval", "diagnose", "integrations"},
+    "integrations": {
+        "__init__", "functional", "modules", "retrieval", "diagnose", "_checks", "_extras"
+    },
+    "cli": {
+        "__init__", "_extras", "functional", "modules", "retrieval", "diagnose", "integrations"
+    },
 }  # fmt: skip
 ONLY_IN_FUNCTIONS = {("_ops", "kernels")}
 # What may be imported as a module is loaded; another package only at its first use.

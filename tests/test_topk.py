@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from search_data import CORPORA, brute_force, make
 
 from cossim_fast import _cpu_screen, _reference, topk
 from cossim_fast.retrieval import (
@@ -22,6 +21,7 @@ from cossim_fast.retrieval import (
     search,
     sources,
 )
+from search_data import CORPORA, brute_force, make
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SCREENS = ["auto", "bfloat16", "float32"]
@@ -307,7 +307,7 @@ def test_what_a_certificate_says():
     queries, corpus = make("clustered", 2000, 32, 6, torch.float32)
     k = 8
     certificate = topk(queries.numpy(), corpus.numpy(), k, certify=True).certificate
-    scores, rows = brute_force(queries, corpus, k + 1)
+    scores, _ = brute_force(queries, corpus, k + 1)
     np.testing.assert_array_equal(certificate.kth_score, scores[:, k - 1].numpy())
     # The best of those left out is scored, or bounded from above.
     assert (certificate.excluded_bound >= scores[:, k].numpy()).all()
@@ -350,7 +350,7 @@ def test_errors(arguments, error, message):
 
 
 def test_an_unknown_screen_is_refused():
-    with pytest.raises(ValueError, match="screen to be one of .*int4"):
+    with pytest.raises(ValueError, match=r"screen to be one of .*int4"):
         topk(torch.ones(1, 3), torch.ones(4, 3), 1, screen="int4")
 
 

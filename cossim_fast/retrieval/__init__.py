@@ -2,7 +2,9 @@
 
 from cossim_fast.retrieval.explanation import SearchExplanation
 from cossim_fast.retrieval.files import FileError
+from cossim_fast.retrieval.groups import Deduplicated, communities, deduplicate
 from cossim_fast.retrieval.index import CosineIndex
+from cossim_fast.retrieval.join import Pairs, TooManyPairsError, iter_pairs_above, pairs_above
 from cossim_fast.retrieval.results import Certificate, CertifiedTopK, TopK, VerificationError
 from cossim_fast.retrieval.search import topk
 
@@ -10,9 +12,16 @@ __all__ = [
     "Certificate",
     "CertifiedTopK",
     "CosineIndex",
+    "Deduplicated",
     "FileError",
+    "Pairs",
     "SearchExplanation",
+    "TooManyPairsError",
     "TopK",
     "VerificationError",
+    "communities",
+    "deduplicate",
+    "iter_pairs_above",
+    "pairs_above",
     "topk",
 ]

@@ -6,6 +6,11 @@ With x̄ = x / |x| (0 for a zero row) and a fixed centre m, a row stands for y =
 
 and the last term is one number a query. What is left to code is shorter by as much as the rows
 lean one way: a tight cone keeps a tenth of its length, and a tenth of its coding error.
+
+An orthogonal rotation was tried, and is not done: it takes d products a number, and shortens the
+residuals of sentence embeddings (all-MiniLM, 384) by 3 %, those of Gaussian rows not at all. Rows
+with a few coordinates 50 times as large as the others would gain a factor of 5; they are searched
+with a wider screen.
 """
 
 from __future__ import annotations
@@ -109,7 +114,7 @@ def encode(rows: Tensor, centre: Tensor, *, first: int = 0, codes: bool = True) 
         radius[at] = _longest(y)
         if coded is not None:
             place = coded[start : start + y.shape[0]]
-            scale[at], residual[at] = _code(y, place)
+            scale[at], residual[at] = code(y, place)
     grown = 1 + (d + 8) * _UNIT  # of a norm added up in float32
     radius = radius * grown + UNIT_ROW_ERROR
     eligible = norms.isfinite()
@@ -122,10 +127,11 @@ def encode(rows: Tensor, centre: Tensor, *, first: int = 0, codes: bool = True) 
 
 def _longest(y: Tensor) -> Tensor:
     """The largest norm of each block."""
-    return torch.linalg.vector_norm(y, dim=1).view(-1, BLOCK).amax(1)
+    norms: Tensor = torch.linalg.vector_norm(y, dim=1)
+    return norms.view(-1, BLOCK).amax(1)
 
 
-def _code(y: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+def code(y: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """Write the codes of whole blocks of rows; return scales and largest residuals."""
     # abs().amax() makes a copy, and takes an eighth of the time of aminmax or an infinity norm.
     largest = y.view(-1, BLOCK * y.shape[1]).abs().amax(1)

@@ -83,7 +83,7 @@ class Search:
 
     def _new_scan(self, queries: WideRows, pool: Pool, forbidden: Forbidden | None) -> Scan:
         count, d = queries.rows.shape
-        tried = screens.choose(d, count, self._screen)
+        tried = screens.choose(d, self._screen, queries=count)
         return Scan(queries, pool, self._centre, tried, self._trace, forbidden)
 
     def through(self, segments: Sequence[Segment], total: int) -> None:

@@ -297,14 +297,14 @@ def available() -> dict[ScreenName, str]:
     return found
 
 
-def choose(d: int, queries: int, wanted: str = "auto") -> list[Screen]:
+def choose(d: int, wanted: str = "auto", *, queries: int | None = None) -> list[Screen]:
     """The screens to try, each wider than the one before; a named one alone.
 
     Args:
         d: the width of the rows.
-        queries: how many there are.
         wanted: ``"auto"``, or a name. A bfloat16 product without instructions for it is slow but
             right, so it can be asked for.
+        queries: how many there are, if no more will come: one or two have a screen of their own.
     """
     names = list(available()) if wanted == "auto" else [wanted]
     if wanted == "auto" and d > LONGEST_INT8_ROW and "int8" in names:
@@ -314,8 +314,10 @@ def choose(d: int, queries: int, wanted: str = "auto") -> list[Screen]:
     made: list[Screen] = []
     for name in names:
         if name == "int8":
-            few = queries <= FEW_QUERIES and d % FEW_QUERIES_WIDTH == 0 and _few_queries_work()
-            made.append(FewQueriesScreen() if few else Int8Screen(int8_levels()))
+            few = queries is not None and queries <= FEW_QUERIES and d % FEW_QUERIES_WIDTH == 0
+            made.append(
+                FewQueriesScreen() if few and _few_queries_work() else Int8Screen(int8_levels())
+            )
         else:
             made.append(FloatScreen("bfloat16" if name == "bfloat16" else "float32"))
     return made

@@ -1,0 +1,116 @@
+"""The proven bound of every screen, pair by pair, against float64."""
+
+import pytest
+import torch
+
+from cossim_fast import _cpu_screen, _reference
+from cossim_fast.retrieval import codes, screens
+from cossim_fast.retrieval.scan import Tile
+from search_data import CORPORA, make
+
+MADE = {
+    "float32": lambda: screens.FloatScreen("float32"),
+    "bfloat16": lambda: screens.FloatScreen("bfloat16"),
+    "int8": lambda: screens.Int8Screen(screens.int8_levels() or 127),
+    "few queries": screens.FewQueriesScreen,
+}
+# How far the bound may lie beyond the largest error that is seen: rounding adds up as chance has
+# it, not as the worst case does, by about the square root of the width.
+SLACKNESS = {"float32": 2000, "bfloat16": 200, "int8": 30, "few queries": 30}
+
+
+def tile_of(screen, queries, corpus, centre):
+    segment = codes.encode(corpus, centre)
+    terms = screen.queries(_cpu_screen.widen(queries), centre)
+    values = screen.product(segment, slice(0, len(corpus)), centre, terms)
+    blocks = screen.blocks(segment, slice(0, len(segment.radius)))
+    return Tile(0, values, terms, blocks)
+
+
+def runs(name, d, queries):
+    if name in ("int8", "few queries") and not screens.int8_levels():
+        return False
+    return name != "few queries" or (d % screens.FEW_QUERIES_WIDTH == 0 and queries <= 2)
+
+
+@pytest.mark.parametrize("d", [1, 3, 64, 100, 384, 2048])
+@pytest.mark.parametrize("kind", CORPORA)
+@pytest.mark.parametrize("name", MADE)
+def test_no_score_leaves_its_bounds(name, kind, d):
+    count = 2 if name == "few queries" else 12
+    if not runs(name, d, count):
+        pytest.skip("not a width or a processor of this screen")
+    dtype = torch.float64 if kind == "near" else torch.float32
+    queries, corpus = make(kind, 200, d, count, dtype)
+    finite = corpus.isfinite().all(1)
+    # A zero row scores 0.
+    exact = _reference.pairwise_cosine(corpus[finite], queries, eps=0.0).nan_to_num(0.0)
+    for centre in (torch.zeros(d), codes.centre_of(corpus), torch.ones(d)):
+        tile = tile_of(MADE[name](), queries, corpus, centre)
+        rows = tile.values[: len(corpus)].double()
+        blocks = torch.arange(len(corpus)) // codes.BLOCK
+        found = rows * tile.scale[blocks] + tile.offset
+        error = (found[finite] - exact).abs() - 2.0**-45  # what the reference rounds
+        margin = tile.margin[blocks][finite]
+        assert bool((error <= margin).all())
+        # Every row whose score reaches a threshold passes it.
+        threshold = exact.quantile(0.9, dim=0)
+        passes = rows[finite] >= tile.needed(threshold - 2.0**-45)[blocks][finite]
+        assert bool(passes[exact >= threshold].all())
+        lower = tile.cosines(tile.values, lower=True)[: len(corpus)][finite]
+        assert bool((lower.double() <= exact + 2.0**-45).all())
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_bound_is_of_the_size_of_the_error(name):
+    if not runs(name, 384, 2):
+        pytest.skip("not a processor of this screen")
+    queries, corpus = make("gaussian", 640, 384, 2, torch.float32)
+    tile = tile_of(MADE[name](), queries, corpus, codes.centre_of(corpus))
+    blocks = torch.arange(len(corpus)) // codes.BLOCK
+    found = tile.values.double() * tile.scale[blocks] + tile.offset
+    error = (found - _reference.pairwise_cosine(corpus, queries, eps=0.0)).abs().max()
+    assert tile.margin.max() <= SLACKNESS[name] * error
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", CORPORA)
+def test_what_the_codes_of_a_row_promise(kind, dtype):
+    if kind == "near" and dtype != torch.float64:
+        pytest.skip("these rows differ in float64 alone")
+    _, corpus = make(kind, 333, 77, 2, dtype)
+    centre = codes.centre_of(corpus)
+    segment = codes.encode(corpus, centre)
+    wide = corpus.double()
+    finite = wide.isfinite().all(1)
+    assert torch.equal(segment.eligible, finite)
+    largest = wide.abs().amax(1, keepdim=True)
+    safe = wide / torch.where(largest > 0, largest, 1.0)
+    unit = safe / safe.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    y = unit - centre.double()
+    block = torch.arange(len(corpus)) // codes.BLOCK
+    coded = segment.codes[: len(corpus)].double() * segment.scale[block, None].double()
+    assert bool(((y - coded).norm(dim=1) <= segment.residual[block].double())[finite].all())
+    assert bool((y.norm(dim=1) <= segment.radius[block].double())[finite].all())
+    assert segment.codes.min() >= -127
+    assert not segment.codes[len(corpus) :].any()
+    assert segment.residual.max() <= 0.2
+
+
+def test_a_centre_shortens_what_is_left_to_code():
+    _, corpus = make("cone", 500, 64, 2, torch.float32)
+    plain = codes.encode(corpus, torch.zeros(64))
+    centred = codes.encode(corpus, codes.centre_of(corpus))
+    assert centred.residual.max() < plain.residual.min() / 5
+
+
+def test_rows_too_long_for_whole_numbers_are_left_to_other_screens():
+    names = [screen.name for screen in screens.choose(screens.LONGEST_INT8_ROW + 1)]
+    assert "int8" not in names
+    assert names[-1] == "float32"
+
+
+def test_the_float32_screen_is_always_there():
+    assert list(screens.available())[-1] == "float32"
+    for wanted in ("bfloat16", "float32"):
+        assert [s.name for s in screens.choose(10, wanted)] == [wanted]
