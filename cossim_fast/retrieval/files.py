@@ -27,6 +27,7 @@ VERSION = 1
 PAGE = 4096
 _DTYPES = {
     "U8": torch.uint8,
+    "I8": torch.int8,
     "BOOL": torch.bool,
     "I64": torch.int64,
     "F16": torch.float16,
