@@ -16,7 +16,7 @@ EXTRAS = {
     "gpu": ["triton>=3.4; platform_system == 'Linux'"],
     "viz": ["matplotlib>=3.8", "scikit-learn>=1.4"],
     "cli": ["typer>=0.12", "rich>=13", "tqdm>=4.66", "safetensors>=0.4", "pyarrow>=15"],
-    "bench": ["pytest>=8", "pytest-benchmark>=5", "threadpoolctl>=3"],
+    "bench": ["pytest>=8", "pytest-benchmark>=5", "threadpoolctl>=3", "matplotlib>=3.8"],
     "test": [
         "pytest>=8",
         "pytest-benchmark>=5",
@@ -25,7 +25,16 @@ EXTRAS = {
         "expecttest>=0.2",  # imported by torch.testing._internal, whose OpInfo samples we run
         "build>=1.2",
     ],
-    "peers": ["sentence-transformers>=5", "torchmetrics>=1.4", "scikit-learn>=1.4"],
+    # ChunkDot, whose requirements no current numpy meets, is installed by the Makefile.
+    "peers": [
+        "sentence-transformers>=5",
+        "torchmetrics>=1.4",
+        "scikit-learn>=1.4",
+        "scipy>=1.11",
+        "numkong>=7.8",
+        "faiss-cpu>=1.13",
+        "usearch>=2.20",
+    ],
     "lint": ["ruff>=0.6", "mypy>=1.11"],
 }
 
