@@ -15,7 +15,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 import growth
 import tables
@@ -27,7 +27,11 @@ LINES = ("-", (0, (6, 2)), (0, (1, 1)), "-.", (0, (6, 1, 1, 1, 1, 1)))
 FLOOR_LINES = ((0, (5, 4)), (0, (2, 3)), (0, (8, 2, 2, 2)), (0, (1, 4)))
 COLUMNS = 2
 LEGEND_COLUMNS = 3
+# An axis of fewer orders of magnitude than this has room for labels between them.
+FEW = 200
 ERROR_TASKS = ("rows", "matrix", "top-k")
+# Points that fall together can be told apart.
+HOLLOW = {"linestyle": "none", "markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.6}
 STYLE = {
     "svg.fonttype": "path",
     "svg.hashsalt": "cossim_fast",
@@ -80,7 +84,7 @@ def draw_growth(curves: list[growth.Curve]) -> Figure:
     """Time against size, a panel for each curve, a line for each contender."""
     rows = math.ceil(len(curves) / COLUMNS)
     columns = min(len(curves), COLUMNS)
-    figure = Figure(figsize=(5.2 * columns, 3.9 * rows), layout="constrained")
+    figure = Figure(figsize=(5.2 * columns, 4.4 * rows), layout="constrained")
     floors = frozenset[str]().union(*(curve.floors for curve in curves))
     names = list(dict.fromkeys(itertools.chain.from_iterable(curve.lines for curve in curves)))
     for place, curve in enumerate(curves):
@@ -103,7 +107,8 @@ def _label_sizes(axes: Axes, curve: growth.Curve) -> None:
     axes.set_xticks(sizes, [_count(size) for size in sizes])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
-    _time_ticks(axes.yaxis)
+    times = [p.median for points in curve.lines.values() for p in points]
+    _time_ticks(axes, axes.yaxis, times)
     axes.set_xlabel(f"{curve.axis} ({'rows' if curve.axis not in 'dk' else 'numbers a row'})")
     if curve.axis == "k":
         axes.set_xlabel("k (rows returned for each query)")
@@ -117,10 +122,13 @@ def _label_sizes(axes: Axes, curve: growth.Curve) -> None:
     axes.grid(visible=True, color="0.9", linewidth=0.7)
 
 
-def _time_ticks(axis: Any) -> None:
-    axis.set_major_locator(LogLocator(numticks=8))
+def _time_ticks(axes: Axes, axis: Any, values: list[float]) -> None:
+    """Label decades, and steps between them where there are few."""
+    axes.autoscale_view()
+    few = max(values) / min(values) < FEW
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: tables.seconds(value)))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def _count(size: int) -> str:
@@ -158,19 +166,19 @@ def draw_errors(results: dict[str, Any]) -> Figure:
     for place, case in enumerate(cases):
         axes = figure.add_subplot(1, len(cases), place + 1)
         for name, entry in _with_errors(case).items():
-            look = style(name, names, frozenset()) | {"linestyle": "none", "markersize": 8}
+            look = style(name, names, frozenset()) | HOLLOW
             median = entry["seconds"]["median"]
             axes.plot([median], [max(entry["error"], 1e-17)], **look)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        _time_ticks(axes.xaxis)
+        times = [entry["seconds"]["median"] for entry in _with_errors(case).values()]
+        _time_ticks(axes, axes.xaxis, times)
+        axes.margins(0.12)
         axes.set_xlabel("time a call")
         axes.set_ylabel("largest error of a cosine")
         axes.set_title("\n".join(_wrapped(case["name"])), fontsize=9, loc="left")
         axes.grid(visible=True, color="0.9", linewidth=0.7)
-    handles = [
-        Line2D([], [], **style(n, names, frozenset()) | {"linestyle": "none"}) for n in names
-    ]
+    handles = [Line2D([], [], **style(n, names, frozenset()) | HOLLOW) for n in names]
     figure.legend(
         handles,
         names,

@@ -94,8 +94,8 @@ def run(full: bool, only: str, device: str, path: Path | None) -> int:
     start = time.perf_counter()
     results: dict[str, Any] = {"environment": environment.describe(device), "cases": []}
     print(tables.conditions(results["environment"]))
-    for name, why in left_out(device).items():
-        print(f"Left out everywhere: {name} ({why}).")
+    for line in left_out(device):
+        print(line)
     for case in CASES:
         if only in case.name and (full or only or case.quick):
             before = time.perf_counter()
@@ -118,12 +118,17 @@ def run(full: bool, only: str, device: str, path: Path | None) -> int:
     return int(any("failed" in case for case in results["cases"]))
 
 
-def left_out(device: str) -> dict[str, str]:
-    """Contenders that cannot run here, and why."""
+def left_out(device: str) -> list[str]:
+    """A line for each contender that cannot run here: of which tasks, and why."""
     from peers import CONTENDERS  # noqa: PLC0415
 
-    listed = [c for task in CONTENDERS.values() for c in task if device in c.devices]
-    return {c.name: lacks for c in listed if (lacks := c.missing()) is not None}
+    tasks: dict[tuple[str, str], list[str]] = {}
+    for task, listed in CONTENDERS.items():
+        for contender in listed:
+            lacks = contender.missing()
+            if device in contender.devices and lacks is not None:
+                tasks.setdefault((contender.name, lacks), []).append(task)
+    return [f"Left out: {name} ({', '.join(of)}): {why}." for (name, why), of in tasks.items()]
 
 
 def measure(case: Any) -> dict[str, Any]:

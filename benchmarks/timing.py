@@ -136,7 +136,8 @@ def time_case(case: Case, folder: Path | None = None) -> dict[str, Any]:
     gc.collect()
     gc.disable()  # for good: this process ends after the case
     busy, own, start = busy_seconds(), time.process_time(), time.perf_counter()
-    samples = alternate(calls, case.device)
+    floors = {name for name, entry in found.items() if entry["floor"]}
+    samples = alternate(calls, floors, case.device)
     elapsed, own = time.perf_counter() - start, time.process_time() - own
     others = max(0.0, busy_seconds() - busy - own) / elapsed
     for name, seconds in samples.items():
@@ -234,11 +235,12 @@ def _measured(
 
 
 def alternate(
-    calls: dict[str, tuple[Call | Part, float]], device: str = "cpu"
+    calls: dict[str, tuple[Call | Part, float]], floors: set[str], device: str = "cpu"
 ) -> dict[str, list[float]]:
     """Time the calls in turns, in a new order each round: seconds a call, by name.
 
-    With each call comes how long its first one took.
+    With each call comes how long its first one took. One that is slow beside the fastest that is
+    no floor is called once.
     """
     times = {
         name: call.times if isinstance(call, Part) else 1.0 for name, (call, _) in calls.items()
@@ -252,7 +254,8 @@ def alternate(
         once[name] = first
         if first < BUDGET / 10:  # the first of short calls is mostly warming up
             once[name] = min(sample(plain[name], 1) for _ in range(3))
-    slow = {n for n, t in once.items() if t > SLOW and t > SLOWER * min(once.values())} - {OURS}
+    fastest = min((t for name, t in once.items() if name not in floors), default=0.0)
+    slow = {name for name, t in once.items() if t > max(SLOW, SLOWER * fastest)} - {OURS}
     repeats = {name: max(1, math.ceil(SHORTEST_SAMPLE / once[name])) for name in calls}
     turns = [name for name in calls if name not in slow]
     total = sum(once[name] * repeats[name] for name in turns)
