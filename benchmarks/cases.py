@@ -163,7 +163,9 @@ def _rows() -> list[Case]:
                 middle = shape == (10000, 384)
                 quick = dtype == f32 and (shape[1] == 384 or task == "rows")
                 quick = (quick and shape != (100000, 1536)) or middle
-                why = reasons.SMALL_NARROW if dtype != f32 and shape[0] == 1000 else ""
+                why = reasons.READ_ONCE if dtype == f32 and task == "rows" else ""
+                if dtype != f32 and shape[0] == 1000:
+                    why = reasons.SMALL_NARROW
                 pair = (shape, shape)
                 cases.append(
                     Case(task, pair, dtype, 2, (ACCURATE, MEMORY), middle, quick=quick, why=why)
@@ -191,8 +193,8 @@ def _matrices() -> list[Case]:
         product_bound = {"quick": quick, "why": reasons.PRODUCT_BOUND}
         cases += [
             Case("matrix", pair, f32, 2, (product, *peers, MEMORY), **product_bound),
-            Case("matrix", pair, f16, 2, half, quick=quick),
-            Case("matrix", pair, torch.bfloat16, 2, quick=False, headline=False),
+            Case("matrix", pair, f16, 2, half, quick=quick, why=reasons.WIDENED),
+            Case("matrix", pair, torch.bfloat16, 2, (), False, quick=False, why=reasons.WIDENED),
             Case("self", pair[:1], f32, 2, self, quick=quick, why=reasons.MIRROR),
         ]
     sizes = [((n, 384), (n, 384)) for n in (512, 1024, 2048)]
@@ -204,7 +206,8 @@ def _matrices() -> list[Case]:
             cases.append(Case(task, pair, f32, 2, **rest))
     for m in (1000, 4000, 16000):
         shapes = ((256, 384), (m, 384))
-        cases.append(Case("matrix", shapes, f32, 2, headline=False, quick=False))
+        rest = {"headline": False, "quick": False, "why": reasons.PRODUCT_BOUND}
+        cases.append(Case("matrix", shapes, f32, 2, **rest))
     return cases
 
 

@@ -18,7 +18,7 @@ from cases import HALF_PRODUCT, INT8, PRODUCT, READ, Case
 from contender import Call, Contender, Part
 
 # Multiplications of one call of a product: more where the processor is quicker at it.
-MOST = {torch.float32: 2e10, torch.int8: 2e9, torch.bfloat16: 2e8}
+MOST = {torch.float32: 2e10, torch.int8: 2e9, torch.bfloat16: 2e8, torch.float16: 2e8}
 BFLOAT16 = "bfloat16 product"
 READ_ONE = "x.sum()"
 COPY = "x1.clone(), x2.clone()"
@@ -53,9 +53,10 @@ def _slice(x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, fl
 
 def product(case: Case, x: Tensor, y: Tensor | None = None) -> Part:
     """Multiply every row by every row, with `out=`, in float32 or the dtype of the input."""
-    x, y, times = _slice(x, x if y is None else y, torch.float32)
-    if case.task != "matrix" or x.dtype == torch.float32:
+    y = x if y is None else y
+    if case.task != "matrix":
         x, y = x.float(), y.float()
+    x, y, times = _slice(x, y, x.dtype)
     out = x.new_zeros(x.shape[0], y.shape[0])
     return Part(lambda: torch.mm(x, y.T, out=out), times)
 
