@@ -222,7 +222,14 @@ def _searches() -> list[Case]:
     cases = [
         Case("top-k", large, f32, 2, (fastest, of_int8), k=10, data=kind),
         Case("top-k", large, f32, 1, (fastest, of_int8), k=10, data=kind, quick=False),
+        Case(
+            "top-k", large, f32, 2, (Target("speed", 2.5, FASTEST),), k=100, data=kind, quick=False
+        ),
+        Case(
+            "top-k", large, f32, 2, (Target("speed", 1.5, FASTEST),), k=1000, data=kind, quick=False
+        ),
         Case("one shot", large, f32, 2, once, k=10, data=kind),
+        Case("one shot", large, f32, 1, once, False, 10, data=kind, quick=False),
         Case(
             "top-k",
             ((1, 384), (200000, 384)),
@@ -248,10 +255,10 @@ def _searches() -> list[Case]:
         shapes = ((n // 4, d), (n - n // 4, d))
         cases.append(Case("top-k", shapes, f32, 2, k=10, data="real", headline=False))
     # Growth with n, d, k and the number of queries.
-    base = {"q": 256, "n": 20000, "d": 384, "k": 10}
+    base = {"q": 256, "n": 12000, "d": 384, "k": 10}
     points = [base]
     for size, values in {
-        "n": (5000, 80000),
+        "n": (4000, 36000),
         "d": (128, 1024),
         "k": (1, 100, 1000),
         "q": (1, 32, 1024),
@@ -281,11 +288,13 @@ def _searches() -> list[Case]:
             shapes = ((1024, d), (100000, d))
             cases.append(Case("top-k", shapes, f32, 2, targets, k=10, data=data, quick=False))
     for dtype in (torch.float16, torch.bfloat16):
-        shapes = ((256, 384), (20000, 384))
-        cases.append(Case("top-k", shapes, dtype, 2, k=10, data="clustered", headline=False))
+        shapes = ((256, 384), (12000, 384))
+        quick = dtype == torch.float16
+        rest = {"headline": False, "quick": quick}
+        cases.append(Case("top-k", shapes, dtype, 2, k=10, data="clustered", **rest))
     for data in ("spiky", "cone", "duplicates"):
         targets = (Target("speed", 1 / 1.2, OURS_FLOAT32),)
-        shapes = ((256, 384), (20000, 384))
+        shapes = ((256, 384), (12000, 384))
         cases.append(Case("top-k", shapes, f32, 2, targets, k=10, data=data))
     return cases
 
@@ -296,7 +305,7 @@ def _indexes() -> list[Case]:
         Case("build", ((n, 384),), torch.float32, 2, built, n == 200000, data="clustered")
         for n in (12500, 50000, 200000)
     ]
-    for n in (20000, 50000, 125000):
+    for n in (10000, 30000, 90000):
         shapes = ((64, 384), (n, 384))
         cases.append(Case("mapped", shapes, torch.float16, 2, (), False, k=10, data="clustered"))
     for n in (500000, 5000000):
@@ -320,7 +329,7 @@ def _joins() -> list[Case]:
                 torch.float32,
                 1,
                 headline=False,
-                threshold=0.9,
+                threshold=0.65,
                 data="clustered",
                 quick=rows < 9000,
             )

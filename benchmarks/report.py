@@ -157,6 +157,8 @@ def measure(case: Any) -> dict[str, Any]:
         return record | {"failed": f"this machine has {processors()} processors"}
     if not in_child(has_device, case.device):
         return record | {"not_run": f"torch sees no {case.device} device"}
+    if not contenders(case):
+        return record | {"not_run": f"no contender of it runs on {case.device}"}
     with tempfile.TemporaryDirectory() as folder:
         try:
             timed = in_child(time_case, case, Path(folder))

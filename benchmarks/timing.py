@@ -34,7 +34,7 @@ from peers import CONTENDERS, contenders
 
 # Seconds for the rounds of a case, and how many rounds that may give; a slow contender
 # whose first call took longer is not called again.
-BUDGET = 2.0
+BUDGET = 1.5
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 61
 # A contender that needs more than so many seconds, and so many times the fastest, is called once.
 SLOW, SLOWER = 0.5, 4.0
@@ -195,14 +195,15 @@ def prepare(
     return calls, found
 
 
+def _by_round(theirs: list[float], ours: list[float]) -> list[tuple[float, float]]:
+    """Both times of each round; where one was called once, that time beside each of the other's."""
+    rounds = max(len(theirs), len(ours))
+    both = [x * rounds if len(x) == 1 else x for x in (theirs, ours)]
+    return list(zip(*both, strict=True))
+
+
 def _ratios(theirs: list[float], ours: list[float]) -> list[float]:
-    """Ratios within rounds; where one was called once, that call over each of the other's."""
-    if len(theirs) != len(ours):
-        theirs, ours = (
-            [statistics.median(x)] * max(len(theirs), len(ours)) if len(x) == 1 else x
-            for x in (theirs, ours)
-        )
-    return [a / b for a, b in zip(theirs, ours, strict=True)]
+    return [a / b for a, b in _by_round(theirs, ours)]
 
 
 def fastest_peer(found: dict[str, Any]) -> str | None:
@@ -232,7 +233,7 @@ def _measured(
     theirs = samples[against]
     if target.kind == "speed":
         return median_interval(_ratios(theirs, ours))
-    return median_interval([(a - b) * 1e6 for a, b in zip(ours, theirs, strict=True)])
+    return median_interval([(b - a) * 1e6 for a, b in _by_round(theirs, ours)])
 
 
 def alternate(

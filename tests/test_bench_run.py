@@ -90,7 +90,7 @@ def test_contenders_take_turns_and_slow_ones_one_call(monkeypatch):
     monkeypatch.setattr(timing, "MOST_ROUNDS", 6)
     order = []
     # A floor is no measure of who is slow.
-    seconds = {OURS: 0.2, "theirs": 0.6, "floor": 0.001, "slow": 9.0}
+    seconds = {OURS: 0.2, "theirs": 0.6, "floor": 0.001, "slow": 1.5, "slowest": 9.0}
 
     def sampler(device):
         def sample(call, repeats):
@@ -103,7 +103,8 @@ def test_contenders_take_turns_and_slow_ones_one_call(monkeypatch):
     calls = {name: (lambda name=name: name, seconds[name]) for name in seconds}
     samples = timing.alternate(calls, {"floor"})
     turns = {OURS: [0.2] * 5, "theirs": [0.6] * 5, "floor": [0.001] * 5}
-    assert samples == turns | {"slow": [9.0]}
+    assert samples == turns | {"slow": [1.5], "slowest": [9.0]}
+    assert "slowest" not in order, "its first call was enough"
     rounds = order[order.index("slow") + 1 :]
     assert len(rounds) == 15
     for start in range(0, 15, 3):
@@ -201,6 +202,7 @@ def test_targets_are_measured_against_whom_they_name():
     assert measured(Target("speed", 3, FASTEST))["median"] == 4.0
     assert measured(Target("speed", 3, "once"))["median"] == 8.0
     assert measured(Target("extra", 3, "theirs"))["median"] == pytest.approx(-3e6)
+    assert measured(Target("extra", 3, "once"))["median"] == pytest.approx(-7e6)
     assert measured(Target("rate", 1))["median"] == pytest.approx(0.001 / 2)
     assert measured(Target("speed", 3, "absent")) is None
     assert measured(Target("speed", 3, "theirs", ours="absent")) is None
@@ -225,7 +227,8 @@ def test_a_case_from_end_to_end():
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     # 96 MB of inputs, and a result of 2 MB.
-    case = Case("rows", ((500_000, 24), (500_000, 24)), torch.float32, 1, (Target("memory", 64),))
+    shapes = ((500_000, 24), (500_000, 24))
+    case = Case("rows", shapes, torch.float32, 1, (Target("memory", 64),), headline=False)
     child = context.Process(target=_in_process, args=(queue, case))
     child.start()
     timed, peak = queue.get(timeout=240)
