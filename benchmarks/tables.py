@@ -167,8 +167,8 @@ def against_floor(case: dict[str, Any]) -> str:
 
 
 def losses(results: dict[str, Any], headline_only: bool = False) -> list[str]:
-    """A line for each case in which a peer is faster beyond the interval: how much, and why."""
-    found = []
+    """Where a peer is faster beyond the interval: a line for each reason, and how much."""
+    found: dict[str, list[str]] = {}
     for case in results["cases"]:
         if headline_only and not case["headline"]:
             continue
@@ -181,8 +181,9 @@ def losses(results: dict[str, Any], headline_only: bool = False) -> list[str]:
             and entry["ours_is_faster"]["high"] < 1
         ]
         if faster:
-            found.append(f"- {case['name']}: {', '.join(faster)}. {case['why'] or UNEXPLAINED}")
-    return found
+            lost = f"{case['name']}: {', '.join(faster)}"
+            found.setdefault(case["why"] or UNEXPLAINED, []).append(lost)
+    return [f"- {why} So in {'; '.join(lost)}." for why, lost in found.items()]
 
 
 def misses(results: dict[str, Any]) -> list[str]:
