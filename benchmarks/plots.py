@@ -30,6 +30,8 @@ LEGEND_COLUMNS = 3
 # An axis of fewer orders of magnitude than this has room for labels between them.
 FEW = 200
 ERROR_TASKS = ("rows", "matrix", "top-k")
+# An error of 0 is drawn here.
+LEAST = 1e-17
 # Points that fall together can be told apart.
 HOLLOW = {"linestyle": "none", "markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.6}
 STYLE = {
@@ -133,7 +135,7 @@ def _time_ticks(axes: Axes, axis: Any, values: list[float]) -> None:
 
 def _count(size: int) -> str:
     """A size in few letters."""
-    return f"{size / 1000:g}k" if size >= 10000 else str(size)
+    return f"{size / 1000:g}k" if size >= 1000 and size % 100 == 0 else str(size)
 
 
 def _legend(figure: Figure, names: list[str], floors: frozenset[str]) -> None:
@@ -168,12 +170,12 @@ def draw_errors(results: dict[str, Any]) -> Figure:
         for name, entry in _with_errors(case).items():
             look = style(name, names, frozenset()) | HOLLOW
             median = entry["seconds"]["median"]
-            axes.plot([median], [max(entry["error"], 1e-17)], **look)
+            axes.plot([median], [max(entry["error"], LEAST)], **look)
         axes.set_xscale("log")
         axes.set_yscale("log")
         times = [entry["seconds"]["median"] for entry in _with_errors(case).values()]
         _time_ticks(axes, axes.xaxis, times)
-        axes.margins(0.12)
+        _widen(axes, times, [max(e["error"], LEAST) for e in _with_errors(case).values()])
         axes.set_xlabel("time a call")
         axes.set_ylabel("largest error of a cosine")
         axes.set_title("\n".join(_wrapped(case["name"])), fontsize=9, loc="left")
@@ -188,6 +190,13 @@ def draw_errors(results: dict[str, Any]) -> Figure:
         fontsize=9,
     )
     return figure
+
+
+def _widen(axes: Axes, times: list[float], errors: list[float]) -> None:
+    """Keep small differences small: at least a few decades of error and some of time."""
+    axes.set_xlim(min(times) / 2, max(times) * 2)
+    axes.set_ylim(min(errors) / 30, max(errors) * 30)
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _with_errors(case: dict[str, Any]) -> dict[str, dict[str, Any]]:
