@@ -77,6 +77,6 @@ $(VENV)/.bench: $(BIN)/python $(PACKAGING)
 	$(INSTALL) ".[bench,peers]"
 	# It asks for versions of numpy and numba from 2023, works with today's, and is checked like
 	# every peer; a Python that it does not install on does without.
-	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps chunkdot
-	-$(BIN)/python -m pip install --quiet --constraint constraints.txt numba numba-progress psutil
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps \
+		chunkdot llvmlite numba numba-progress psutil
 	touch $@
