@@ -75,7 +75,8 @@ class CosineIndex:
         device: None or ``"cpu"``.
 
     Memory: codes, d bytes a row (none with a ``screen`` of floats), and the rows, unless they are
-    in a file. Building needs 64 MB more. Ids of the caller's take what numpy or Python takes for
+    in a file. Building needs 64 MB more. What a search reads of a file counts as memory of the
+    process until it ends, and can be taken back by the system. Ids of the caller's take what numpy or Python takes for
     them, and about 100 bytes each more from the first `add`, `remove` or ``exclude`` on.
 
     Threads: searching is safe while other threads add, remove or save: each search sees the index
@@ -163,6 +164,7 @@ class CosineIndex:
         Parts of the index that came one after the other are coded anew as one, as soon as the
         later is half as long as the earlier. So n rows that come one by one are coded about
         log(n) times each, and lie in log(n) parts at most. A memory map stays a part of its own.
+        Where all become one, the mean direction that codes leave out is measured anew.
 
         Raises:
             TypeError: for ids of another kind than those of the index.
