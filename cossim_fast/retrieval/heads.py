@@ -149,28 +149,32 @@ def choose_head(
     asked = _finite(queries[1 :: step * max(n // step // _TRIED, 1)])
     if not len(asked) or not len(y):
         return None
-    found = torch.linalg.eigh(y.mT @ y).eigenvectors.flip(1)  # largest first
-    best, least = None, 0.8
+    along = torch.linalg.eigh(y.mT @ y).eigenvectors.flip(1)  # largest first
+    y_along, q_along = (y @ along).float(), (asked @ along).float()
+    offset = (asked @ centre.double()).float()[:, None]
+    best, least = 0, 0.8
     for share in SHARES:
         width = round(share * d / 32) * 32
         k = max(width - PARTS, 1)
-        basis = _spread(found[:, :k])
-        q, split = _split(asked, basis), _split(y, basis)
-        upper = q @ split.mT + (asked @ centre.double())[:, None]
-        # What the codes may add: a uniform error of half a step in each number.
-        error = (width / 12) ** 0.5 * (q.abs().amax() / levels + split.abs().amax() / 127)
-        passed = float((upper + error >= threshold).double().mean())
+        y_rest, q_rest = (torch.linalg.vector_norm(v[:, k:], dim=1) for v in (y_along, q_along))
+        upper = q_along[:, :k] @ y_along[:, :k].mT + torch.outer(q_rest, y_rest) + offset
+        # What the codes may add: errors of half a step at most, uniform, in numbers of which the
+        # largest is about four times the usual.
+        q_long, y_long = (torch.linalg.vector_norm(v, dim=1).amax() for v in (q_along, y_along))
+        error = 4 / 12**0.5 * q_long * y_long * (1 / levels + 1 / 127)
+        passed = float((upper + error >= threshold).float().mean())
         cost = width / d + _PAIR_COST * passed
         if cost < least:
-            best, least = HeadScreen(basis.float(), levels), cost
-    return best
+            best, least = k, cost
+    return HeadScreen(_spread(along[:, :best]).float(), levels) if best else None
 
 
 def _finite(rows: Tensor) -> Tensor:
     """Unit rows in float64 of those that are finite and not zero."""
     wide, norms = widen(rows)
     kept = norms.isfinite() & (norms > 0)
-    return wide[kept] / norms[kept, None]
+    unit: Tensor = wide[kept] / norms[kept, None]
+    return unit
 
 
 def _spread(basis: Tensor) -> Tensor:
