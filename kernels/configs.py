@@ -166,6 +166,15 @@ _BLOCK_MAX = {
 
 
 _BLOCK_MAX["sm_120"] = _BLOCK_MAX["mma"]
+# Sixteen pairs a program, the fewest columns of a product. Reading the codes binds, so the stages
+# hold at least 20 KiB in flight a multiprocessor.
+_RECHECK = {
+    "mma": (TileConfig(16, 0, 128, 4, 3), TileConfig(16, 0, 64, 4, 4)),
+    "wgmma": (TileConfig(16, 0, 128, 4, 3), TileConfig(16, 0, 64, 4, 3)),
+    "tcgen05": (TileConfig(16, 0, 128, 4, 3), TileConfig(16, 0, 64, 4, 3)),
+    "cdna": (TileConfig(16, 0, 64, 4, 2), TileConfig(16, 0, 32, 4, 2)),
+}
+_RECHECK["sm_120"] = _RECHECK["mma"]
 
 
 def choose_config(
@@ -192,6 +201,13 @@ def choose_config(
         # Fused or not, products of narrower rows are exact; those of float64 rows must round as on
         # other devices.
         return TileConfig(8 if dtype == torch.float64 else 16, num_warps=4, fuse=False)
+    if kernel in ("group_bounds", "block_candidates"):
+        # Bits of a bound as on other devices, so that the candidates are the same. Rows wide enough
+        # for loads of 16 bytes a thread in the one, few terms to load in a loop in the other.
+        tile = (8, 256) if kernel == "group_bounds" else (4, 512)
+        return TileConfig(*tile, num_warps=4, fuse=False)
+    if kernel == "recheck":
+        return replace(_RECHECK[family][dtype != torch.int8], fuse=False)
     descriptors = descriptors and family in ("wgmma", "tcgen05")
     if kernel in ("block_max", "block_max_few"):
         config = _BLOCK_MAX[family][dtype != torch.int8]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from cossim_fast import _ops, functional
-from ladder import oracle
+from ladder import oracle, screening
 from ladder.checks import BF16, EPS, F16, F32, codes
 from ladder.reach import OPS, as_cuda  # noqa: F401  (a fixture)
 from ladder.runtime import DEVICE, INTERPRETING, needs_kernels
@@ -23,6 +23,10 @@ def runs_kernels(test):
 
 ROWWISE = ["_rowwise_fwd_kernel", "_rowwise_bwd_kernel"]
 PAIRWISE_FWD = ["_row_norm_kernel"] * 2 + ["_pairwise_fwd_kernel"]
+SCREEN = [
+    "_block_max_kernel", "_rescore_kernel", "_group_bounds_kernel", "_block_candidates_kernel",
+    "_recheck_kernel",
+]  # fmt: skip
 PAIRWISE_BWD = ["_row_norm_kernel"] * 2 + [
     "_pairwise_bwd_product_kernel",
     "_pairwise_bwd_project_kernel",
@@ -55,7 +59,9 @@ def test_public_functions_compile_and_launch_every_kernel(arch, as_cuda):  # noq
                                         64, torch.ones(70, dtype=torch.bool))  # fmt: skip
         index = torch.arange(40)
         torch.ops.cossim_fast.rescore(x.detach(), y.detach(), index, index)
-        assert [launch.name for launch in launches] == ["_block_max_kernel", "_rescore_kernel"]
+        for name, arguments in selection_arguments().items():
+            getattr(torch.ops.cossim_fast, name)(*arguments)
+        assert [launch.name for launch in launches] == SCREEN
     binary = "hsaco" if arch.startswith("gfx") else "cubin"
     assert all(launch.kernel.asm[binary] for launch in launches)
     assert all(launch.cost["bytes"] > 0 for launch in launches)
@@ -120,6 +126,20 @@ def screen_arguments():
     yield codes(5, 40, BF16, 0), codes(70, 40, BF16, 1), 64, None
 
 
+def selection_arguments() -> dict:
+    """Arguments of the ops between block maxima and rescoring."""
+    s = screening.example()
+    terms, reach = (s.query_terms, s.block_terms), torch.zeros(len(s.queries))
+    index = torch.tensor([0, 1, 4])
+    return {
+        "block_thresholds": (s.maxima, *terms, 3, 16),
+        "block_candidates": (s.maxima, *terms, reach, 5),
+        "recheck": (
+            s.query_codes, s.corpus_codes, *terms, reach, index, index + 2, 64, s.eligible
+        ),
+    }  # fmt: skip
+
+
 @needs_compiler
 def test_screen_and_rescoring_keep_the_contract_of_an_op():
     for arguments in screen_arguments():
@@ -127,6 +147,8 @@ def test_screen_and_rescoring_keep_the_contract_of_an_op():
     x = oracle.inputs(6, 130, dtype=F32)
     index = torch.tensor([0, 3, 5, 1])
     torch.library.opcheck(_ops.rescore, (x, x, index, index.flip(0)))
+    for name, arguments in selection_arguments().items():
+        torch.library.opcheck(getattr(_ops, name), arguments)
 
 
 @runs_kernels

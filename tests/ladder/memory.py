@@ -24,6 +24,7 @@ SENTINEL = {
     torch.bfloat16: 776.0,
     torch.float32: 777.0,
     torch.float64: 777.0,
+    torch.int8: 77,
     torch.int32: -777,
     torch.int64: -777,
 }
