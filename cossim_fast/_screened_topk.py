@@ -59,8 +59,7 @@ def screened_topk(
     Memory beyond the inputs: block maxima of at most 256 MiB (those of one query if that is more),
     16 times that where the bounds exclude nothing, and 2^22 rescored rows.
 
-    Source: bounds by Cauchy-Schwarz over int8 codes with a threshold from block maxima; see
-    "Exact top-k" in the README.
+    Source: Cauchy-Schwarz on the residuals of the codes, derived at `_cpu_screen.cosine_bounds`.
     """
     _checks.check_positive("k", k)
     n, m = queries.shape[0], corpus.shape[0]

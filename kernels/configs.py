@@ -169,7 +169,7 @@ _BLOCK_MAX["sm_120"] = _BLOCK_MAX["mma"]
 # Sixteen pairs a program, the fewest columns of a product. Reading the codes binds, so the stages
 # hold at least 20 KiB in flight a multiprocessor.
 _RECHECK = {
-    "mma": (TileConfig(16, 0, 128, 4, 3), TileConfig(16, 0, 64, 4, 4)),
+    "mma": (TileConfig(16, 0, 128, 4, 4), TileConfig(16, 0, 64, 4, 4)),
     "wgmma": (TileConfig(16, 0, 128, 4, 3), TileConfig(16, 0, 64, 4, 3)),
     "tcgen05": (TileConfig(16, 0, 128, 4, 3), TileConfig(16, 0, 64, 4, 3)),
     "cdna": (TileConfig(16, 0, 64, 4, 2), TileConfig(16, 0, 32, 4, 2)),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd.gradcheck import GradcheckError
 
 from cossim_fast import _ops, functional
 from ladder import oracle, screening
@@ -109,6 +110,37 @@ def test_second_derivatives_go_through_differentiable_torch(as_cuda):  # noqa: F
     got = second(functional.pairwise_cosine, x.to(DEVICE), y.to(DEVICE)).cpu()
     expected = second(plain, x.double(), y.double())
     assert oracle.error(got, expected) <= 2 * oracle.error(second(plain, x, y), expected)
+
+
+# Central differences err by step^2 / 6 of a third derivative, and by 2^-24 / step. Along random
+# directions, since an interpreted launch takes long.
+DIFFERENCES = {"eps": 2**-8, "atol": 2**-10, "rtol": 2**-10, "fast_mode": True}
+
+
+@runs_kernels
+@pytest.mark.filterwarnings("ignore:Input #. requires gradient and is not a double precision")
+@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("name", ["rowwise_fwd", "pairwise_fwd"])
+def test_derivatives_match_finite_differences(name, order, as_cuda):  # noqa: F811
+    """Torch's own check, of the kernels' float32: it finds a wrong factor, not a rounding."""
+    shape, rest = ((3, 5), (EPS,)) if name == "rowwise_fwd" else ((1, 3, 5), (EPS, "highest"))
+    x = oracle.inputs(*shape, dtype=F32).to(DEVICE).requires_grad_()
+    y = oracle.inputs(*shape, dtype=F32, seed=1).to(DEVICE).requires_grad_()
+    check = torch.autograd.gradcheck if order == "first" else torch.autograd.gradgradcheck
+    assert check(lambda x, y: getattr(_ops, name)(x, y, *rest), (x, y), **DIFFERENCES)
+
+
+@runs_kernels
+@pytest.mark.filterwarnings("ignore:Input #. requires gradient and is not a double precision")
+def test_the_check_of_derivatives_can_fail(monkeypatch, as_cuda):  # noqa: F811
+    """A hundredth too much is found."""
+    true = _ops.rowwise_bwd
+    monkeypatch.setattr(_ops, "rowwise_bwd", lambda *a: [side * 1.01 for side in true(*a)])
+    x = oracle.inputs(3, 5, dtype=F32).to(DEVICE).requires_grad_()
+    with pytest.raises(GradcheckError, match="Jacobian"):
+        torch.autograd.gradcheck(
+            lambda x: _ops.rowwise_fwd(x, x.detach().flip(0), EPS), (x,), **DIFFERENCES
+        )
 
 
 @runs_kernels

@@ -129,7 +129,7 @@ def table(rows: dict[str, dict[str, dict]]) -> str:
             "instruction | descriptors | loop | issue : tensor |",
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
-        for name, row in rows[arch].items():
+        for name, row in sorted(rows[arch].items()):
             product = ["", "", "", ""]
             if "tensor_core" in row:
                 product = [
