@@ -3,10 +3,9 @@
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .configs import TileConfig, choose_config, current_arch
-from .launch import aligned_rows, cost, describable, element_size, on_device
+from .configs import TileConfig
+from .launch import aligned_rows, cost, element_size, on_device, tiled_product
 from .row_norm import launch_row_norm
 from .tiles import clamp_cosine, grouped_tile, load_tile, times_power_of_two
 
@@ -169,15 +168,7 @@ def launch_pairwise_fwd(
     inverse_x, exponent_x = launch_row_norm(x, eps)
     inverse_y, exponent_y = launch_row_norm(y, eps)
     with on_device(x):
-        if config is None:
-            descriptors = describable(x) and describable(y)
-            config = choose_config(
-                "pairwise_fwd", x.dtype, d, current_arch(), precision, descriptors
-            )
-        x_source, y_source = x, y
-        if config.descriptors:
-            x_source = TensorDescriptor.from_tensor(x, [1, config.block_n, config.block_k])
-            y_source = TensorDescriptor.from_tensor(y, [1, config.block_m, config.block_k])
+        config, x_source, y_source = tiled_product("pairwise_fwd", x, y, precision, config)
         tiles = triton.cdiv(n, config.block_n) * triton.cdiv(m, config.block_m)
         _pairwise_fwd_kernel[(b * tiles,)](
             x_source,
