@@ -397,8 +397,14 @@ def whole_number(name: str, value: int, least: int = 1) -> None:
 SCREENS = ("auto", "int8", "bfloat16", "float32")
 
 
-def embedding_rows(name: str, value: Any) -> Tensor:
-    """Return rows (n, d) of a floating dtype, on CPU, sharing memory with what was given."""
+def embedding_rows(name: str, value: Any, device: str = "cpu") -> Tensor:
+    """Return rows (n, d) of a floating dtype, sharing memory with what was given.
+
+    Args:
+        name: of the argument.
+        value: a tensor or an array.
+        device: the kind of device where it must be.
+    """
     rows = as_tensor(name, value).detach()
     if rows.dim() != 2:
         fix = "; pass one row as x[None]" if rows.dim() == 1 else ""
@@ -410,8 +416,10 @@ def embedding_rows(name: str, value: Any) -> Tensor:
         )
     if rows.shape[1] == 0:
         raise ValueError(f"expected {name} of shape (n, d) with d >= 1, got {tuple(rows.shape)}")
-    if rows.device.type != "cpu":
-        raise ValueError(f"expected {name} on CPU, got {rows.device}; move it with .cpu()")
+    if rows.device.type != device:
+        raise ValueError(
+            f"expected {name} on {device}, got {rows.device}; move it with .to({device!r})"
+        )
     return rows
 
 
@@ -436,6 +444,16 @@ def number_of_neighbours(k: Any, n: int | None) -> None:
     whole_number("k", k)
     if n is not None and k > n:
         raise ValueError(f"expected k <= n, got k = {k} and a corpus of n = {n} rows")
+
+
+def device_search(screen: Any, checkpoint: Any, d: int) -> None:
+    """Refuse what a search on a GPU does not offer."""
+    if screen not in ("auto", "int8"):
+        raise ValueError(f"expected screen to be 'auto' or 'int8' on a GPU, got {screen!r}")
+    if checkpoint is not None:
+        raise ValueError("expected no checkpoint on a GPU, where a search is one step")
+    if d > LONGEST_CODE:
+        raise ValueError(f"expected d <= {LONGEST_CODE} on a GPU, got {d}; search on CPU")
 
 
 def screen_name(screen: Any) -> None:

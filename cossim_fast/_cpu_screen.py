@@ -168,7 +168,7 @@ class WideRows(NamedTuple):
 
 def widen(rows: Tensor) -> WideRows:
     """Rows (n, d) of any floating dtype as they enter a score, with their norms."""
-    wide = _in_range(rows.double().contiguous(), rows.dtype)
+    wide = in_range(rows.double().contiguous(), rows.dtype)
     return WideRows(wide, _norms(wide))
 
 
@@ -178,7 +178,7 @@ def row_norms(rows: Tensor) -> Tensor:
     step = max(CHUNK // max(rows.shape[1], 1), 1)
     for start in range(0, rows.shape[0], step):
         some = slice(start, start + step)
-        norms[some] = _norms(_in_range(rows[some].double(), rows.dtype))
+        norms[some] = _norms(in_range(rows[some].double(), rows.dtype))
     return norms
 
 
@@ -216,7 +216,7 @@ def score_pairs(
         size = dots[some].numel()
         torch.index_select(queries.rows, 0, query_index[some], out=q[:size])
         torch.index_select(corpus, 0, corpus_index[some], out=stored[:size])
-        gathered = _in_range(x[:size].copy_(stored[:size]), corpus.dtype)
+        gathered = in_range(x[:size].copy_(stored[:size]), corpus.dtype)
         if corpus_norms is None:
             norms[some] = _norms(gathered)
         dots[some] = _row_sums(q[:size].mul_(gathered))
@@ -229,7 +229,7 @@ def _or_one(norms: Tensor) -> Tensor:
     return norms.masked_fill(norms == 0, 1.0)
 
 
-def _in_range(rows: Tensor, stored: torch.dtype) -> Tensor:
+def in_range(rows: Tensor, stored: torch.dtype) -> Tensor:
     """Scale float64 rows by a power of two: only theirs can leave the range when squared."""
     if stored != torch.float64 or rows.shape[1] == 0:
         return rows
