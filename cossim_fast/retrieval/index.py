@@ -76,9 +76,9 @@ class CosineIndex:
 
     Memory: codes, d bytes a row (none with a ``screen`` of floats), and the rows, unless they are
     in a file. Building needs 64 MB more. What a search reads of a file counts as memory of the
-    process until it ends, and can be taken back by the system. Ids of the caller's take what
-    numpy or Python takes for them, and about 100 bytes each more from the first `add`,
-    `remove` or ``exclude`` on.
+    process until it ends, and can be taken back by the system. Ids of the caller's take what numpy
+    or Python takes for them, and about 100 bytes each more from the first `add`, `remove` or
+    ``exclude`` on.
 
     Threads: searching is safe while other threads add, remove or save: each search sees the index
     as it was when it began. Processes: a forked child may search (torch is set to one thread in
