@@ -61,7 +61,12 @@ setup(
     python_requires=">=3.10",
     install_requires=["torch>=2.13", "numpy>=2.0"],
     extras_require=EXTRAS,
-    packages=["cossim_fast", "cossim_fast.diagnose", "cossim_fast.kernels", "cossim_fast.retrieval"],
+    packages=[
+        "cossim_fast",
+        "cossim_fast.diagnose",
+        "cossim_fast.kernels",
+        "cossim_fast.retrieval",
+    ],
     package_dir={"cossim_fast": "cossim_fast", "cossim_fast.kernels": "kernels"},
     package_data={"cossim_fast": ["py.typed"]},
     entry_points={"console_scripts": ["cossim = cossim_fast.cli:main"]},
