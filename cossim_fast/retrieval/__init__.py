@@ -5,7 +5,13 @@ from cossim_fast.retrieval.files import FileError
 from cossim_fast.retrieval.groups import Deduplicated, communities, deduplicate
 from cossim_fast.retrieval.index import CosineIndex
 from cossim_fast.retrieval.join import Pairs, TooManyPairsError, iter_pairs_above, pairs_above
-from cossim_fast.retrieval.results import Certificate, CertifiedTopK, TopK, VerificationError
+from cossim_fast.retrieval.results import (
+    Certificate,
+    CertifiedTopK,
+    RangeHits,
+    TopK,
+    VerificationError,
+)
 from cossim_fast.retrieval.search import topk
 
 __all__ = [
@@ -15,6 +21,7 @@ __all__ = [
     "Deduplicated",
     "FileError",
     "Pairs",
+    "RangeHits",
     "SearchExplanation",
     "TooManyPairsError",
     "TopK",

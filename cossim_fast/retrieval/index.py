@@ -21,11 +21,20 @@ from cossim_fast.retrieval.explanation import SearchExplanation, joined_traces, 
 from cossim_fast.retrieval.fork import one_thread_after_fork, watch
 from cossim_fast.retrieval.ids import Ids
 from cossim_fast.retrieval.index_file import load_parts, save_parts
+from cossim_fast.retrieval.join import range_search
 from cossim_fast.retrieval.parts import Part, Piece, ids_at, join, part_of, piece_of
 from cossim_fast.retrieval.progress import Progress
-from cossim_fast.retrieval.results import CertifiedTopK, Oracle, TopK, assemble, like
+from cossim_fast.retrieval.results import (
+    CertifiedTopK,
+    Oracle,
+    RangeHits,
+    TopK,
+    assemble,
+    like,
+)
 from cossim_fast.retrieval.scan import Trace
 from cossim_fast.retrieval.store import RowFile, Rows, rows_of
+from cossim_fast.retrieval.sweep import Found
 
 
 @dataclass(frozen=True)
@@ -289,6 +298,45 @@ class CosineIndex:
         ids = ids_at(state.parts, best.positions, self._ids.missing())
         named = ids if ids.dtype == object else like(queries, torch.from_numpy(ids))
         return result._replace(indices=named)
+
+    def range_search(self, queries: Any, threshold: float) -> RangeHits:
+        """Find every row whose cosine to a query is at least a threshold, exactly.
+
+        Args:
+            queries: (q, d) tensor or array of float16, bfloat16, float32 or float64.
+            threshold: -1 to 1; compared with the score in float64.
+
+        Returns:
+            RangeHits(lims, scores, indices): the hits of query i are at ``lims[i]:lims[i + 1]``, in
+            the order in which their rows were added. Types as in `search`.
+
+        Rows and queries that hold NaN reach nothing. There is no cap on neighbours: a threshold
+        that most rows reach gives most of q · n hits.
+
+        Raises:
+            TypeError: for integer, complex or sparse queries.
+            ValueError: for shapes that do not match, and a threshold that is no cosine.
+        """
+        one_thread_after_fork()
+        asked = _checks.embedding_rows("queries", queries)
+        _checks.same_width(asked.shape[1], self.d)
+        threshold = _checks.threshold(threshold)
+        with self._lock:
+            state = self._state
+        double = torch.float64 in (asked.dtype, self.dtype)
+        segments = Hidden(self._ids, state.parts, None, len(asked)).segments(
+            [part.segment for part in state.parts]
+        )
+        blocks = list(
+            range_search(
+                asked, segments, state.centre, threshold, screen=self.screen, double=double
+            )
+        )
+        found = Found.join(blocks, torch.float64 if double else torch.float32)
+        lims = torch.searchsorted(found.query, torch.arange(len(asked) + 1))
+        ids = ids_at(state.parts, found.position, self._ids.missing())
+        named = ids if ids.dtype == object else like(queries, torch.from_numpy(ids))
+        return RangeHits(like(queries, lims), like(queries, found.scores), named)
 
     def explain(self, queries: Any, k: int) -> SearchExplanation:
         """Search, and say how: which screens, in what pieces, how many rows had to be scored.

@@ -35,6 +35,14 @@ class CertifiedTopK(NamedTuple):
     certificate: Certificate
 
 
+class RangeHits(NamedTuple):
+    """The rows that reach a threshold: those of query i are at lims[i] to lims[i + 1]."""
+
+    lims: Any  # (q + 1,) int64
+    scores: Any  # (p,) float32, float64 for float64 input
+    indices: Any  # (p,) int64 positions or ids, of each query in the order of the rows
+
+
 class VerificationError(AssertionError):
     """A certificate that does not hold: some row is better than its bound says."""
 

@@ -313,8 +313,9 @@ def choose(d: int, wanted: str = "auto", *, queries: int | None = None) -> list[
         names = ["float32"]  # no vector instructions that a screen could use
     if names == ["int8"] and (d > LONGEST_INT8_ROW or not int8_levels()):
         raise ValueError(
-            f"expected screen='int8' for rows of at most {LONGEST_INT8_ROW} numbers, on a processor "
-            f"and a torch that multiply int8, got d = {d} and {list(available())}; pass 'auto'"
+            f"expected rows of at most {LONGEST_INT8_ROW} numbers for screen='int8', and a "
+            f"processor and a torch that multiply int8, got d = {d} and {list(available())}; "
+            "pass 'auto'"
         )
     made: list[Screen] = []
     for name in names:
