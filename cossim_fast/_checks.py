@@ -272,7 +272,7 @@ def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(native)
 
 
-def check_pair(a: Tensor, b: Tensor, dim: int) -> tuple[int, ...]:
+def comparison(a: Tensor, b: Tensor, dim: int) -> tuple[int, ...]:
     """Return the broadcast shape of a comparison along ``dim``."""
     if a.device != b.device:
         raise ValueError(f"expected both tensors on one device, got {a.device} and {b.device}")
@@ -283,20 +283,20 @@ def check_pair(a: Tensor, b: Tensor, dim: int) -> tuple[int, ...]:
         raise ValueError(
             f"expected b to broadcast with a of shape {tuple(a.shape)}, got {tuple(b.shape)}"
         ) from error
-    check_dim(dim, len(shape))
+    axis(dim, len(shape))
     if 0 in shape:
         raise ValueError(f"expected at least one element to compare, got shape {tuple(shape)}")
     return tuple(shape)
 
 
-def check_dim(dim: int, ndim: int) -> None:
+def axis(dim: int, ndim: int) -> None:
     """Check that ``dim`` names an axis, as torch counts them (0-d tensors have one)."""
     bound = max(ndim, 1)
     if not -bound <= dim < bound:
         raise IndexError(f"expected dim in [{-bound}, {bound - 1}], got {dim}")
 
 
-def check_embeddings(shape: tuple[int, ...], dtype: object) -> None:
+def embeddings(shape: tuple[int, ...], dtype: object) -> None:
     """Check that a set of embeddings is a matrix of at least two rows."""
     if len(shape) != 2:
         raise ValueError(
@@ -311,18 +311,18 @@ def check_embeddings(shape: tuple[int, ...], dtype: object) -> None:
         raise TypeError(f"expected embeddings of real numbers, got {dtype}")
 
 
-def check_labels(labels: Any, n: int) -> np.ndarray[Any, Any]:
-    """Return ``labels`` as n integers counted from 0."""
+def class_labels(labels: Any, n: int) -> tuple[np.ndarray[Any, Any], tuple[str, ...]]:
+    """Return ``labels`` as n integers counted from 0, and the name of each."""
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu().numpy()
     values = np.asarray(labels)
     if values.shape != (n,):
         raise ValueError(f"expected labels of shape ({n},), got {values.shape}")
-    codes: np.ndarray[Any, Any] = np.unique(values, return_inverse=True)[1]
-    return codes.reshape(n)
+    names, codes = np.unique(values, return_inverse=True)
+    return codes.reshape(n), tuple(str(name) for name in names)
 
 
-def check_positive(name: str, value: int, least: int = 1) -> None:
+def whole_number(name: str, value: int, least: int = 1) -> None:
     """Check that ``value`` is a whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"expected {name} to be an int, got {type(value).__name__}")

@@ -103,7 +103,7 @@ def train(network: nn.Module, digits: Digits, steps: int, *, repulsion: bool) ->
     """Pull two noisy views of each image together; with repulsion, all others apart.
 
     With it this is NT-Xent with the labels as positives, the supervised contrastive loss of
-    Khosla et al. (2020), equation 2.
+    Khosla et al. (2020).
     """
     generator = torch.Generator().manual_seed(1)
     optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)

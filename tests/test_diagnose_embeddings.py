@@ -202,6 +202,24 @@ def test_report_serves_people_logs_and_notebooks():
     assert "<code>healthy</code>" in report._repr_html_()
 
 
+def test_crowd_is_counted():
+    x = randn(200, 64)
+    x[:130] = x[0] + 1e-3 * randn(130, 64, seed=1)
+    assert diagnose.embeddings(x).neighbours.crowd == 130 / 200
+
+
+def test_neighbours_replicate_where_features_share_a_cause_alone():
+    latent = randn(200, 4) @ randn(4, 64, seed=1) + randn(200, 64, seed=2)
+    assert diagnose.embeddings(latent).neighbours.replication > 4
+    heavy_tailed = randn(200, 64) / randn(200, 64, seed=1)
+    assert abs(diagnose.embeddings(heavy_tailed).neighbours.replication) < 4
+
+
+def test_reports_fit_a_terminal():
+    for report in (diagnose.embeddings(randn(40, 8) + 3), diagnose.pair(randn(4, 8), randn(4, 8))):
+        assert max(map(len, str(report).splitlines())) < 80
+
+
 def test_few_rows_are_never_sure():
     assert diagnose.embeddings(randn(6, 64)).confidence == "low"
     assert diagnose.embeddings(torch.zeros(6, 64)).confidence == "certain"

@@ -2,9 +2,11 @@
 
 import copy
 import csv
+import datetime
 import io
 import json
 import os
+import time
 import warnings
 
 import pytest
@@ -181,6 +183,14 @@ def test_logs(tmp_path):
     assert writer.scalars["collapse/output/rankme", 2] == monitor.records[1]["rankme"]
 
 
+def test_jsonl_has_no_nan(tmp_path):
+    monitor = CollapseMonitor(log=tmp_path / "log.jsonl", warn=False)
+    monitor.observe(torch.full((32, 8), float("nan")))
+    record = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=pytest.fail)
+    assert record["norm"] is None
+    assert record["verdict"] == "broken_numbers"
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -217,10 +227,32 @@ def test_torch_compile(attach_to):
     assert [record["step"] for record in monitor.records] == [0, 2]
 
 
+# Seconds; a loaded machine takes tens of them to start two processes.
+LONGEST_WAIT = 120
+
+
+def run_in_processes(function, path):
+    """Run a function in two processes, neither of which outlives this call."""
+    context = torch.multiprocessing.spawn(function, (path,), nprocs=2, join=False)
+    deadline = time.monotonic() + 2 * LONGEST_WAIT
+    try:
+        while not context.join(timeout=1):
+            assert time.monotonic() < deadline, f"expected an end within {2 * LONGEST_WAIT} s"
+    finally:
+        for process in context.processes:
+            process.kill()
+            process.join()
+
+
 def _train_in_process(rank, path):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2
+        "gloo",
+        init_method=f"file://{path}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=LONGEST_WAIT),
     )
     torch.manual_seed(0)
     network = nn.parallel.DistributedDataParallel(nn.Linear(8, 8))
@@ -239,7 +271,7 @@ def _train_in_process(rank, path):
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 def test_distributed_data_parallel(tmp_path):
-    torch.multiprocessing.spawn(_train_in_process, (str(tmp_path),), nprocs=2)
+    run_in_processes(_train_in_process, str(tmp_path))
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert [rank["records"] for rank in ranks] == [2, 2]
     assert [rank["warnings"] for rank in ranks] == [1, 0]

@@ -46,6 +46,18 @@ def test_pca_keeps_distances_along_its_axes():
     np.testing.assert_allclose((np.asarray(points) ** 2).sum(0), energy.numpy(), rtol=1e-5)
 
 
+def test_classes_are_named_up_to_ten_and_numbered_beyond():
+    few = plots.pca(diagnose.embeddings(randn(60, 8), ["cat", "dog", "owl"] * 20))
+    legend = few.axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["cat", "dog", "owl"]
+    assert sum(len(drawn.get_offsets()) for drawn in few.axes[0].collections) == 60
+    shapes = {drawn.get_paths()[0].vertices.shape for drawn in few.axes[0].collections}
+    assert len(shapes) > 1
+    many = plots.pca(diagnose.embeddings(randn(60, 8), torch.arange(60) % 20))
+    assert many.axes[0].get_legend() is None
+    assert "20" in many.axes[1].get_ylabel()
+
+
 def test_tsne_keeps_clusters_together():
     centres = 5 * randn(3, 20, seed=1)
     report = diagnose.embeddings(centres[torch.arange(90) % 3] + 0.3 * randn(90, 20))

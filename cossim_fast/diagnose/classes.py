@@ -23,7 +23,7 @@ class Classes:
         r"""Mean squared distance of two rows of one class, :math:`E\|u - v\|^2`.
 
         Wang and Isola (2020), "Understanding contrastive representation learning through
-        alignment and uniformity on the hypersphere", section 4.1.1, α = 2; pairs of one
+        alignment and uniformity on the hypersphere", α = 2; pairs of one
         class stand for pairs of views.
         """
         return 2 - 2 * self.within

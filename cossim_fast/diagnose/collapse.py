@@ -46,6 +46,7 @@ class CollapseReport(Findings):
     confidence: str
     sample: Tensor = field(repr=False, compare=False)  # (m, d) float32, for the pictures
     sample_labels: Tensor | None = field(repr=False, compare=False)
+    label_names: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def verdict(self) -> str:
@@ -141,10 +142,12 @@ def embeddings(
     """
     rows = Rows(x)
     limit = SAMPLE if sample is None else sample
-    _checks.check_positive("sample", limit, least=2)
-    codes = None
+    _checks.whole_number("sample", limit, least=2)
+    codes: Tensor | None = None
+    names: tuple[str, ...] = ()
     if labels is not None:
-        codes = torch.from_numpy(_checks.check_labels(labels, rows.n)).long()
+        numbered, names = _checks.class_labels(labels, rows.n)
+        codes = torch.from_numpy(numbered).long()
     first = survey(rows, codes, _watched(rows, "numbers", progress))
     chosen = torch.nonzero(first.valid)[:, 0]
     if len(chosen) < 2:
@@ -158,9 +161,7 @@ def embeddings(
         chosen = chosen[order].sort().values
     directions = unit(rows[chosen])[0]
     pairs = measure_pairs(directions, int(first.valid.sum()))
-    neighbours = measure_neighbours(
-        rows, first.valid, first.mean, directions, geometry.participation_ratio
-    )
+    neighbours = measure_neighbours(rows, first.valid, first.mean, directions, geometry)
     classes = None
     if codes is not None and first.class_sums is not None and first.class_sizes is not None:
         classes = measure_classes(first.class_sums, first.class_sizes, directions, codes[chosen])
@@ -173,6 +174,7 @@ def embeddings(
         classes,
         directions[pictured].float(),
         codes[chosen[pictured]] if codes is not None else None,
+        names,
     )
 
 
@@ -184,6 +186,7 @@ def _report(
     classes: Classes | None,
     sample: Tensor,
     sample_labels: Tensor | None,
+    label_names: tuple[str, ...] = (),
 ) -> CollapseReport:
     measured = verdicts.Measured(numbers, geometry, neighbours, classes)
     judged = verdicts.judge(measured)
@@ -197,6 +200,7 @@ def _report(
         confidence=verdicts.confidence(judged[0], measured),
         sample=sample,
         sample_labels=sample_labels,
+        label_names=label_names,
     )
 
 
@@ -225,28 +229,27 @@ def _geometry_table(
 ) -> tuple[tuple[str, str], ...]:
     table = [
         ("mean cosine", notes.cosine(g.mean_cosine)),
-        ("share of the mean direction", f"{notes.number(100 * g.mean_share, 3)} %"),
+        ("share of the mean direction", f"{notes.percent(g.mean_share)}"),
         ("effective rank (RankMe)", _of(g.rankme, g.max_rank)),
         ("participation ratio", _of(g.participation_ratio, g.max_rank)),
-        ("variance in the smaller half", f"{notes.number(100 * g.lower_half, 2)} %"),
+        ("variance in the smaller half", f"{notes.percent(g.lower_half, 2)}"),
     ]
     if pairs is not None:
-        error = f", ± {notes.number(100 * pairs.error, 2)} %" if pairs.error else ", exact"
+        error = f", ± {notes.percent(pairs.error, 2)}" if pairs.error else ", exact"
         quartiles = ", ".join(notes.cosine(pairs.quantile(q)) for q in (0.25, 0.5, 0.75))
         table += [
-            ("cosine, quartiles", f"{quartiles} (pairs of {pairs.rows} rows{error})"),
+            ("cosine, quartiles", quartiles),
+            ("from all pairs of", f"{pairs.rows} rows{error}"),
             ("cosine, range", f"{notes.cosine(pairs.lowest)} to {notes.cosine(pairs.highest)}"),
             ("uniformity", notes.number(pairs.uniformity)),
         ]
     if near is not None:
-        share = f"{notes.number(100 * near.near_share, 3)} % of {near.near_rows} rows"
-        table += [
-            ("near duplicates", f"{share}, {near.near_groups} groups"),
-            (
-                "nearest neighbour",
-                f"{notes.cosine(near.nearest)}, by chance {notes.cosine(near.nearest_by_chance)}",
-            ),
-        ]
+        share = f"{notes.percent(near.near_share)} of {near.near_rows} rows"
+        table.append(("near duplicates", f"{share}, {near.near_groups} groups"))
+        if near.nearest_by_chance_sd > 0:
+            nearest, by_chance = near.nearest, near.nearest_by_chance
+            text = f"{notes.cosine(nearest)}, by chance {notes.cosine(by_chance)}"
+            table.append(("nearest neighbour", text))
     return tuple(table)
 
 
@@ -256,8 +259,8 @@ def _classes_table(c: Classes) -> tuple[tuple[str, str], ...]:
         ("alignment", notes.number(c.alignment)),
         (
             "nearest neighbour's class",
-            f"right in {notes.number(100 * c.nearest_accuracy, 3)} %, "
-            f"by guess {notes.number(100 * c.chance_accuracy, 3)} % ({c.count} classes)",
+            f"right in {notes.percent(c.nearest_accuracy)}, "
+            f"by guess {notes.percent(c.chance_accuracy)} ({c.count} classes)",
         ),
     )
 

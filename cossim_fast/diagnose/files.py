@@ -29,6 +29,8 @@ def load(path: str | Path, *, key: str | None = None, ndim: int = 2) -> Any:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise BadFileError(f"expected a file ending in {', '.join(_READERS)}, got {path.name!r}")
+    if path.is_dir():
+        raise BadFileError(f"expected a file at {path}, which is a folder")
     if not path.is_file():
         raise BadFileError(f"expected a file at {path}, and there is none")
     try:
@@ -36,7 +38,10 @@ def load(path: str | Path, *, key: str | None = None, ndim: int = 2) -> Any:
     except ModuleNotFoundError:
         raise
     except Exception as error:  # every reader has errors of its own
-        raise BadFileError(f"{path} cannot be read as {path.suffix}: {error}") from error
+        expected = _EXPECTED[path.suffix.lower()]
+        raise BadFileError(
+            f"{path} cannot be read as {path.suffix}: expected {expected}"
+        ) from error
     if not isinstance(held, dict):
         held = {"": held}
     arrays = {name: each for name, each in held.items() if isinstance(each, (Tensor, np.ndarray))}
@@ -93,6 +98,14 @@ def _parquet(path: Path) -> Any:
     return np.stack([column.to_numpy(zero_copy_only=False) for column in columns.values()], 1)
 
 
+# The readers' own messages advise to load what is not safe.
+_EXPECTED = {
+    ".npy": "numbers saved by numpy.save",
+    ".npz": "numbers saved by numpy.savez",
+    ".pt": "a tensor or a dict of tensors saved by torch.save; nothing else in it is loaded",
+    ".safetensors": "tensors saved by safetensors",
+    ".parquet": "a table of numbers, or of one column of lists of one length",
+}
 _READERS = {
     ".npy": _npy,
     ".npz": _npz,

@@ -129,7 +129,8 @@ def _common_offset(f: PairFacts) -> Finding | None:
     text, less = min(usable.items(), key=lambda item: item[1])
     # Independent remainders beside a shared part p of the squared length have the cosine
     # p + (1 - p) c': the offset hides more than half of the distance 1 - c' where p > 1/2.
-    if not 1 - mean < (1 - less) / 2 or _most(f.parallel_rows, f):
+    # Vectors that stay alike without it are alike, whatever they share.
+    if not 1 - mean < (1 - less) / 2 or not less < mean / 2 or _most(f.parallel_rows, f):
         return None
     return Finding(
         "common_offset",

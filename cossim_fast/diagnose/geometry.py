@@ -49,7 +49,7 @@ def mean_cosine(directions: Tensor) -> float:
     .. math:: \frac{\|\sum_i u_i\|^2 - n}{n (n - 1)}
 
     Its use as a measure of anisotropy is Ethayarajh's (2019, "How contextual are
-    contextualized word representations?", section 4.1).
+    contextualized word representations?").
 
     >>> round(mean_cosine(torch.eye(3)), 6)
     0.0
@@ -62,7 +62,7 @@ def rankme(singular_values: Tensor) -> float:
     r"""Return the effective rank :math:`\exp(-\sum_k p_k \log p_k)`, p_k = σ_k / Σσ.
 
     Roy and Vetterli (2007), "The effective rank"; as a measure of collapse Garrido et al.
-    (2023), "RankMe", equation 2. Here the rows are unit rows less their mean.
+    (2023), "RankMe". Here the rows are unit rows less their mean.
 
     >>> round(rankme(torch.ones(5)), 4)
     5.0
@@ -79,7 +79,7 @@ def participation_ratio(singular_values: Tensor) -> float:
 
     The cosines of two centred rows have the variance 1 / PR: they spread as those of random
     directions in PR dimensions do. Gao et al. (2017), "A theory of multineuronal
-    dimensionality, dynamics and measurement", equation 5.
+    dimensionality, dynamics and measurement".
 
     >>> round(participation_ratio(torch.ones(5)), 4)
     5.0
@@ -109,7 +109,7 @@ def describe(
         max_rank=rank,
         rankme=rankme(singular_values),
         participation_ratio=participation_ratio(singular_values),
-        lower_half=float(energy[rank // 2 :].sum()) / total if rank > 1 else 1.0,
+        lower_half=float(energy[rank - rank // 2 :].sum()) / total if rank > 1 else 1.0,
         leading=float(energy[0]) / total,
         singular_values=tuple(singular_values.tolist()),
         spectrum_rows=spectrum_rows,
@@ -171,7 +171,7 @@ def uniformity(cosines: Tensor) -> float:
     r"""Return :math:`\log E\, e^{-2 \|u - v\|^2}` over given cosines.
 
     Wang and Isola (2020), "Understanding contrastive representation learning through
-    alignment and uniformity on the hypersphere", section 4.1.2, t = 2. Lower is more uniform.
+    alignment and uniformity on the hypersphere", t = 2. Lower is more uniform.
 
     >>> round(uniformity(torch.zeros(4)), 4)
     -4.0

@@ -31,6 +31,8 @@ _HEALTHY, _FINDING = "#2a8a3e", "#c0392b"
 
 def write_report(report: "CollapseReport", path: Path, *, title: str) -> Path:
     """Write the report; the file appears whole or not at all."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"expected a folder at {path.parent}, and there is none")
     pictures = "\n".join(
         f'<img alt="{name}" src="data:image/png;base64,{_png(figure)}">'
         for name, figure in plots.of_report(report).items()

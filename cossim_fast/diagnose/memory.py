@@ -37,9 +37,23 @@ def overlaps(a: Tensor, b: Tensor) -> bool:
     """
     if a.device != b.device or a.numel() == 0 or b.numel() == 0:
         return False
+    (start, stop), (first, last) = _extent(a), _extent(b)
+    if stop <= first or last <= start:
+        return False
+    if a.is_contiguous() and b.is_contiguous():
+        return True
     ours, theirs = np.asarray(_Addresses(a)), np.asarray(_Addresses(b))
     try:
         return bool(np.shares_memory(ours, theirs, max_work=_WORK))
     except np.exceptions.TooHardError:
         # Entangled strides of many dimensions; the answer by bounds errs towards "shared".
         return bool(np.may_share_memory(ours, theirs))
+
+
+def _extent(x: Tensor) -> tuple[int, int]:
+    """Return the address of the first byte, and that after the last."""
+    start, size = x.data_ptr(), x.element_size()
+    if x.is_contiguous():
+        return start, start + size * x.numel()
+    steps = zip(x.stride(), x.shape, strict=True)
+    return start, start + size * (1 + sum(stride * (count - 1) for stride, count in steps))

@@ -73,8 +73,8 @@ class CollapseMonitor:
         log: Any = None,
         warn: bool = True,
     ) -> None:
-        _checks.check_positive("every", every)
-        _checks.check_positive("rows", rows, least=2)
+        _checks.whole_number("every", every)
+        _checks.whole_number("rows", rows, least=2)
         logs = log if isinstance(log, (list, tuple)) else [] if log is None else [log]
         self.records: list[Record] = []
         self.every = every
@@ -128,7 +128,7 @@ class CollapseMonitor:
         if v2 is None:
             return None
         finding = "same_object" if v1 is v2 else None
-        if finding is None and memory.overlaps(v1.detach(), v2.detach()):
+        if finding is None and memory.overlaps(v1, v2):
             finding = "shared_storage"
         if step % self.every == 0:
             report = pair(*_some_rows(v1.detach(), v2.detach()))
@@ -160,9 +160,7 @@ class CollapseMonitor:
             # serve again until the suspicion changes or they have grown old.
             suspicion, near, seen_at = self._suspicion
             if near is None or suspicion != worst.name or len(self.records) >= seen_at + _OLD:
-                near = measure_neighbours(
-                    rows, first.valid, first.mean, directions, geometry.participation_ratio
-                )
+                near = measure_neighbours(rows, first.valid, first.mean, directions, geometry)
                 self._suspicion = worst.name, near, len(self.records)
             measured = verdicts.Measured(first.numbers, geometry, near)
             worst = verdicts.judge(measured)[0].finding

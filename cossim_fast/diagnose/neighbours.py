@@ -8,15 +8,20 @@ import torch
 from torch import Tensor
 
 from cossim_fast.diagnose import chance
-from cossim_fast.diagnose.geometry import singular_values, uniformity
+from cossim_fast.diagnose.geometry import Geometry, singular_values, uniformity
 from cossim_fast.diagnose.rows import Rows, unit
 
 BINS = 400
-NEAR = 1 - chance.FLOAT16_STEP
+# Rows are near duplicates where they are nearer than this share of the mean distance, 1 less
+# the cosine: a part that all rows share changes neither side.
+NEAR = chance.FLOAT16_STEP
+# Rows are crowded within a hundredth of it: the second decimal of what tells rows apart.
+CROWDED = 0.01
 _TILE = 512
 _QUERIES = 512
 _STRUCTURE_ROWS = 512
 _DRAWS = 16
+_PERMUTATIONS = 200
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Pairs:
 
     ``error`` is 0 where every pair was counted, and otherwise the distance that the true
     cumulative share keeps with 95 % probability at any one cosine: Hoeffding's inequality
-    for a mean over pairs (1963, section 5b), whose sample is worth rows // 2 pairs.
+    for a mean over pairs (1963), whose sample is worth rows // 2 pairs.
     """
 
     rows: int
@@ -57,11 +62,13 @@ class Neighbours:
 
     near_share: float  # rows with another row nearer than float16 tells apart
     near_groups: int  # groups of such rows
+    crowd: float  # largest share of rows within a hundredth of the mean distance of one row
     near_rows: int  # rows that were looked at
     near_by_chance: float
     nearest: float  # mean cosine of a row and its nearest neighbour
     nearest_by_chance: float
     nearest_by_chance_sd: float
+    replication: float  # see _replication
 
     @property
     def score(self) -> float:
@@ -105,56 +112,65 @@ def measure_neighbours(
     valid: Tensor,
     mean: Tensor,
     sample: Tensor,
-    participation_ratio: float,
+    geometry: Geometry,
 ) -> Neighbours:
     """Look for near duplicates and for structure among the rows, ``sample`` being unit rows."""
     n = int(valid.sum())
     centred = sample - mean
-    directions = torch.nn.functional.normalize(centred, dim=1).float()
-    share, groups = _near_groups(directions)
+    scale = math.sqrt(geometry.distance) if geometry.distance > 0 else 1.0
+    share, groups, crowd = _near_groups((centred / scale).float())
     checked = len(sample)
     if checked < n:
-        share, checked = _near_share(rows, valid, mean)
+        share, checked = _near_share(rows, valid, mean, scale)
     nearest, by_chance, spread = _structure(centred)
     return Neighbours(
         near_share=share,
         near_groups=groups,
+        crowd=crowd,
         near_rows=checked,
-        near_by_chance=chance.has_neighbour(NEAR, participation_ratio, n),
+        near_by_chance=chance.has_neighbour(1 - NEAR, geometry.participation_ratio, n),
         nearest=nearest,
         nearest_by_chance=by_chance,
         nearest_by_chance_sd=spread,
+        replication=_replication(centred),
     )
 
 
-def _near_groups(directions: Tensor) -> tuple[float, int]:
-    """Return the share of rows with a near duplicate, and how many groups they form.
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    """Return half the squared distance of row i of x and row j of y."""
+    return x.square().sum(1)[:, None] / 2 + y.square().sum(1) / 2 - x @ y.T
+
+
+def _near_groups(rows: Tensor) -> tuple[float, int, float]:
+    """Return the share of rows with a near duplicate, how many groups they form, and the crowd.
 
     A group is led by the first row of it: a row joins the first row that is near it.
     """
-    leaders, near = [], []
-    for start, tile in _tiles(directions):
-        close = tile @ directions.T >= NEAR
+    leaders, near, crowd = [], [], 0
+    for start, tile in _tiles(rows):
+        distances = _distances(tile, rows)
+        crowd = max(crowd, int((distances <= CROWDED).sum(1).max()))
+        close = distances <= NEAR
         close[torch.arange(len(tile)), torch.arange(start, start + len(tile))] = True
         near.append(close.sum(1) > 1)
         leaders.append(close.to(torch.uint8).argmax(1))
     leader, has_near = torch.cat(leaders), torch.cat(near)
     groups = len(leader[leader][has_near].unique())
-    return float(has_near.float().mean()), groups
+    return float(has_near.float().mean()), groups, crowd / len(rows)
 
 
-def _near_share(rows: Rows, valid: Tensor, mean: Tensor) -> tuple[float, int]:
+def _near_share(rows: Rows, valid: Tensor, mean: Tensor, scale: float) -> tuple[float, int]:
     """Compare some rows with every row, in one more pass."""
     chosen = torch.nonzero(valid)[:, 0]
     generator = torch.Generator().manual_seed(0)
     chosen = chosen[torch.randperm(len(chosen), generator=generator)[:_QUERIES]].sort().values
-    queries = torch.nn.functional.normalize(unit(rows[chosen])[0] - mean, dim=1).float()
+    queries = ((unit(rows[chosen])[0] - mean) / scale).float()
     found = torch.zeros(len(chosen), dtype=torch.int64)
     for place, block in rows.blocks():
         keep = valid[place]
-        directions = torch.nn.functional.normalize(unit(block[keep])[0] - mean, dim=1).float()
-        for _, tile in _tiles(directions):
-            found += (queries @ tile.T >= NEAR).sum(1)
+        others = ((unit(block[keep])[0] - mean) / scale).float()
+        for _, tile in _tiles(others):
+            found += (_distances(queries, tile) <= NEAR).sum(1)
     # Every query found itself.
     return float((found > 1).float().mean()), len(chosen)
 
@@ -166,13 +182,9 @@ def _structure(centred: Tensor) -> tuple[float, float, float]:
     a set whose neighbours are no nearer holds nothing that a ranking could find.
     """
     generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(centred), generator=generator)[:_STRUCTURE_ROWS]
-    rows = centred[order]
-    rows = rows - rows.mean(0)
-    scale = rows.abs().max()
-    if len(rows) < 3 or not scale > 0:
+    rows = _few(centred, generator)
+    if rows is None:
         return 0.0, 0.0, 0.0
-    rows = rows / scale
     values = singular_values(rows)
     draws = torch.tensor(
         [_nearest(chance.matched(len(rows), values, generator)) for _ in range(_DRAWS)]
@@ -180,10 +192,44 @@ def _structure(centred: Tensor) -> tuple[float, float, float]:
     return _nearest(rows), float(draws.mean()), float(draws.std())
 
 
+def _replication(centred: Tensor) -> float:
+    """Say how surely neighbours in half of the features are near in the rest, in deviations.
+
+    Of noise that is independent from feature to feature, whatever its distribution, one half
+    tells nothing of the other; the rounding of a stored constant is such noise, and heavy
+    tails alone put neighbours nearer than a normal set has them. Against a permutation of the
+    rows, as in Mantel (1967), "The detection of disease clustering and a generalized
+    regression approach".
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = _few(centred, generator)
+    if rows is None or rows.shape[1] < 2:
+        return 0.0
+    features = torch.randperm(rows.shape[1], generator=generator)
+    one, other = (_cosines(rows[:, half]) for half in features.tensor_split(2))
+    nearest = one.fill_diagonal_(-2).argmax(1)
+    n = len(rows)
+    orders = [torch.randperm(n, generator=generator) for _ in range(_PERMUTATIONS)]
+    draws = torch.stack([other[order, order[nearest]].mean() for order in orders])
+    found = other[torch.arange(n), nearest].mean()
+    return float((found - draws.mean()) / draws.std().clamp_min(1e-9))
+
+
+def _few(centred: Tensor, generator: torch.Generator) -> Tensor | None:
+    """Return some rows around their own mean, or None where they tell nothing."""
+    order = torch.randperm(len(centred), generator=generator)[:_STRUCTURE_ROWS]
+    rows = centred[order] - centred[order].mean(0)
+    scale = rows.abs().max()
+    return rows / scale if len(rows) >= 3 and scale > 0 else None
+
+
 def _nearest(rows: Tensor) -> float:
+    return float(_cosines(rows).fill_diagonal_(-2).amax(1).mean())
+
+
+def _cosines(rows: Tensor) -> Tensor:
     directions = torch.nn.functional.normalize(rows, dim=1)
-    cosines = directions @ directions.T
-    return float(cosines.fill_diagonal_(-2).amax(1).mean())
+    return directions @ directions.T
 
 
 def _tiles(rows: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -5,7 +5,7 @@ import math
 import textwrap
 from dataclasses import dataclass
 
-WIDTH = 88
+WIDTH = 79
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,18 @@ def sentence(text: str) -> str:
 
 def number(value: float, digits: int = 4) -> str:
     """Format a figure to ``digits`` significant digits, without trailing noise."""
+    if 10.0**digits <= abs(value) < 1e6:
+        return f"{value:.0f}"
     return f"{value:.{digits}g}"
+
+
+def percent(share: float, digits: int = 3) -> str:
+    """Format a share; what is left of rounding is nothing.
+
+    >>> percent(0.5), percent(1.0, 2), percent(3e-17)
+    ('50 %', '100 %', '0 %')
+    """
+    return f"{number(100 * share if share > 1e-10 else 0.0, digits)} %"
 
 
 def cosine(value: float) -> str:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from cossim_fast import _checks
 from cossim_fast.diagnose import memory, notes
 from cossim_fast.diagnose.findings import findings_of
@@ -102,7 +104,7 @@ def pair(a: Any, b: Any, *, dim: int = -1) -> PairReport:
     """
     same_object = a is b
     x, y = _checks.as_tensor("a", a).detach(), _checks.as_tensor("b", b).detach()
-    shape = _checks.check_pair(x, y, dim)
+    shape = _checks.comparison(x, y, dim)
     facts = measure(
         x,
         y,
@@ -110,6 +112,12 @@ def pair(a: Any, b: Any, *, dim: int = -1) -> PairReport:
         dim,
         same_object=same_object,
         same_storage=memory.same_storage(x, y),
-        overlapping=memory.overlaps(x, y),
+        overlapping=memory.overlaps(x, y) or _share_memory(a, b),
     )
     return PairReport(facts, findings_of(facts))
+
+
+def _share_memory(a: Any, b: Any) -> bool:
+    """Whether two arrays overlap, which a copy that torch needed (negative strides) would hide."""
+    both = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+    return both and bool(np.may_share_memory(a, b)) and bool(np.shares_memory(a, b))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Above this many rows t-SNE takes minutes, and a heatmap has more cells than pixels.
 _TSNE_ROWS = 1000
 _HEATMAP_ROWS = 200
+# One for each of ten colours, so that classes differ in print without colours too.
+_MARKERS = "osD^vPX*<>"
 
 
 def pca(report: "CollapseReport") -> "Figure":
@@ -27,7 +29,7 @@ def pca(report: "CollapseReport") -> "Figure":
     share = s.square() / s.square().sum().clamp_min(1e-300)
     points = _two_columns(u * s)
     figure, axes = _axes("Principal axes of the unit rows")
-    _scatter(axes, points, report.sample_labels)
+    _scatter(axes, points, report)
     axes.set_xlabel(f"first axis ({100 * float(share[0]):.1f} % of the variance)")
     second = 100 * float(share[1]) if len(share) > 1 else 0.0
     axes.set_ylabel(f"second axis ({second:.1f} %)")
@@ -47,8 +49,7 @@ def tsne(report: "CollapseReport") -> "Figure":
         random_state=0,
     ).fit_transform(distances.numpy())
     figure, axes = _axes("Neighbourhoods (t-SNE of cosine distances)")
-    labels = report.sample_labels
-    _scatter(axes, embedding, None if labels is None else labels[: len(rows)])
+    _scatter(axes, embedding, report)
     axes.set_xticks([])
     axes.set_yticks([])
     return figure
@@ -162,10 +163,31 @@ def _axes(title: str) -> tuple["Figure", "Axes"]:
     return figure, axes
 
 
-def _scatter(axes: "Axes", points: Any, labels: Tensor | None) -> None:
-    colours = "tab:blue" if labels is None else labels.numpy()
-    axes.scatter(
-        points[:, 0], points[:, 1], s=6, c=colours, cmap=None if labels is None else "tab10"
+def _scatter(axes: "Axes", points: Any, report: "CollapseReport") -> None:
+    """Draw points; a legend names up to ten classes, a colour bar numbers more."""
+    x, y = points[:, 0], points[:, 1]
+    if report.sample_labels is None:
+        axes.scatter(x, y, s=6, color="tab:blue")
+        return
+    labels = report.sample_labels[: len(points)].numpy()
+    names = report.label_names
+    if len(names) > len(_MARKERS):
+        drawn = axes.scatter(x, y, s=6, c=labels, cmap="viridis", vmin=0, vmax=len(names) - 1)
+        figure: Any = axes.figure
+        figure.colorbar(drawn, ax=axes, label=f"number of the class, of {len(names)} in order")
+        return
+    for code, (name, marker) in enumerate(zip(names, _MARKERS, strict=False)):
+        chosen = labels == code
+        axes.scatter(
+            x[chosen], y[chosen], s=16, marker=marker, color=f"C{code}", linewidths=0, label=name
+        )
+    axes.legend(
+        title="class",
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+        frameon=False,
+        fontsize=8,
+        markerscale=1.5,
     )
 
 

@@ -19,7 +19,7 @@ class Rows:
         source = x.detach() if isinstance(x, Tensor) else x
         if not isinstance(source, (Tensor, np.ndarray)):
             source = _checks.as_tensor("x", source)
-        _checks.check_embeddings(tuple(source.shape), source.dtype)
+        _checks.embeddings(tuple(source.shape), source.dtype)
         self._source = source
         self.n, self.d = (int(size) for size in source.shape)
         self.dtype = _checks.as_tensor("x", source[:1]).dtype

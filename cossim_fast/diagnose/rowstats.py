@@ -143,7 +143,7 @@ def measure(
         exact=_spread(exact[good]),
         route_difference=float(gap[good].nan_to_num(nan=float("inf")).max()) if good.any() else 0.0,
         route_failures=int(failed.sum()),
-        cosine_less_feature_mean=float(rows["pearson"][good].mean()) if d > 1 else float("nan"),
+        cosine_less_feature_mean=float(rows["pearson"][good].nanmean()) if d > 1 else float("nan"),
         cosine_less_batch_mean=_less_batch_mean(x, y, good),
         rounded_rows=int((good & ~parallel & shown.abs().eq(1)).sum()),
         flat_rows=int((rows["flat"] & good).sum()),
@@ -174,19 +174,21 @@ def _measure_block(x: Tensor, y: Tensor, coarser: torch.finfo) -> dict[str, Tens
     x, y = x.nan_to_num(0.0, 0.0, 0.0), y.nan_to_num(0.0, 0.0, 0.0)
     scale_a, scale_b = power_of_two(x), power_of_two(y)
     x, y = x / scale_a, y / scale_b
-    norm_a, norm_b = x.norm(dim=1), y.norm(dim=1)
+    norm_a, norm_b = _lengths(x), _lengths(y)
     dot = (x * y).sum(1)
     safe_a, safe_b = norm_a.clamp_min(1e-300), norm_b.clamp_min(1e-300)
     factor = dot / safe_a.square()
     x_less, y_less = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
-    residual = (y - factor[:, None] * x).norm(dim=1)
+    residual = _lengths(y - factor[:, None] * x)
     rounding = _ROUNDINGS * roundoff * norm_b + x.shape[1] ** 0.5 * tiny / scale_b[:, 0]
     # Where an offset is so large that rounding hides the rest, "multiple" means nothing.
     constant = (x == x[:, :1]).all(1) & (y == y[:, :1]).all(1)
-    parallel = (residual <= rounding) & ((2 * residual <= y_less.norm(dim=1)) | constant)
+    length_x, length_y = _lengths(x_less), _lengths(y_less)
+    parallel = (residual <= rounding) & ((2 * residual <= length_y) | constant)
     factor = factor * scale_b[:, 0] / scale_a[:, 0]
     close = parallel & ((factor - 1).abs() <= _ROUNDINGS * roundoff)
-    pearson = (x_less * y_less).sum(1) / (x_less.norm(dim=1) * y_less.norm(dim=1)).clamp_min(1e-300)
+    pearson = (x_less * y_less).sum(1) / (length_x * length_y).clamp_min(1e-300)
+    pearson[constant] = float("nan")
     return {
         "finite_a": finite_a,
         "finite_b": finite_b,
@@ -200,6 +202,11 @@ def _measure_block(x: Tensor, y: Tensor, coarser: torch.finfo) -> dict[str, Tens
         "parallel": parallel,
         "pearson": pearson,
     }
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return lengths
 
 
 def _is_flat(x: Tensor) -> Tensor:
@@ -254,9 +261,11 @@ def _less_batch_mean(x: Tensor, y: Tensor, good: Tensor) -> float:
     cosines = []
     for left, right in _blocks(x[keep], y[keep]):
         u, v = unit(left)[0] - mean, unit(right)[0] - mean
-        lengths = (u.norm(dim=1) * v.norm(dim=1)).clamp_min(1e-300)
-        cosines.append((u * v).sum(1) / lengths)
-    mean_cosine = float(torch.cat(cosines).mean())
+        lengths = (_lengths(u) * _lengths(v)).clamp_min(1e-300)
+        # Two rows that lie at the mean, but for rounding, have no direction from it.
+        cosine = (u * v).sum(1) / lengths
+        cosines.append(cosine.where(lengths > 1e-28, float("nan")))
+    mean_cosine = float(torch.cat(cosines).nanmean())
     return 1 - (1 - mean_cosine) * (2 * n - 1) / (2 * n)
 
 

@@ -32,7 +32,7 @@ def open_sink(log: Any) -> Sink:
         if path.suffix == ".csv":
             return lambda record: _append_csv(path, record)
         if path.suffix == ".jsonl":
-            return lambda record: _append_line(path, json.dumps(record))
+            return lambda record: _append_line(path, json.dumps(_without_nan(record)))
         raise ValueError(f"expected a log ending in .csv or .jsonl, got {path.name!r}")
     if hasattr(log, "add_scalar"):
         return lambda record: _add_scalars(log, record)
@@ -50,6 +50,11 @@ def open_sink(log: Any) -> Sink:
 def _append_line(path: Path, line: str) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
+
+
+def _without_nan(record: Record) -> Record:
+    """Write NaN as null, since JSON has no word for it."""
+    return {name: None if value != value else value for name, value in record.items()}  # noqa: PLR0124
 
 
 def _append_csv(path: Path, record: Record) -> None:

@@ -17,7 +17,7 @@ from cossim_fast.diagnose.survey import EPS, Numbers
 SECOND_DECIMAL = 0.01
 MAJORITY = 0.5
 # Near-duplicates make up 0.4 % to 13.6 % of four large text corpora: Lee et al. (2022),
-# "Deduplicating training data makes language models better", table 2. More is no accident.
+# "Deduplicating training data makes language models better". More is no accident.
 NATURAL_DUPLICATES = 0.15
 # Standard deviations of the random sets. At 4, one set in 30 000 passes by luck.
 SIGNIFICANT = 4.0
@@ -47,8 +47,9 @@ def judge(m: Measured) -> tuple[Judged, ...]:
     """Return what holds, worst first; ``healthy`` alone where nothing does."""
     # A point is the end of anisotropy, and needs no second name.
     point = _point(m)
-    skewed = _anisotropic(m) if point is None else None
-    order = (_broken(m), point, _duplicated(m), _dimensional(m), skewed)
+    crowded = _crowded(m) if point is None else None
+    skewed = _anisotropic(m) if point is None and crowded is None else None
+    order = (_broken(m), point, _duplicated(m), crowded, _dimensional(m), skewed)
     found = tuple(judged for judged in order if judged is not None)
     return found or (_healthy(m),)
 
@@ -91,9 +92,17 @@ def _broken(m: Measured) -> Judged | None:
     return Judged(Finding("broken_numbers", "; ".join(reasons) + ".", advice), float("inf"))
 
 
+_REPULSION = (
+    "If the network is untrained, train it, with normalisation layers and a smaller "
+    "bias at the start. If it is trained: give the loss a repulsion (contrastive "
+    "negatives, a margin, VICReg or Barlow Twins terms), or a stop-gradient and predictor; "
+    "lower the learning rate; look for dead ReLUs and a bias that swamps the input."
+)
+
+
 def _point(m: Measured) -> Judged | None:
     g = m.geometry
-    if g is None or g.distance >= SECOND_DECIMAL:
+    if g is None or g.distance >= SECOND_DECIMAL or _by_chance(g):
         return None
     if is_flat(g):
         rest = "what is left without the mean lies in a few directions"
@@ -107,44 +116,59 @@ def _point(m: Measured) -> Judged | None:
         f"the mean cosine of two different rows is {notes.cosine(g.mean_cosine)}: nearly every "
         f"input is mapped to one direction, and {rest}."
     )
-    advice = (
-        "If the network is untrained, train it, with normalisation layers and a smaller "
-        "bias at the start. If it is trained: give the loss a repulsion (contrastive "
-        "negatives, a margin, VICReg or Barlow Twins terms), or a stop-gradient and predictor; "
-        "lower the learning rate; look for dead ReLUs and a bias that swamps the input."
-    )
     exact = g.distance < chance.FLOAT32_STEPS
     margin = float("inf") if exact else line / g.distance
-    return Judged(Finding("point_collapse", evidence, advice), margin)
+    return Judged(Finding("point_collapse", evidence, _REPULSION), margin)
+
+
+def _crowded(m: Measured) -> Judged | None:
+    """Whether most rows lie at one point, while the others hold the mean cosine down."""
+    near = m.neighbours
+    if m.geometry is None or near is None or near.crowd <= MAJORITY or _has_classes(m):
+        return None
+    # In few dimensions rows are near by chance, and two points lie on one axis.
+    if near.near_by_chance > 0.01 or _one_axis(m.geometry):
+        return None
+    evidence = (
+        f"{notes.percent(near.crowd)} of the rows lie within a hundredth of the mean "
+        "distance of one of them: most inputs are mapped to one direction."
+    )
+    return Judged(Finding("point_collapse", evidence, _REPULSION), near.crowd / MAJORITY)
 
 
 def _recoverable(m: Measured) -> bool:
     """Whether rows that share a direction still rank each other, so that centring helps.
 
-    Their neighbours must be nearer than in random sets of the same spectrum, most
-    directions must be in use, and float32 must be able to tell their cosines apart.
+    Their neighbours must be nearer than in random sets of the same spectrum, and be
+    neighbours in each half of the features; most directions must be in use, and float32 must
+    be able to tell their cosines apart.
     """
     g, near = m.geometry, m.neighbours
     if g is None or near is None or g.distance < chance.FLOAT32_STEPS:
         return False
-    return near.score > SIGNIFICANT and g.rankme_share > MAJORITY
+    structured = near.score > SIGNIFICANT and near.replication > SIGNIFICANT
+    return structured and g.rankme_share > MAJORITY
 
 
 def _duplicated(m: Measured) -> Judged | None:
     x, near = m.numbers, m.neighbours
     twins = x.rows_with_twin / x.rows if x is not None else 0.0
     close = 0.0
-    if near is not None and not (m.classes is not None and m.classes.separate):
-        close = near.near_share - near.near_by_chance
+    if near is not None and not _has_classes(m):
+        # Rows are near in twos: the share of n of them spreads by sqrt(2 p (1 - p) / n).
+        p = near.near_by_chance
+        spread = (2 * p * (1 - p) / near.near_rows) ** 0.5
+        if near.near_share - p > SIGNIFICANT * spread:
+            close = near.near_share - p
     share = max(twins, close)
     if x is None or share <= NATURAL_DUPLICATES:
         return None
     evidence = f"{x.rows_with_twin} of {x.rows} rows have an exact copy ({x.distinct_rows} differ)"
     if near is not None and close > twins:
         evidence += (
-            f", and {notes.number(100 * near.near_share, 3)} % of {near.near_rows} rows have a "
-            f"neighbour nearer than 1 - 2^-11, where chance puts "
-            f"{notes.number(100 * near.near_by_chance, 2)} %"
+            f", and {notes.percent(near.near_share)} of {near.near_rows} rows have a "
+            f"neighbour nearer than 2^-11 of the mean distance, where chance puts "
+            f"{notes.percent(near.near_by_chance, 2)}"
         )
     advice = (
         "Look at a group of copies: the same inputs read twice, an iterator that restarts, "
@@ -154,16 +178,30 @@ def _duplicated(m: Measured) -> Judged | None:
     return Judged(Finding("duplicated", evidence + ".", advice), share / NATURAL_DUPLICATES)
 
 
+def _by_chance(g: Geometry) -> bool:
+    """Whether random rows have so high a mean cosine in one set of a thousand."""
+    # The mean over n (n - 1) / 2 pairs of cosines that vary by 1 / d.
+    return chance.tail(g.mean_cosine, g.features * g.rows * (g.rows - 1) / 2) > 1e-3
+
+
 def is_flat(g: Geometry) -> bool:
     """Whether the rows less their mean use only few of the directions they could use."""
     if g.features == 1:
         return True
-    return g.lower_half < SECOND_DECIMAL or _one_axis(g)
+    line = SECOND_DECIMAL
+    if g.rows <= FEW_ROWS:
+        line = min(line, chance.spectrum_bounds(g.rows, g.features)[0])
+    return g.lower_half < line or _one_axis(g)
 
 
 def _one_axis(g: Geometry) -> bool:
-    # In two or three dimensions the first axis leads by chance.
-    return g.leading > MAJORITY and g.participation_ratio < g.max_rank / 2
+    # In two or three dimensions the first axis leads by chance, and among a few rows.
+    if not (g.leading > MAJORITY and g.participation_ratio < g.max_rank / 2):
+        return False
+    if g.rows > FEW_ROWS:
+        return True
+    _, leading, ratio = chance.spectrum_bounds(g.rows, g.features)
+    return g.leading > leading and g.participation_ratio < ratio
 
 
 def _dimensional(m: Measured) -> Judged | None:
@@ -172,8 +210,8 @@ def _dimensional(m: Measured) -> Judged | None:
         return None
     evidence = (
         f"of {g.max_rank} directions that {g.spectrum_rows} rows of {g.features} features can "
-        f"use, the smaller half holds {notes.number(100 * g.lower_half, 2)} % of the variance "
-        f"and the first one {notes.number(100 * g.leading, 2)} %; effective rank "
+        f"use, the smaller half holds {notes.percent(g.lower_half, 2)} of the variance "
+        f"and the first one {notes.percent(g.leading, 2)}; effective rank "
         f"{notes.number(g.rankme, 3)} (RankMe), participation ratio "
         f"{notes.number(g.participation_ratio, 3)}."
     )
@@ -194,7 +232,7 @@ def _explained(m: Measured) -> bool:
     neighbours that close most of the distance that chance leaves. The two ends of one axis
     look like clusters too, and do not count.
     """
-    if m.classes is not None and m.classes.count > 1 and m.classes.separate:
+    if _has_classes(m):
         return True
     near = m.neighbours
     if near is None or m.geometry is None or _one_axis(m.geometry):
@@ -202,16 +240,23 @@ def _explained(m: Measured) -> bool:
     return near.score > SIGNIFICANT and near.closing > MAJORITY
 
 
+def _has_classes(m: Measured) -> bool:
+    """Whether the labels name classes that lie apart."""
+    return m.classes is not None and m.classes.count > 1 and m.classes.separate
+
+
 def _anisotropic(m: Measured) -> Judged | None:
     g = m.geometry
     if g is None or g.mean_cosine <= MAJORITY or g.features == 1:
         return None
-    # Mean over n (n - 1) / 2 pairs of cosines that vary by 1 / d.
-    if chance.tail(g.mean_cosine, g.features * g.rows * (g.rows - 1) / 2) > 1e-3:
+    # Two tight classes at right angles have a mean cosine of a half, and share no direction.
+    if m.classes is not None and _has_classes(m) and m.classes.between <= MAJORITY:
+        return None
+    if _by_chance(g):
         return None
     evidence = (
         f"the mean cosine of two different rows is {notes.cosine(g.mean_cosine)}, where random "
-        f"directions give 0: {notes.number(100 * g.mean_share, 3)} % of the squared length of a "
+        f"directions give 0: {notes.percent(g.mean_share)} of the squared length of a "
         "row is the same for all rows."
     )
     advice = (
