@@ -371,7 +371,7 @@ def index_width(given: int, d: int) -> None:
 
 def number_of_neighbours(k: Any, n: int | None) -> None:
     """Refuse a k that is no whole number from 1 to n."""
-    check_positive("k", k)
+    whole_number("k", k)
     if n is not None and k > n:
         raise ValueError(f"expected k <= n, got k = {k} and a corpus of n = {n} rows")
 

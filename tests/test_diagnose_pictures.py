@@ -40,10 +40,11 @@ def test_heatmap_is_ordered_by_label():
 
 
 def test_pca_keeps_distances_along_its_axes():
-    points = plots.pca(REPORT).axes[0].collections[0].get_offsets()
+    drawn = plots.pca(REPORT).axes[0].collections  # one a class
+    points = np.concatenate([one.get_offsets() for one in drawn])
     centred = (REPORT.sample - REPORT.sample.mean(0)).double()
     energy = torch.linalg.svdvals(centred)[:2].square()
-    np.testing.assert_allclose((np.asarray(points) ** 2).sum(0), energy.numpy(), rtol=1e-5)
+    np.testing.assert_allclose((points**2).sum(0), energy.numpy(), rtol=1e-5)
 
 
 def test_classes_are_named_up_to_ten_and_numbered_beyond():

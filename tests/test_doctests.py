@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +31,10 @@ def test_each_public_function_has_one(name):
     if isinstance(public, type) and issubclass(public, tuple):
         return  # a record, shown in the example of the function that returns it
     assert any(test.examples for test in doctest.DocTestFinder().find(public))
+
+
+def test_the_page_on_exact_search():
+    page = Path(__file__).parent.parent / "docs" / "exact-search.md"
+    failed, tried = doctest.testfile(str(page), module_relative=False)
+    assert failed == 0
+    assert tried > 0

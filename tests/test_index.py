@@ -444,7 +444,7 @@ def test_verify_catches_a_corrupted_residual(queries):
     index = CosineIndex(x, screen="int8")
     right = index.search(queries, 5)
     segment = index._state.parts[0].segment
-    segment.codes.fill_(128)  # as if every row lay at the centre, and nothing were lost by it
+    segment.codes.zero_()  # as if every row lay at the centre, and nothing were lost by it
     segment.residual.zero_()
     found = index.search(queries, 5, certify=True)
     assert not torch.equal(found.indices, right.indices)
@@ -473,6 +473,16 @@ def test_explain_names_every_screen_that_was_tried(monkeypatch):
     assert said.screens == tuple(screens.available())
     if len(said.screens) > 1:
         assert "int8 let too many rows through" in str(said)
+
+
+def test_a_progress_bar_counts_queries(corpus, capsys):
+    queries = rows(1500, seed=7)
+    found = CosineIndex(corpus).search(queries, 2, progress=True)
+    said = capsys.readouterr().err
+    assert "search" in said
+    assert "1.50k/1.50k" in said
+    assert_same(found, CosineIndex(corpus).search(queries, 2))
+    assert capsys.readouterr().err == ""
 
 
 # Threads and processes.

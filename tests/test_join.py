@@ -64,7 +64,7 @@ def small_rounds(monkeypatch):
     monkeypatch.setattr(rounds, "FIRST_ROUND", 128)
     monkeypatch.setattr(rounds, "LONGEST_ROUND", 512)
     monkeypatch.setattr(rounds, "BATCH", 64)
-    monkeypatch.setattr(rounds, "ROOM", 3000)
+    monkeypatch.setattr(rounds, "ROOM", 1000)
 
 
 def test_scores_are_cosines():
@@ -271,7 +271,7 @@ class TestMaxPairs:
     def test_stops_and_says_what_to_do(self):
         g = torch.Generator().manual_seed(0)
         x = torch.randn(3000, 8, generator=g)
-        assert len(pairs_above(x, threshold=0.95, max_pairs=10**9).i) > 1000
+        assert len(pairs_above(x, threshold=0.95, max_pairs=10**9).i) > 100
         with pytest.raises(TooManyPairsError, match="max_pairs=1000 pairs reach") as caught:
             pairs_above(x, threshold=0.5, max_pairs=1000)
         assert f"{caught.value.found} among the first" in str(caught.value)
@@ -319,7 +319,7 @@ class TestCheckpoint:
 
     def test_goes_on_where_it_ended(self, tmp_path, monkeypatch):
         x, path = rows_of_every_kind(400, 16, torch.float32), tmp_path / "join"
-        undo = interrupted_after(monkeypatch, 7)
+        undo = interrupted_after(monkeypatch, 5)
         with pytest.raises(StoppedError):
             pairs_above(x, threshold=0.6, checkpoint=path)
         undo()
@@ -384,7 +384,7 @@ BAD = {
     "above 1": ((torch.ones(3, 2), None, 80), {}, ValueError, r"threshold in \[-1, 1\].*got 80"),
     "below -1": ((torch.ones(3, 2), None, -1.5), {}, ValueError, r"threshold in \[-1, 1\]"),
     "NaN": ((torch.ones(3, 2), None, float("nan")), {}, ValueError, r"threshold in \[-1, 1\]"),
-    "a word": ((torch.ones(3, 2), None, "high"), {}, ValueError, "expected threshold to be a num"),
+    "a word": ((torch.ones(3, 2), None, "high"), {}, TypeError, "expected threshold to be a num"),
     "None": ((torch.ones(3, 2), None, None), {}, TypeError, "expected threshold to be a number"),
     "screen": ((torch.ones(3, 2),), {"screen": "int4"}, ValueError, "screen to be one of"),
 }  # fmt: skip

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from cossim_fast.retrieval.codes import Segment, centre_of, encode
+from cossim_fast.retrieval.heads import choose_head
+from cossim_fast.retrieval.screens import choose, int8_levels
 from cossim_fast.retrieval.sources import ArrayCorpus, block_rows
 
 # Numbers of which codes are kept: 256 MB.
@@ -19,17 +21,36 @@ class CodedRows:
 
     Args:
         source: where they are.
-        order: (n,) of them, another than their own; they are copied then whenever they are needed.
-        codes: whether a screen wants codes.
+        queries: (q, d) what they are to be joined with.
+        threshold: of the join.
+        screen: a screen's name, or ``"auto"``.
+        order: (n,) of the rows, another than their own; they are copied then whenever they are
+            needed.
+
+    Attributes:
+        screens: what to screen them with, each wider than the one before.
+        centre: (d,) of the rows.
     """
 
     def __init__(
-        self, source: ArrayCorpus, *, order: Tensor | None = None, codes: bool = True
+        self,
+        source: ArrayCorpus,
+        queries: Tensor,
+        threshold: float,
+        screen: str,
+        order: Tensor | None = None,
     ) -> None:
-        self._source, self._order, self._codes = source, order, codes
+        self._source, self._order = source, order
         self._kept: dict[int, Segment] = {}
         self.n, self.d = source.n, source.d
         self.centre = centre_of(source.rows)
+        self.screens = choose(source.d, screen)
+        self._codes = any(one.name == "int8" for one in self.screens)
+        self._head = None
+        if screen == "auto" and self._codes:
+            self._head = choose_head(queries, source.rows, self.centre, threshold, int8_levels())
+        if self._head is not None:
+            self.screens.insert(0, self._head)
 
     def take(self, numbers: Tensor) -> Tensor:
         """Rows (q, d) by their numbers (q,), as stored."""
@@ -43,6 +64,8 @@ class CodedRows:
             segment = self._kept.get(first)
             if segment is None:
                 segment = encode(rows, self.centre, first=first, codes=self._codes)
+                if self._head is not None:
+                    segment = self._head.split(segment, self.centre)
                 if self._order is None and self._room() >= rows.numel():
                     self._kept[first] = segment
             yield segment

@@ -114,7 +114,7 @@ def encode(rows: Tensor, centre: Tensor, *, first: int = 0, codes: bool = True) 
         radius[at] = _longest(y)
         if coded is not None:
             place = coded[start : start + y.shape[0]]
-            scale[at], residual[at] = _code(y, place)
+            scale[at], residual[at] = code(y, place)
     grown = 1 + (d + 8) * _UNIT  # of a norm added up in float32
     radius = radius * grown + UNIT_ROW_ERROR
     eligible = norms.isfinite()
@@ -131,7 +131,7 @@ def _longest(y: Tensor) -> Tensor:
     return norms.view(-1, BLOCK).amax(1)
 
 
-def _code(y: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+def code(y: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """Write the codes of whole blocks of rows; return scales and largest residuals."""
     # abs().amax() makes a copy, and takes an eighth of the time of aminmax or an infinity norm.
     largest = y.view(-1, BLOCK * y.shape[1]).abs().amax(1)

@@ -27,6 +27,7 @@ VERSION = 1
 PAGE = 4096
 _DTYPES = {
     "U8": torch.uint8,
+    "I8": torch.int8,
     "BOOL": torch.bool,
     "I64": torch.int64,
     "F16": torch.float16,
@@ -203,6 +204,8 @@ class TensorFile:
         raw = np.fromfile(self._file, np.uint8, _size(dtype, shape))
         if len(raw) != _size(dtype, shape) or zlib.crc32(raw.data) != self.sums[name]:
             raise FileError(f"{self.path} is damaged: the checksum of {name} does not fit")
+        if not len(raw):  # torch will not view an empty array as another dtype
+            return torch.empty(shape, dtype=dtype)
         tensor: Tensor = torch.from_numpy(raw).view(dtype).view(shape)
         return tensor
 

@@ -14,7 +14,6 @@ from cossim_fast.retrieval.coded import CodedRows
 from cossim_fast.retrieval.progress import Progress
 from cossim_fast.retrieval.results import like
 from cossim_fast.retrieval.rounds import Rounds
-from cossim_fast.retrieval.screens import choose
 from cossim_fast.retrieval.sources import ArrayCorpus
 from cossim_fast.retrieval.sweep import Found, Sweep
 
@@ -131,7 +130,7 @@ def communities(
     A row that holds NaN or an infinity has no neighbours, nor has a zero row if the threshold is
     positive. No gradients.
 
-    Memory is that of `pairs_above`, with up to 16 million pairs (320 MB) instead of 4. Where there
+    Memory is that of `pairs_above`, with up to 16 million pairs (320 MB) instead of 2. Where there
     are more, only numbers of neighbours are kept, and those of the rows that may be centres are
     searched again.
 
@@ -144,7 +143,7 @@ def communities(
     >>> communities(x, 0.8, min_size=2)
     [tensor([0, 3, 2])]
     """
-    _checks.check_positive("min_size", min_size)
+    _checks.whole_number("min_size", min_size)
     join = _SelfJoin(x, threshold, screen)
     itself = join.pairs_with_itself()
     counts, pairs = _count(join, itself, progress)
@@ -175,9 +174,7 @@ class _SelfJoin:
         source = ArrayCorpus(_checks.embedding_rows("x", x))
         self.n = source.n
         self.order = _checks.order_to_keep(keep, source.n)
-        self._screens = choose(source.d, screen)
-        codes = any(one.name == "int8" for one in self._screens)
-        self._rows = CodedRows(source, order=self.order, codes=codes)
+        self._rows = CodedRows(source, source.rows, self._threshold, screen, self.order)
         self.dtype = torch.float64 if source.dtype == torch.float64 else torch.float32
 
     def rounds(
@@ -185,7 +182,7 @@ class _SelfJoin:
     ) -> Rounds:
         """All rows, or some in an order, against all rows, or those that come later."""
         sweep = Sweep(
-            self._screens,
+            self._rows.screens,
             self._rows.centre,
             self._threshold,
             later=later,

@@ -204,7 +204,7 @@ class CosineIndex:
             last.insert(0, piece_of(parts.pop()))
         whole = join(last, file)
         # Every row is coded anew: the time to look where they lie now.
-        centre = self._state.centre if parts else centre_of(whole.rows.tensor)
+        centre = self._state.centre if parts else centre_of(whole.rows.sample())
         part = part_of(
             whole.rows, whole.serials, whole.names, centre, codes=self._codes, alive=whole.alive
         )
@@ -356,8 +356,8 @@ class CosineIndex:
                 found.append(batches.best())
                 traces.append(batches.trace)
                 bar.update(len(wide.norms))
-        for part in state.parts:
-            part.rows.let_go()
+                for part in state.parts:
+                    part.rows.let_go()
         best = _joined_best(found, skipped=sum(part.skipped() for part in state.parts))
         return asked, best, hidden.oracle(asked, segments), state
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from cossim_fast.retrieval.codes import Segment
 from cossim_fast.retrieval.files import Blocks, FileError, TensorFile, write_tensors
 from cossim_fast.retrieval.parts import Part, tensors_of
-from cossim_fast.retrieval.sources import block_rows
 from cossim_fast.retrieval.store import Rows, rows_of_map
 
 _KIND = "cossim_fast index"
@@ -72,15 +71,7 @@ def _blocks(rows: Rows) -> Tensor | Blocks:
     """Vectors in memory, or block after block."""
     if rows.whole is None:
         return rows.tensor
-    n, d = rows.tensor.shape
-    some = [slice(start, start + block_rows(d)) for start in range(0, n, block_rows(d))]
-
-    def blocks() -> Any:
-        for where in some:
-            yield rows.tensor[where]
-            rows.let_go(where)
-
-    return Blocks((n, d), rows.tensor.dtype, blocks())
+    return Blocks(tuple(rows.tensor.shape), rows.tensor.dtype, rows.blocks())
 
 
 def _names(names: np.ndarray[Any, Any]) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ def pairs_above(
 
     Memory beyond inputs and result: d bytes a row of y for codes, 256 MB at most; for up to 2^14
     rows of x at a time their codes and float64 values (9 d bytes each); four tiles of scores (8 MB
-    each); and 4 million pairs (about 200 MB) that wait to be sorted. Nothing of size n m.
+    each); and 2 million pairs (about 200 MB) that wait to be sorted. Nothing of size n m.
 
     Raises:
         TypeError: for integer, complex or sparse input, or a threshold that is no number.
@@ -99,7 +99,7 @@ def pairs_above(
     Pairs(i=tensor([0, 1]), j=tensor([1, 2]), scores=tensor([0.8000, 0.6000]))
     """
     if max_pairs is not None:
-        _checks.check_positive("max_pairs", max_pairs, least=0)
+        _checks.whole_number("max_pairs", max_pairs, least=0)
     join = _Join(x, y, threshold, screen)
     kept = join.checkpoint(checkpoint, "pairs")
     done, before = kept.restore(join.sweep.dtype)
@@ -133,7 +133,7 @@ def iter_pairs_above(
     """Yield the pairs of `pairs_above` in blocks, so that memory does not grow with the result.
 
     One after another the blocks are the result of `pairs_above`: sorted by i, then j. A block holds
-    all pairs of some rows of x: at most 4 million, or all those of one row. What `pairs_above` says
+    all pairs of some rows of x: at most 2 million, or all those of one row. What `pairs_above` says
     of arguments, rows, errors and memory holds here.
 
     Args:
@@ -209,12 +209,10 @@ class _Join:
             sources.append(ArrayCorpus(_checks.embedding_rows("y", y)))
             _checks.joined_widths(sources[0].d, sources[1].d)
         self.sources = sources
-        screens = choose(sources[0].d, screen)
-        codes = any(one.name == "int8" for one in screens)
         self.x = sources[0]
-        self.rows = CodedRows(sources[-1], codes=codes)
+        self.rows = CodedRows(sources[-1], self.x.rows, self.threshold, screen)
         self.sweep = Sweep(
-            screens,
+            self.rows.screens,
             self.rows.centre,
             self.threshold,
             later=y is None,

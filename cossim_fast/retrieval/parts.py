@@ -13,11 +13,11 @@ from torch import Tensor
 from cossim_fast import _cpu_screen
 from cossim_fast.retrieval.codes import BLOCK, Segment, encode
 from cossim_fast.retrieval.files import FileError
-from cossim_fast.retrieval.sources import block_rows
 from cossim_fast.retrieval.store import RowFile, Rows
 
-# Rows whose norms are compared when a file is opened again.
-_COMPARED = 64
+# Rows whose norms are compared when a file is opened again. Each may take 2 MB for a moment, as
+# much as some systems map at once.
+_COMPARED = 16
 
 
 @dataclass
@@ -66,13 +66,15 @@ class Part:
     def compare(self) -> Part:
         """Check that some rows still have the norms that they were coded with."""
         row = torch.linspace(0, len(self) - 1, min(_COMPARED, len(self))).long()
-        norms, stored = _cpu_screen.row_norms(self.rows.tensor[row]), self.segment.norms[row]
-        if not torch.equal(norms.nan_to_num(-1.0), stored.nan_to_num(-1.0)):
+        norms = _cpu_screen.row_norms(self.rows.tensor[row]).nan_to_num_(-1.0, -1.0, -1.0)
+        stored = self.segment.norms[row].nan_to_num_(-1.0, -1.0, -1.0)
+        if not torch.allclose(norms, stored, rtol=2.0**-40, atol=0):
             place = self.rows.place()
             raise FileError(
                 f"{place[0] if place else 'the file'} is damaged, or holds other vectors than "
                 "those that were coded"
             )
+        self.rows.let_go()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,23 +110,20 @@ def part_of(
 
 def _encode(rows: Rows, centre: Tensor, *, codes: bool) -> Segment:
     """Encode rows; those of a file by blocks, whose memory is given back."""
-    n, d = rows.tensor.shape
-    step = block_rows(d)
-    if rows.whole is None or n <= step:
-        return encode(rows.tensor, centre, codes=codes)
+    n = len(rows.tensor)
     whole: dict[str, Tensor] = {}
     filled: dict[str, int] = {}
-    for start in range(0, n, step):
-        some = slice(start, min(start + step, n))
-        piece = encode(rows.tensor[some], centre, codes=codes)
+    for block in rows.blocks():
+        piece = encode(block, centre, codes=codes)
+        if len(block) == n:
+            return piece
         for name, values in tensors_of(piece).items():
-            if name not in whole:  # whole blocks, as many as all rows need
-                most = len(values) * -(-n // BLOCK) // (step // BLOCK)
+            if name not in whole:  # a block of rows is whole blocks of codes
+                most = len(values) * -(-n // BLOCK) // (len(block) // BLOCK)
                 whole[name] = values.new_empty((most, *values.shape[1:]))
             first = filled.get(name, 0)
             filled[name] = first + len(values)
             whole[name][first : filled[name]] = values
-        rows.let_go(some)
     return Segment(
         first=0, rows=rows.tensor, **{name: whole[name][: filled[name]] for name in whole}
     )

@@ -12,7 +12,7 @@ from cossim_fast.retrieval.codes import Segment
 from cossim_fast.retrieval.sweep import Batch, Found, Sweep
 
 # Pairs of a round: about 24 bytes each while they are collected, as much again to sort them.
-ROOM = 1 << 22
+ROOM = 1 << 21
 # Queries multiplied together.
 BATCH = 1024
 # Queries of a round, which go through the rows together, and the numbers that they may hold.

@@ -23,7 +23,7 @@ from cossim_fast.retrieval.files import (
     pieces,
     write_tensors,
 )
-from cossim_fast.retrieval.sources import ArrayCorpus, file_map, let_go, shared_map
+from cossim_fast.retrieval.sources import ArrayCorpus, block_rows, file_map, let_go, shared_map
 
 _KIND = "cossim_fast vectors"
 
@@ -52,10 +52,25 @@ class Rows:
         begin = self.tensor.data_ptr() - int(whole.__array_interface__["data"][0])
         return Path(whole.filename), int(whole.offset) + begin
 
-    def let_go(self, rows: slice = slice(None)) -> None:
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield all rows by blocks; those of a file take no memory once they were looked at."""
+        n, d = self.tensor.shape
+        step = n if self.whole is None else block_rows(d)
+        for start in range(0, n, max(step, 1)):
+            block = self.tensor[start : start + step]
+            yield block
+            if self.whole is not None:
+                let_go(self.whole, block)
+
+    def sample(self, count: int = 4096) -> Tensor:
+        """Rows spread over all of them, at least so many if there are."""
+        step = max(len(self.tensor) // count, 1)
+        return torch.cat([rows[::step].clone() for rows in self.blocks()])
+
+    def let_go(self) -> None:
         """Give back the memory of pages of a file that were read."""
         if self.whole is not None:
-            let_go(self.whole, self.tensor[rows])
+            let_go(self.whole, self.tensor)
 
     def __reduce__(self) -> tuple[Callable[..., Rows], tuple[Any, ...]]:
         place = self.place()

@@ -161,7 +161,7 @@ class Sweep:
         for level in range(len(self.screens)):
             tile = self._screen(batch, segment, some, level)
             asked = torch.full((len(batch),), self.threshold, dtype=torch.float64)
-            if passing(tile, asked) * PAIR_COST <= 1:
+            if passing(tile, tile.needed(asked)) * PAIR_COST <= 1:
                 return level
         return len(self.screens)
 
@@ -241,8 +241,11 @@ def few_above(tile: Tile, threshold: float) -> tuple[Tensor, Tensor] | None:
     asked = torch.full((width,), threshold, dtype=torch.float64)
     needed = tile.needed(asked)
     group, query = (tile.maxima(BLOCK) >= needed).nonzero(as_tuple=True)
-    if group.numel() * PAIR_COST > needed.numel() and passing(tile, asked) * PAIR_COST > 1:
+    # A sample spares the look into so many groups.
+    if group.numel() * 4 > needed.numel() and passing(tile, needed) * PAIR_COST > 1:
         return None
     found = tile.values.view(-1, BLOCK, width)[group, :, query]  # (hits, BLOCK)
     hit, row = (found >= needed[group, query][:, None]).nonzero(as_tuple=True)
+    if hit.numel() * PAIR_COST > tile.values.numel():
+        return None
     return query[hit], row + group[hit] * BLOCK

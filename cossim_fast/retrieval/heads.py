@@ -1,0 +1,185 @@
+"""A screen on few directions: the part of a row in a subspace, and the length of the rest.
+
+With a matrix P (d, k) of nearly orthonormal columns and M = I - P P', for any two vectors
+
+    <q, y> <= <P'q, P'y> + |Mq| |My| + e |P'q| |P'y|,    e = |P'P - I|
+
+since M^2 = M + P (P'P - I) P'. The first two terms are one product of vectors of k + 1 numbers,
+T(v) = (P'v, |Mv|), which is coded in int8 as whole rows are. Where the directions in which
+embeddings vary most hold most of them, a third of the numbers rules out nearly every pair that is
+far below a threshold. It bounds from above alone, which is what a join asks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from cossim_fast._cpu_screen import WideRows, widen
+from cossim_fast._dtypes import cpu_products
+from cossim_fast.retrieval.codes import BLOCK, UNIT_ROW_ERROR, Segment, code, unit_rows
+from cossim_fast.retrieval.screens import BlockTerms, Int8Screen, QueryTerms, ScreenName
+
+# The length of the rest is split into equal parts, as large as the other numbers: one scale fits.
+PARTS = 4
+# Shares of the width that are tried.
+SHARES = (1 / 4, 1 / 3, 5 / 12, 1 / 2, 2 / 3)
+# To score a pair takes as long as so many scores of a product of whole codes.
+_PAIR_COST = 256
+# Rows from which the directions are found, and queries on which they are tried.
+_SAMPLE, _TRIED = 4096, 256
+# Not worth the eigenvectors of a d x d matrix, unless there are so many times d^2 pairs.
+_PAIRS = 512
+_CHUNK = 1 << 18
+_UNIT = 2.0**-24
+
+
+@dataclass
+class SplitSegment(Segment):
+    """A segment with the codes of T(y) beside those of its rows."""
+
+    head: Segment | None = None
+
+
+class HeadScreen:
+    """Codes of T(y) against codes of T(q).
+
+    Args:
+        basis: P (d, k) in float32.
+        levels: the largest code of a query (`screens.int8_levels`).
+    """
+
+    name: ScreenName = "int8"
+
+    def __init__(self, basis: Tensor, levels: int) -> None:
+        self._basis, self._int8 = basis, Int8Screen(levels)
+        wide = basis.double()
+        self._wide = wide
+        k = basis.shape[1]
+        self._skew = float(torch.linalg.matrix_norm(wide.mT @ wide - torch.eye(k).double()))
+
+    def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
+        """Code T(q)."""
+        unit = queries.rows / queries.norms.masked_fill(queries.norms == 0, 1.0)[:, None]
+        unit.nan_to_num_(0.0, 0.0, 0.0)
+        split = _split(unit, self._wide)
+        zero = torch.zeros(split.shape[1])
+        terms = self._int8.queries(WideRows(split, torch.ones(len(unit)).double()), zero)
+        # |P'q| <= 1 + e. What float64 loses is less than 2^-36.
+        residual = terms.residual + 2 * self._skew + 2.0**-36
+        return replace(terms, residual=residual, offset=unit @ centre.double())
+
+    def blocks(self, segment: Segment, some: slice) -> BlockTerms:
+        """What the codes miss."""
+        return self._int8.blocks(_head(segment), some)
+
+    def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
+        """Whole numbers, rounded beyond 2^24."""
+        return self._int8.product(_head(segment), rows, centre, terms)
+
+    def split(self, segment: Segment, centre: Tensor) -> SplitSegment:
+        """Code T(y) of every row of a segment, as `encode` does y."""
+        n, d = segment.rows.shape
+        k = self._basis.shape[1]
+        blocks = -(-n // BLOCK)
+        codes = torch.empty((blocks * BLOCK, k + PARTS), dtype=torch.int8)
+        scale, residual = torch.empty(blocks), torch.empty(blocks)
+        step = max(_CHUNK // d // BLOCK, 1) * BLOCK
+        for start in range(0, n, step):
+            some = slice(start, start + step)
+            y = unit_rows(segment.rows[some], segment.norms[some], centre)
+            with cpu_products("highest"):
+                split = _split(y, self._basis)
+            split = torch.nn.functional.pad(split, (0, 0, 0, -len(split) % BLOCK))
+            at = slice(start // BLOCK, (start + len(split)) // BLOCK)
+            scale[at], residual[at] = code(split, codes[start : start + len(split)])
+        # T grows a difference by 1 + e at most. Of a y of length 1, a product with P' and one with
+        # P lose (d + k) u |P| each entry by entry, and |P| <= sqrt(k) (1 + e) by Frobenius; the
+        # norm of the rest loses d u.
+        lost = 1.1 * _UNIT * (3 * d + k + 16) * k**0.5
+        grown = 1 + (k + PARTS + 8) * _UNIT
+        radius = segment.radius * (1 + 2 * self._skew)
+        residual = residual * grown + lost * radius + UNIT_ROW_ERROR * (1 + self._skew)
+        residual = residual + 2 * _UNIT * (radius + residual)
+        head = replace(segment, codes=codes, scale=scale, residual=residual, radius=radius)
+        return SplitSegment(
+            **{f.name: getattr(segment, f.name) for f in fields(Segment)}, head=head
+        )
+
+
+def _head(segment: Segment) -> Segment:
+    assert isinstance(segment, SplitSegment)
+    assert segment.head is not None
+    return segment.head
+
+
+def _split(y: Tensor, basis: Tensor) -> Tensor:
+    """T(y) (n, k + PARTS) of rows (n, d)."""
+    n, d = y.shape
+    k = basis.shape[1]
+    # out= keeps autocast away.
+    found = torch.empty((n, k + PARTS), dtype=y.dtype)
+    inside = torch.mm(y, basis, out=torch.empty((n, k), dtype=y.dtype))
+    rest = torch.mm(inside, basis.mT, out=torch.empty((n, d), dtype=y.dtype)).sub_(y)
+    found[:, :k] = inside
+    found[:, k:] = torch.linalg.vector_norm(rest, dim=1, keepdim=True) * PARTS**-0.5
+    return found
+
+
+def choose_head(
+    queries: Tensor, rows: Tensor, centre: Tensor, threshold: float, levels: int
+) -> HeadScreen | None:
+    """The number of directions that promises the fastest join, or None if none pays.
+
+    Args:
+        queries: (n, d), as stored.
+        rows: (m, d) likewise.
+        centre: (d,) of the rows.
+        threshold: what a cosine is to reach.
+        levels: the largest code of a query.
+    """
+    (n, d), m = queries.shape, rows.shape[0]
+    # Rows and queries of the sample must be others, so at most every second row is drawn.
+    if min(n, m) < 2 * _SAMPLE or n * m < _PAIRS * d * d or d < 64:
+        return None
+    step = m // _SAMPLE
+    y = _finite(rows[::step]) - centre.double()
+    asked = _finite(queries[1 :: step * max(n // step // _TRIED, 1)])
+    if not len(asked) or not len(y):
+        return None
+    along = torch.linalg.eigh(y.mT @ y).eigenvectors.flip(1)  # largest first
+    y_along, q_along = (y @ along).float(), (asked @ along).float()
+    offset = (asked @ centre.double()).float()[:, None]
+    best, least = 0, 0.8
+    for share in SHARES:
+        width = round(share * d / 32) * 32
+        k = max(width - PARTS, 1)
+        y_rest, q_rest = (torch.linalg.vector_norm(v[:, k:], dim=1) for v in (y_along, q_along))
+        upper = q_along[:, :k] @ y_along[:, :k].mT + torch.outer(q_rest, y_rest) + offset
+        # What the codes may add: errors of half a step at most, uniform, in numbers of which the
+        # largest is about four times the usual.
+        q_long, y_long = (torch.linalg.vector_norm(v, dim=1).amax() for v in (q_along, y_along))
+        error = 4 / 12**0.5 * q_long * y_long * (1 / levels + 1 / 127)
+        passed = float((upper + error >= threshold).float().mean())
+        cost = width / d + _PAIR_COST * passed
+        if cost < least:
+            best, least = k, cost
+    return HeadScreen(_spread(along[:, :best]).float(), levels) if best else None
+
+
+def _finite(rows: Tensor) -> Tensor:
+    """Unit rows in float64 of those that are finite and not zero."""
+    wide, norms = widen(rows)
+    kept = norms.isfinite() & (norms > 0)
+    unit: Tensor = wide[kept] / norms[kept, None]
+    return unit
+
+
+def _spread(basis: Tensor) -> Tensor:
+    """Turn a basis within its span, so that all numbers are about as large and one scale fits."""
+    k = basis.shape[1]
+    drawn = torch.randn((k, k), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    turned: Tensor = basis @ torch.linalg.qr(drawn).Q
+    return turned
