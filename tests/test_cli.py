@@ -9,8 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from cossim_fast import cli
-from cossim_fast.diagnose import files
+from cossim_fast import cli, files
 
 X = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
 

@@ -32,10 +32,14 @@ def _cossim(
     pass
 
 
-app.command(epilog=search.EXAMPLE)(search.topk)
-app.command(epilog=join.PAIRS_EXAMPLE)(join.pairs)
-app.command(epilog=join.DEDUP_EXAMPLE)(join.dedup)
+app.command(short_help="The nearest rows of every query.", epilog=search.EXAMPLE)(search.topk)
+app.command(short_help="Every pair of rows above a threshold.", epilog=join.PAIRS_EXAMPLE)(
+    join.pairs
+)
+app.command(short_help="Drop rows that are like another.", epilog=join.DEDUP_EXAMPLE)(join.dedup)
 app.add_typer(index.app)
-app.command(epilog=diagnose.EXAMPLE)(diagnose.diagnose)
-app.command(epilog=bench.EXAMPLE)(bench.bench)
-app.command(epilog=info.EXAMPLE)(info.info)
+app.command(short_help="Say whether embeddings have collapsed.", epilog=diagnose.EXAMPLE)(
+    diagnose.diagnose
+)
+app.command(short_help="Time the functions beside plain torch.", epilog=bench.EXAMPLE)(bench.bench)
+app.command(short_help="Show what there is on this machine.", epilog=info.EXAMPLE)(info.info)

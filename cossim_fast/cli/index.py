@@ -37,7 +37,7 @@ def search(
     k: Annotated[int, typer.Option("-k", min=1, help="Rows for each query.")] = 10,
     output: outputs.Output = None,
     texts: inputs.Texts = None,
-    query_texts: inputs.Texts = None,
+    query_texts: inputs.QueryTexts = None,
     key: inputs.Key = None,
     skip_nan: inputs.SkipNan = False,
     show: outputs.Show = 20,

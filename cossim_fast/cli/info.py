@@ -24,7 +24,7 @@ _EXTRAS = ("triton", "tqdm", "typer", "rich", "safetensors", "pyarrow", "matplot
 def info() -> None:
     """Show versions, the processor, the screens of exact search and why one is used, and GPUs."""
     for name, value in _facts():
-        print(f"{name:<14}{value}")
+        print(f"{name:<17}{value}".rstrip())
 
 
 def _facts() -> Iterator[tuple[str, str]]:
@@ -77,21 +77,15 @@ def _of_cpuinfo(field: str) -> str | None:
 
 def _screens() -> Iterator[tuple[str, str]]:
     there = screens.available()
-    missing = {
-        "int8": "its products are not exact on this processor, or torch has none",
-        "bfloat16": "the processor has no instructions for it, so it would be slow",
+    missing: dict[screens.ScreenName, str] = {
+        "int8": "its products are not exact here, or torch has none",
+        "bfloat16": "slow, as the processor has no instructions for it",
         "float32": "",
     }
-    first = screens.choose(384)[0].name
     for name, why in missing.items():
-        if name in there:
-            yield f"screen {name}"[:13], f"yes: {there[name]}"
-        else:
-            yield f"screen {name}"[:13], f"no: {why}"
-    yield (
-        "used",
-        (f"{first} first, the narrowest that runs fast here; a wider one where data ask for it"),
-    )
+        yield f"screen {name}", f"yes: {there[name]}" if name in there else f"no: {why}"
+    first = screens.choose(384)[0].name
+    yield "screen used", f"{first}, the narrowest that is fast here; a wider one if data need it"
 
 
 def _gpus() -> Iterator[tuple[str, str]]:

@@ -14,9 +14,11 @@ _FORMATS = "(n, d) in .npy, .npz, .pt, .safetensors or .parquet"
 _CHUNK = 1 << 14
 
 Embeddings = Annotated[Path, typer.Argument(help=_FORMATS, show_default=False)]
-Queries = Annotated[Path, typer.Argument(help="(q, d) in the same formats", show_default=False)]
+Queries = Annotated[Path, typer.Argument(help=_FORMATS.replace("n", "q", 1), show_default=False)]
 Key = Annotated[str | None, typer.Option(help="Which array of a file that holds several.")]
+QueryKey = Annotated[str | None, typer.Option(help="The same for the queries.")]
 Texts = Annotated[Path | None, typer.Option(help="A text file, one line a row, to be shown.")]
+QueryTexts = Annotated[Path | None, typer.Option(help="The same for the queries.")]
 SkipNan = Annotated[
     bool, typer.Option("--skip-nan", help="Leave out rows that hold NaN or an infinity.")
 ]

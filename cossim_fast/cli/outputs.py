@@ -131,21 +131,25 @@ def _plain(column: np.ndarray[Any, Any] | Sequence[str]) -> list[Any]:
 
 
 def _print_table(columns: Columns, show: int) -> None:
-    table = Table(box=None, pad_edge=False)
-    for name, column in columns.items():
-        numbers = isinstance(column, np.ndarray)
-        table.add_column(
-            name,
-            justify="right" if numbers else "left",
-            no_wrap=True,
-            overflow="ignore" if numbers else "ellipsis",
-            min_width=len(name) if numbers else None,
-            ratio=None if numbers else 1,
-        )
-    count = len(next(iter(columns.values())))
-    for row in zip(*(column[:show] for column in columns.values()), strict=True):
-        table.add_row(*map(_cell, row))
     console = Console(highlight=False, markup=False)
+    cells = {name: [_cell(value) for value in column[:show]] for name, column in columns.items()}
+    # Numbers are never cut; texts share the rest of the line. Between columns stand two blanks.
+    widths = {
+        name: max(map(len, [name, *cells[name]]))
+        for name, column in columns.items()
+        if isinstance(column, np.ndarray)
+    }
+    left = console.width - sum(widths.values()) - 2 * (len(columns) - 1)
+    texts = len(columns) - len(widths)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        if name in widths:
+            table.add_column(name, justify="right", no_wrap=True, width=widths[name])
+        else:
+            table.add_column(name, no_wrap=True, width=max(left // texts, len(name)))
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*row)
+    count = len(next(iter(columns.values())))
     if count:
         console.print(table)
     if count > show:
