@@ -114,19 +114,22 @@ def _safetensors(path: Path) -> Any:
 def _parquet(path: Path) -> Any:
     table = require("pyarrow.parquet", extra="cli").read_table(path)
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
-    lists = {
-        name: column
-        for name, column in columns.items()
-        if hasattr(column, "flatten") and hasattr(column.type, "value_type")
-    }
+    lists = {name: each for name, each in columns.items() if hasattr(each.type, "value_field")}
     if lists:
-        return {
-            name: column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-            for name, column in lists.items()
-        }
+        matrices = {name: _matrix(column) for name, column in lists.items()}
+        return {name: matrix for name, matrix in matrices.items() if matrix is not None}
     if len(columns) == 1:
         return next(iter(columns.values())).to_numpy(zero_copy_only=False)
     return np.stack([column.to_numpy(zero_copy_only=False) for column in columns.values()], 1)
+
+
+def _matrix(column: Any) -> Any:
+    """Lists of one length as rows; None where one is missing or longer than another."""
+    lengths = require("pyarrow.compute", extra="cli").list_value_length(column)
+    lengths = lengths.to_numpy(zero_copy_only=False)
+    if not (hasattr(column, "flatten") and len(np.unique(lengths)) == 1 and not column.null_count):
+        return None
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
 # The readers' own messages advise to load what is not safe.

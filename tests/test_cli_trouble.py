@@ -7,12 +7,13 @@ import resource
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from cli_run import run, run_on_terminal
 
+from cli_run import run, run_on_terminal
 from cossim_fast import CosineIndex
 from cossim_fast.cli import outputs
 from cossim_fast.retrieval import checkpoint, join_checkpoint, rounds, sources
@@ -58,7 +59,7 @@ TROUBLE = {
     "topk x.npy x.npy -o nowhere/out.npz": "nowhere: expected a folder, and there is none",
     "pairs bad.npy": "row 7 of bad.npy",
     "pairs x.npy --threshold 2": "threshold",
-    "pairs x.npy --threshold 0.5 --max-pairs 3": "max_pairs=3",
+    "pairs x.npy --threshold 0.5 --max-pairs 3": "more than 3 pairs reach 0.5; --threshold 0.9",
     "dedup x.npy --keep most": "keep",
     "index build bad.npy -o out.index": "row 7 of bad.npy",
     "index build x.npy -o nowhere/out.index": "nowhere: expected a folder",
@@ -133,14 +134,11 @@ def test_an_interrupted_or_failed_write_leaves_the_old_file(command, folder, mon
     (folder / name).write_text("as before")
     before = sorted(os.listdir(folder))
 
-    def stop(descriptor):
-        raise failure
-
-    monkeypatch.setattr(os, "fsync", stop)
     for failure, expected in (
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), (2, os.strerror(errno.ENOSPC))),
         (KeyboardInterrupt(), (130, "interrupted; nothing was written")),
     ):
+        monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=failure))
         status, _, err = run(*words, folder / "x.npy", "-o", folder / name)
         assert (status, err.splitlines()[-1][-len(expected[1]) :]) == expected
         assert sorted(os.listdir(folder)) == before

@@ -62,7 +62,7 @@ def bench(
     console.print(f"{x.shape[0]} rows of {x.shape[1]}, {rounds} rounds")
     console.print(table)
     console.print(
-        f"{info.processor()}; {torch.get_num_threads()} threads; torch {torch.__version__}"
+        f"{info.processor()}; threads {torch.get_num_threads()}; torch {torch.__version__}"
     )
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > torch.get_num_threads() + 0.5:

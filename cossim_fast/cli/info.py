@@ -85,7 +85,7 @@ def _screens() -> Iterator[tuple[str, str]]:
     for name, why in missing.items():
         yield f"screen {name}", f"yes: {there[name]}" if name in there else f"no: {why}"
     first = screens.choose(384)[0].name
-    yield "screen used", f"{first}, the narrowest that is fast here; a wider one if data need it"
+    yield "screen used", f"{first}, the narrowest that is fast; a wider one if data need it"
 
 
 def _gpus() -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ import typer
 import cossim_fast
 from cossim_fast.cli import inputs, outputs
 from cossim_fast.cli.terminal import bar_wanted, checkpoint_beside, note, one_line_errors
+from cossim_fast.retrieval import TooManyPairsError
 
 PAIRS_EXAMPLE = "Example: cossim pairs embeddings.npy --threshold 0.9 -o pairs.parquet"
 DEDUP_EXAMPLE = "Example: cossim dedup embeddings.npy --threshold 0.95 -o rows.parquet"
@@ -40,14 +41,18 @@ def pairs(
         shown = inputs.texts(texts, len(rows))
         kept = checkpoint_beside(output, checkpoint, (embeddings,))
     with one_line_errors(kept):
-        found = cossim_fast.pairs_above(
-            rows,
-            threshold=threshold,
-            screen=screen,
-            max_pairs=max_pairs,
-            progress=bar_wanted(progress),
-            checkpoint=kept,
-        )
+        try:
+            found = cossim_fast.pairs_above(
+                rows,
+                threshold=threshold,
+                screen=screen,
+                max_pairs=max_pairs,
+                progress=bar_wanted(progress),
+                checkpoint=kept,
+            )
+        except TooManyPairsError as error:
+            fix = "" if error.suggested is None else f"; --threshold {error.suggested:.4f} may do"
+            raise ValueError(f"more than {max_pairs} pairs reach {threshold:g}{fix}") from error
         columns: dict[str, Any] = {
             "i": np.asarray(found.i),
             "j": np.asarray(found.j),
