@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 PACKAGING := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test kernels gpu bench bench-report confusion lint format clean
+.PHONY: demo test kernels gpu bench bench-full bench-report bench-compare confusion lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
 	$(BIN)/python -P examples/demo.py
@@ -29,11 +29,23 @@ gpu: $(VENV)/.dev  ## on a machine with a GPU: test, sanitize, benchmark
 	else echo "compute-sanitizer is not installed: memory and races go unchecked"; fi
 	$(BIN)/python -P benchmarks/gpu.py
 
-bench: $(VENV)/.bench  ## measure every case beside its peers, print them, keep the figures
-	$(BIN)/python benchmarks/report.py run
+# Other embeddings than the 4000 that are shipped: make bench REAL=path/to/matrix.npy. On a GPU:
+# make bench DEVICE=cuda.
+BENCH := $(BIN)/python benchmarks/report.py
+RUN := $(BENCH) run $(if $(REAL),--real "$(REAL)") $(if $(DEVICE),--device "$(DEVICE)")
 
-bench-report: $(VENV)/.bench  ## write the kept figures into README and docs
-	$(BIN)/python benchmarks/report.py publish
+bench: $(VENV)/.bench  ## measure the quick cases beside their peers, print them, keep the figures
+	$(RUN)
+
+bench-full: $(VENV)/.bench  ## measure every case; takes more than an hour
+	$(RUN) --full
+
+bench-report: $(VENV)/.bench  ## write the kept figures into README and docs, draw the plots
+	$(BENCH) publish $(if $(RESULTS),--json "$(RESULTS)")
+
+bench-compare: $(VENV)/.bench  ## BASE=commit: what got faster or slower since
+	@test -n "$(BASE)" || { echo "say what to compare with: make bench-compare BASE=commit"; exit 2; }
+	$(BIN)/python benchmarks/compare.py "$(BASE)" $(if $(ONLY),--only "$(ONLY)")
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .
@@ -63,4 +75,8 @@ $(VENV)/.dev: $(BIN)/python $(PACKAGING)
 
 $(VENV)/.bench: $(BIN)/python $(PACKAGING)
 	$(INSTALL) ".[bench,peers]"
+	# It asks for versions of numpy and numba from 2023, works with today's, and is checked like
+	# every peer; a Python that it does not install on does without.
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps \
+		chunkdot llvmlite numba numba-progress psutil
 	touch $@

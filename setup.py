@@ -17,7 +17,7 @@ EXTRAS = {
     "retrieval": ["tqdm>=4.66"],
     "viz": ["matplotlib>=3.8", "scikit-learn>=1.4"],
     "cli": ["typer>=0.12", "rich>=13", "tqdm>=4.66", "safetensors>=0.4", "pyarrow>=15"],
-    "bench": ["pytest>=8", "pytest-benchmark>=5", "threadpoolctl>=3"],
+    "bench": ["pytest>=8", "pytest-benchmark>=5", "threadpoolctl>=3", "matplotlib>=3.8"],
     "test": [
         "pytest>=8",
         "pytest-benchmark>=5",
@@ -27,7 +27,16 @@ EXTRAS = {
         "build>=1.2",
         "safetensors>=0.4",  # reads the files that we write
     ],
-    "peers": ["sentence-transformers>=5", "torchmetrics>=1.4", "scikit-learn>=1.4"],
+    # ChunkDot, whose requirements no current numpy meets, is installed by the Makefile.
+    "peers": [
+        "sentence-transformers>=5",
+        "torchmetrics>=1.4",
+        "scikit-learn>=1.4",
+        "scipy>=1.11",
+        "numkong>=7.8",
+        "faiss-cpu>=1.13",
+        "usearch>=2.20",
+    ],
     "lint": ["ruff>=0.6", "mypy>=1.11"],
 }
 

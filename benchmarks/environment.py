@@ -13,22 +13,58 @@ import numpy as np  # noqa: F401 - loads the BLAS of scikit-learn
 import torch
 from threadpoolctl import threadpool_info
 
-PACKAGES = ("torch", "numpy", "scikit-learn", "sentence-transformers", "torchmetrics")
+from data import describe_real
+
+PACKAGES = (
+    "torch",
+    "numpy",
+    "scikit-learn",
+    "sentence-transformers",
+    "torchmetrics",
+    "scipy",
+    "numkong",
+    "faiss-cpu",
+    "faiss-gpu",
+    "usearch",
+    "chunkdot",
+    "cuvs-cu12",
+)
+# Instruction sets on which a product or a screen depends.
+INSTRUCTIONS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16")
+INSTRUCTIONS += ("amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16", "sve")
 
 
-def describe() -> dict[str, Any]:
+def describe(device: str = "cpu") -> dict[str, Any]:
     """Return what a reader has to know to judge the figures."""
     blas = [i for i in threadpool_info() if i["user_api"] == "blas"]
     return {
         "processor": processor(),
         "processors": os.cpu_count(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "instructions": instructions(),
+        "device": torch.cuda.get_device_name() if device != "cpu" and has_device(device) else "cpu",
+        "real": describe_real(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {"Python": platform.python_version(), **versions()},
         "blas": "numpy's BLAS: "
         + ", ".join(f"{i['internal_api']} {i['version']} {i.get('architecture')}" for i in blas),
         "commit": commit(),
     }
+
+
+def has_device(device: str) -> bool:
+    """Whether torch can use a device of this kind here."""
+    return device == "cpu" or torch.cuda.is_available()
+
+
+def instructions() -> list[str]:
+    """Those of the instruction sets above that the processor has."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return []
+    lines = cpuinfo.read_text(encoding="utf-8").lower().splitlines()
+    flags = next((line for line in lines if line.startswith(("flags", "features"))), "")
+    return [name for name in INSTRUCTIONS if name in flags.split()]
 
 
 def versions() -> dict[str, str]:

@@ -1,91 +1,92 @@
-"""Against whom: every contender of a task, in its best documented configuration.
+"""Against whom: the contenders of every task, each in its best documented configuration.
 
-`prepare` gets the inputs and returns the call that is timed; conversions that a user of the
-library would not pay stay outside the call. Floors do less than the task: they show its limit.
+Those of the element-wise functions stand here; those of searches in search_peers.py, the limits
+of the machine in floors.py.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import cossim_fast
-from cases import METRICS, NORMALIZE, OURS, OURS_OUT, PRODUCT, READ, SENTENCE, TORCH, Task
+import floors
+import search_peers
+from cases import METRICS, NO_MONITOR, NORMALIZE, OURS, OURS_OUT, SENTENCE, TORCH, Case, Task
+from contender import Call, Contender, calling
+from cossim_fast import diagnose
+from monitor_overhead import TimedMonitor, block, perceptron
+from pair_peers import JOIN
 
-Call = Callable[[], Any]
-Prepare = Callable[..., Call]
-
-
-class Contender(NamedTuple):
-    """One way to do a task."""
-
-    name: str
-    prepare: Prepare
-    module: str = "torch"  # what has to be installed
-    floor: bool = False
+BOTH = floors.BOTH
+SKLEARN_PAIRWISE = "sklearn.metrics.pairwise"
+METRICS_PAIRWISE = "torchmetrics.functional.pairwise"
 
 
-def installed(module: str) -> bool:
-    """Whether the package of a module can be imported here."""
-    return importlib.util.find_spec(module.partition(".")[0]) is not None
+def gradients_of(function: Callable[..., Tensor]) -> Callable[..., Call]:
+    """Time forward and backward; the gradient that comes in is Gaussian for a matrix, else ones."""
 
-
-def calling(function: Callable[..., Any]) -> Prepare:
-    """Time function(*inputs)."""
-    return lambda *inputs: lambda: function(*inputs)
-
-
-def gradients_of(function: Callable[..., Tensor]) -> Prepare:
-    """Time forward and backward with a gradient of ones."""
-
-    def prepare(*inputs: Tensor) -> Call:
+    def prepare(case: Case, *inputs: Tensor) -> Call:
         leaves = [x.detach().requires_grad_() for x in inputs]
-        ones = torch.ones(inputs[0].shape[0], dtype=inputs[0].dtype)
-        return lambda: torch.autograd.grad(function(*leaves), leaves, ones)
+        incoming = incoming_gradient(case, *inputs)
+        return lambda: torch.autograd.grad(function(*leaves), leaves, incoming)
 
     return prepare
+
+
+def incoming_gradient(case: Case, x: Tensor, y: Tensor) -> Tensor:
+    """What backward starts from: the same for every contender."""
+    if case.task == "rows gradient":
+        return x.new_ones(x.shape[0])
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(x.shape[0], y.shape[0], generator=generator).to(x)
 
 
 def _normalized_product(x: Tensor, y: Tensor) -> Tensor:
     return F.normalize(x) @ F.normalize(y).T
 
 
-def _read(x: Tensor, y: Tensor) -> Call:
-    return lambda: x.sum() + y.sum()
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Call]:
+    # https://docs.pytorch.org/docs/stable/generated/torch.compile.html: fixed shapes, and the
+    # autotuning of max-autotune has nothing to choose in a loop on CPU.
+    def prepare(case: Case, *inputs: Tensor) -> Call:
+        compiled = torch.compile(function, dynamic=False, fullgraph=True)
+        return lambda: compiled(*inputs)
+
+    return prepare
 
 
-def _product(x: Tensor, y: Tensor | None = None) -> Call:
-    other = x if y is None else y
-    x, other = x.reshape(-1, x.shape[-1]), other.reshape(-1, other.shape[-1])
-    out = x.new_zeros(x.shape[0], other.shape[0])
-    return lambda: torch.mm(x, other.T, out=out)
+def _to_compile(case: Case) -> bool:
+    """Compilation takes seconds: only for cases that README shows."""
+    return case.headline and case.dtype == torch.float32 and case.shapes[0][0] >= 10000
 
 
-def _ours_out(x: Tensor, y: Tensor) -> Call:
+def _ours_out(case: Case, x: Tensor, y: Tensor) -> Call:
     out = x.new_zeros(x.shape[0], y.shape[0])
     return lambda: cossim_fast.pairwise_cosine(x, y, out=out)
 
 
-def _sentence_transformers(x: Tensor, y: Tensor | None = None) -> Call:
+def _sentence_transformers(case: Case, x: Tensor, y: Tensor | None = None) -> Call:
     # https://sbert.net/docs/package_reference/util.html
     from sentence_transformers.util import cos_sim  # noqa: PLC0415
 
     return lambda: cos_sim(x, x if y is None else y)
 
 
-def _torchmetrics(x: Tensor, y: Tensor | None = None) -> Call:
+def _torchmetrics(case: Case, x: Tensor, y: Tensor | None = None) -> Call:
     # https://lightning.ai/docs/torchmetrics/stable/pairwise/cosine_similarity.html
     from torchmetrics.functional.pairwise import pairwise_cosine_similarity  # noqa: PLC0415
 
     return lambda: pairwise_cosine_similarity(x, y, zero_diagonal=False)
 
 
-def _scikit_learn(x: Tensor, y: Tensor | None = None) -> Call:
+def _scikit_learn(case: Case, x: Tensor, y: Tensor | None = None) -> Call:
     # https://scikit-learn.org/stable/modules/generated/sklearn.metrics.pairwise.cosine_similarity.html
     from sklearn.metrics.pairwise import cosine_similarity  # noqa: PLC0415
 
@@ -93,44 +94,121 @@ def _scikit_learn(x: Tensor, y: Tensor | None = None) -> Call:
     return lambda: cosine_similarity(a, b)
 
 
+def _scipy(case: Case, x: Tensor, y: Tensor | None = None) -> Call:
+    # https://docs.scipy.org/doc/scipy/reference/generated/scipy.spatial.distance.cdist.html
+    # It computes in float64 whatever it gets, so it gets float64, and pair by pair, which takes
+    # many seconds where others take a tenth of one.
+    from scipy.spatial.distance import cdist  # noqa: PLC0415
+
+    a, b = x.double().numpy(), (x if y is None else y).double().numpy()
+    return lambda: cdist(a, b, "cosine")
+
+
+def _numkong_rows(case: Case, x: Tensor, y: Tensor) -> Call:
+    # https://github.com/ashvardanian/NumKong/blob/main/python/README.md, "Dense Distances". The
+    # function takes no number of threads.
+    import numkong  # noqa: PLC0415
+
+    a, b = x.numpy(), y.numpy()
+    return lambda: numkong.angular(a, b)
+
+
+def _numkong(case: Case, x: Tensor, y: Tensor | None = None) -> Call:
+    # The same page, "All-Pairs APIs and cdist".
+    import numkong  # noqa: PLC0415
+
+    a, b = x.numpy(), (x if y is None else y).numpy()
+    return lambda: numkong.cdist(a, b, metric="angular", threads=case.threads)
+
+
+def _cosine_of_distance(answer: Any, case: Case) -> Tensor:
+    return 1 - torch.from_numpy(np.asarray(answer))
+
+
+def _with_monitor(case: Case, *inputs: Tensor) -> Call:
+    network, images = perceptron()
+    monitor = TimedMonitor(network, every=100, warn=False)
+    monitor.__enter__()
+    return lambda: block(network, images, 100, monitor)
+
+
+def _without_monitor(case: Case, *inputs: Tensor) -> Call:
+    network, images = perceptron()
+    return lambda: block(network, images, 100, None)
+
+
+def _mean_cosine(report: Any, case: Case) -> Tensor:
+    return torch.tensor([report.mean_cosine], dtype=torch.float64)
+
+
+def _float32(case: Case) -> bool:
+    return case.dtype == torch.float32
+
+
+def _few_pairs(case: Case) -> bool:
+    return _float32(case) and case.shapes[0][0] * math.prod(case.shapes[-1]) < 2e9
+
+
 _MATRIX = (
-    Contender(OURS, calling(cossim_fast.pairwise_cosine)),
-    Contender(OURS_OUT, _ours_out),
-    Contender(NORMALIZE, calling(_normalized_product)),
-    Contender(SENTENCE, _sentence_transformers, "sentence_transformers.util"),
-    Contender(METRICS, _torchmetrics, "torchmetrics.functional.pairwise"),
-    Contender("scikit-learn", _scikit_learn, "sklearn.metrics.pairwise"),
-    Contender(PRODUCT, _product, floor=True),
+    Contender(OURS, calling(cossim_fast.pairwise_cosine), devices=BOTH),
+    Contender(OURS_OUT, _ours_out, takes=_float32),
+    Contender(NORMALIZE, calling(_normalized_product), devices=BOTH),
+    Contender(SENTENCE, _sentence_transformers, "sentence_transformers.util", devices=BOTH),
+    Contender(METRICS, _torchmetrics, METRICS_PAIRWISE, devices=BOTH),
+    # Neither has a product in a narrower type.
+    Contender("scikit-learn", _scikit_learn, SKLEARN_PAIRWISE, takes=_float32),
+    Contender("scipy", _scipy, "scipy.spatial", read=_cosine_of_distance, takes=_few_pairs),
+    Contender("NumKong", _numkong, "numkong", read=_cosine_of_distance, takes=_float32),
+    *floors.PRODUCTS,
 )
 
 CONTENDERS: dict[Task, tuple[Contender, ...]] = {
     "rows": (
-        Contender(OURS, calling(cossim_fast.cosine_similarity)),
-        Contender(TORCH, calling(F.cosine_similarity)),
-        Contender(READ, _read, floor=True),
+        Contender(OURS, calling(cossim_fast.cosine_similarity), devices=BOTH),
+        Contender(TORCH, calling(F.cosine_similarity), devices=BOTH),
+        Contender(
+            f"{TORCH}, compiled", _compiled(F.cosine_similarity), takes=_to_compile, devices=BOTH
+        ),
+        Contender("NumKong", _numkong_rows, "numkong", read=_cosine_of_distance, takes=_float32),
+        *floors.READS,
     ),
     "rows gradient": (
-        Contender(OURS, gradients_of(cossim_fast.cosine_similarity)),
-        Contender(TORCH, gradients_of(F.cosine_similarity)),
+        Contender(OURS, gradients_of(cossim_fast.cosine_similarity), devices=BOTH),
+        Contender(TORCH, gradients_of(F.cosine_similarity), devices=BOTH),
+        *floors.COPIES,
     ),
     "broadcast": (
-        Contender(OURS, calling(lambda x, y: cossim_fast.cosine_similarity(x, y, dim=-1))),
-        Contender(TORCH, calling(lambda x, y: F.cosine_similarity(x, y, dim=-1))),
-        Contender(PRODUCT, _product, floor=True),
+        Contender(
+            OURS, calling(lambda x, y: cossim_fast.cosine_similarity(x, y, dim=-1)), devices=BOTH
+        ),
+        Contender(TORCH, calling(lambda x, y: F.cosine_similarity(x, y, dim=-1)), devices=BOTH),
+        *floors.PRODUCTS[:1],
     ),
     "matrix": _MATRIX,
+    "matrix gradient": (
+        Contender(OURS, gradients_of(cossim_fast.pairwise_cosine), devices=BOTH),
+        Contender(NORMALIZE, gradients_of(_normalized_product), devices=BOTH),
+        *floors.GRADIENT,
+    ),
     "self": (
-        Contender(OURS, calling(cossim_fast.pairwise_cosine)),
+        Contender(OURS, calling(cossim_fast.pairwise_cosine), devices=BOTH),
         Contender(f"{OURS}, y given", calling(lambda x: cossim_fast.pairwise_cosine(x, x))),
         *_MATRIX[3:],
+    ),
+    **search_peers.CONTENDERS,
+    "join": JOIN,
+    "report": (
+        Contender(OURS, calling(diagnose.embeddings), read=_mean_cosine),
+        *floors.READS_ONE,
+        *floors.HALVES[:1],
+    ),
+    "monitor": (
+        Contender(OURS, _with_monitor),
+        Contender(NO_MONITOR, _without_monitor, floor=True),
     ),
 }
 
 
-def contenders(task: Task, dtype: torch.dtype) -> tuple[Contender, ...]:
-    """Return the contenders of a task that take this dtype, installed or not."""
-    if task == "matrix" and dtype != torch.float32:
-        # scikit-learn has no narrower product; with out= there is no bare product to compare.
-        names = (OURS, NORMALIZE, SENTENCE, METRICS)
-        return tuple(c for c in CONTENDERS[task] if c.name in names)
-    return CONTENDERS[task]
+def contenders(case: Case) -> tuple[Contender, ...]:
+    """Return the contenders of a case, installed or not."""
+    return tuple(c for c in CONTENDERS[case.task] if case.device in c.devices and c.takes(case))

@@ -6,24 +6,30 @@ from report.py, which lets the contenders take turns.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import timing
 from cases import CASES, Case
-from peers import Contender, contenders, installed
+from contender import Contender, Part
+from peers import contenders
 
-PAIRS = [(case, c) for case in CASES for c in contenders(case.task, case.dtype)]
+PAIRS = [(case, c) for case in CASES for c in contenders(case)]
 
 
 @pytest.mark.parametrize(
     ("case", "contender"), PAIRS, ids=[f"{c.name}: {p.name}" for c, p in PAIRS]
 )
-def test_core(benchmark: BenchmarkFixture, case: Case, contender: Contender) -> None:
-    if not installed(contender.module):
-        pytest.skip(f"{contender.module} is not installed")
-    torch.set_num_threads(case.threads)
+def test_core(
+    benchmark: BenchmarkFixture, case: Case, contender: Contender, tmp_path: Path
+) -> None:
+    lacks = contender.missing()
+    if lacks is not None:
+        pytest.skip(lacks)
+    timing.pin(case.threads)
     benchmark.group = case.name
     benchmark.name = contender.name
-    benchmark(contender.prepare(*timing.make_inputs(case)))
+    call = contender.prepare(case, *timing.make_inputs(case, tmp_path))
+    benchmark(call.call if isinstance(call, Part) else call)

@@ -14,39 +14,46 @@ import math
 import multiprocessing
 import os
 import random
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
-from torch import Tensor
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from cases import OURS, Case, Target
-from cossim_fast import _reference
-from peers import CONTENDERS, Call, contenders, installed
+import answers
+import data
+from cases import FASTEST, OURS, Case, Target
+from contender import Call, Part
+from gpu import DeviceClock
+from peers import CONTENDERS, contenders
 
-# Seconds for the rounds of a case, and how many rounds that may give.
-BUDGET = 3.0
+# Seconds for the rounds of a case, and how many rounds that may give; a slow contender
+# whose first call took longer is not called again.
+BUDGET = 1.5
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 61
+# A contender that needs more than so many seconds, and so many times the fastest, is called once.
+SLOW, SLOWER = 0.5, 4.0
 # A sample of a short call is a loop of at least this many seconds.
 SHORTEST_SAMPLE = 2e-3
-# Rows whose answers are compared with float64.
-CHECKED = 64
-# Beyond these differences from float64 an answer is wrong, and is not timed.
-WRONG = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# Rows of a memory map that are made at a time.
+MAPPED_BLOCK = 100_000
 
 
 def in_child(function: Callable[..., Any], *args: Any) -> Any:
     """Return function(*args), computed in a fresh child; raise where the child fails or dies."""
     context = multiprocessing.get_context("forkserver")
-    modules = {c.module for task in CONTENDERS.values() for c in task}
-    context.set_forkserver_preload(["timing", *filter(installed, sorted(modules))])
+    modules = {
+        c.module.partition(":")[0]
+        for task in CONTENDERS.values()
+        for c in task
+        if "cuda" not in c.devices and c.missing() is None
+    }
+    context.set_forkserver_preload(["timing", *sorted(modules)])
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_answer, args=(theirs, function, args))
     child.start()
@@ -78,14 +85,45 @@ def pin(threads: int) -> None:
     threadpool_limits(threads)
 
 
-def make_inputs(case: Case, most_rows: int | None = None) -> list[Tensor]:
-    """Gaussian inputs of the case, the same at each call; with fewer rows if asked for."""
-    generator = torch.Generator().manual_seed(0)
+def threads_kept(threads: int) -> None:
+    """Raise where a library that is loaded by now has more threads than it was given."""
+    for pool in threadpool_info():
+        if pool["num_threads"] > threads:
+            name = Path(pool["filepath"]).name
+            raise RuntimeError(f"{name} has {pool['num_threads']} threads, expected {threads}")
+
+
+def make_inputs(case: Case, folder: Path | None = None, most_rows: int | None = None) -> list[Any]:
+    """The inputs of a case, the same at each call; with fewer rows if asked for.
+
+    A memory map lies in the folder, and is made there at the first call.
+    """
     shapes = [(*(min(n, most_rows or n) for n in s[:-1]), s[-1]) for s in case.shapes]
-    return [torch.empty(s, dtype=case.dtype).normal_(generator=generator) for s in shapes]
+    if case.task != "mapped":
+        made = data.make(case.data, tuple(shapes), case.dtype)
+        return [x.to(case.device) for x in made]
+    if folder is None:
+        raise ValueError("expected a folder for the memory map of the case")
+    (queries,) = data.make(case.data, (shapes[0],), case.dtype)
+    return [queries, mapped_rows(case, folder)[: shapes[1][0]]]
 
 
-def time_case(case: Case) -> dict[str, Any]:
+def mapped_rows(case: Case, folder: Path) -> np.ndarray[Any, Any]:
+    """The rows of the case from a file, as a memory map; the file is made where there is none."""
+    path = folder / "rows.npy"
+    n, d = case.shapes[1]
+    if not path.exists():
+        rows = np.lib.format.open_memmap(path, "w+", np.float16, (n, d))
+        for start in range(0, n, MAPPED_BLOCK):
+            size = min(MAPPED_BLOCK, n - start)
+            (block,) = data.make(case.data, ((size, d),), case.dtype, seed=1 + start)
+            rows[start : start + size] = block.numpy()
+        rows.flush()
+        del rows
+    return np.load(path, mmap_mode="r")
+
+
+def time_case(case: Case, folder: Path | None = None) -> dict[str, Any]:
     """Check and time the contenders of a case that are installed here.
 
     Returns:
@@ -93,148 +131,186 @@ def time_case(case: Case) -> dict[str, Any]:
         how many processors other processes kept busy meanwhile.
     """
     pin(case.threads)
-    inputs = make_inputs(case)
-    rows = torch.linspace(0, case.shapes[0][0] - 1, CHECKED).long().unique()
-    exact = expected(case, inputs, rows)
-    calls: dict[str, tuple[Call, float]] = {}
-    found: dict[str, Any] = {}
-    for contender in contenders(case.task, case.dtype):
-        if not installed(contender.module):
-            found[contender.name] = {
-                "left_out": f"{contender.module.partition('.')[0]} not installed"
-            }
-            continue
-        call = contender.prepare(*inputs)
-        start = time.perf_counter()
-        answer = call()
-        first = time.perf_counter() - start
-        error = None if contender.floor else largest_error(answer, exact, rows)
-        if error is not None and not error <= WRONG[case.dtype]:
-            found[contender.name] = {"left_out": f"wrong by {error:.1e}"}
-            continue
-        calls[contender.name] = (call, first)
-        found[contender.name] = {"error": error}
-        del answer
+    inputs = make_inputs(case, folder)
+    calls, found = prepare(case, inputs)
+    threads_kept(case.threads)
     gc.collect()
     gc.disable()  # for good: this process ends after the case
     busy, own, start = busy_seconds(), time.process_time(), time.perf_counter()
-    samples = alternate(calls)
+    floors = {name for name, entry in found.items() if entry["floor"]}
+    samples = alternate(calls, floors, case.device)
     elapsed, own = time.perf_counter() - start, time.process_time() - own
     others = max(0.0, busy_seconds() - busy - own) / elapsed
     for name, seconds in samples.items():
         found[name] |= {"seconds": median_interval(seconds), "rounds": len(seconds)}
-        found[name]["ours_is_faster"] = median_interval(_ratios(seconds, samples[OURS]))
-    measured = [_measured(target, samples) for target in case.targets]
-    return {"contenders": found, "measured": measured, "others_busy": round(others, 2)}
+        if OURS in samples:
+            found[name]["ours_is_faster"] = median_interval(_ratios(seconds, samples[OURS]))
+    measured = [_measured(target, case, samples, found) for target in case.targets]
+    return {
+        "contenders": found,
+        "measured": measured,
+        "fastest": fastest_peer(found),
+        "others_busy": round(others, 2),
+    }
+
+
+def prepare(
+    case: Case, inputs: list[Any]
+) -> tuple[dict[str, tuple[Call | Part, float]], dict[str, Any]]:
+    """Check every contender; return the calls of those that are right, and what was found of all.
+
+    With each call comes how many seconds its first one took.
+    """
+    on_cpu = [x.cpu() if isinstance(x, torch.Tensor) else x for x in inputs]
+    exact = answers.expected(case, on_cpu)
+    calls: dict[str, tuple[Call | Part, float]] = {}
+    found: dict[str, Any] = {}
+    for contender in contenders(case):
+        kind = {"floor": contender.floor, "approximate": contender.approximate}
+        lacks = contender.missing()
+        if lacks is not None:
+            found[contender.name] = kind | {"left_out": lacks}
+            continue
+        try:
+            call = contender.prepare(case, *inputs)
+            pin(case.threads)  # of libraries that prepare has loaded
+            start = time.perf_counter()
+            answer = call.call() if isinstance(call, Part) else call()
+            first = time.perf_counter() - start
+            checked = answers.Checked(None)
+            if not contender.floor:
+                checked = answers.check(case, contender, answer, on_cpu, exact)
+        except Exception as error:
+            if contender.name == OURS:
+                raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            found[contender.name] = kind | {"left_out": reason}
+            continue
+        if not answers.acceptable(case, contender, checked):
+            found[contender.name] = kind | {"left_out": f"wrong by {checked.error:.1e}"}
+            continue
+        calls[contender.name] = (call, first)
+        found[contender.name] = kind | checked._asdict()
+        del answer
+    return calls, found
+
+
+def _by_round(theirs: list[float], ours: list[float]) -> list[tuple[float, float]]:
+    """Both times of each round; where one was called once, that time beside each of the other's."""
+    rounds = max(len(theirs), len(ours))
+    both = [x * rounds if len(x) == 1 else x for x in (theirs, ours)]
+    return list(zip(*both, strict=True))
 
 
 def _ratios(theirs: list[float], ours: list[float]) -> list[float]:
-    return [a / b for a, b in zip(theirs, ours, strict=True)]
+    return [a / b for a, b in _by_round(theirs, ours)]
 
 
-def _measured(target: Target, samples: dict[str, list[float]]) -> dict[str, float] | None:
+def fastest_peer(found: dict[str, Any]) -> str | None:
+    """The fastest of those that are neither ours, nor floors, nor approximate."""
+    peers = {
+        name: entry["seconds"]["median"]
+        for name, entry in found.items()
+        if "seconds" in entry
+        and not (entry["floor"] or entry["approximate"] or name.startswith(OURS))
+    }
+    return min(peers, key=peers.__getitem__, default=None)
+
+
+def _measured(
+    target: Target, case: Case, samples: dict[str, list[float]], found: dict[str, Any]
+) -> dict[str, float] | None:
     """What the target bounds, where it is a time and both contenders ran."""
-    if target.kind == "memory" or not {target.ours, target.against} <= samples.keys():
+    against = fastest_peer(found) if target.against == FASTEST else target.against
+    if target.kind == "memory" or target.ours not in samples:
         return None
-    ours, theirs = samples[target.ours], samples[target.against]
+    ours = samples[target.ours]
+    if target.kind == "rate":
+        gigabytes = math.prod(case.shapes[-1]) * case.dtype.itemsize / 1e9
+        return median_interval([gigabytes / case.threads / a for a in ours])
+    if against not in samples:
+        return None
+    theirs = samples[against]
     if target.kind == "speed":
         return median_interval(_ratios(theirs, ours))
-    return median_interval([(a - b) * 1e6 for a, b in zip(ours, theirs, strict=True)])
+    return median_interval([(b - a) * 1e6 for a, b in _by_round(theirs, ours)])
 
 
-def alternate(calls: dict[str, tuple[Call, float]]) -> dict[str, list[float]]:
+def alternate(
+    calls: dict[str, tuple[Call | Part, float]], floors: set[str], device: str = "cpu"
+) -> dict[str, list[float]]:
     """Time the calls in turns, in a new order each round: seconds a call, by name.
 
-    With each call comes how long its first one took.
+    With each call comes how long its first one took. One that is slow beside the fastest that is
+    no floor is called once.
     """
-    repeats = {}
-    total = 0.0
-    for name, (call, first) in calls.items():
-        once = first
-        if first < BUDGET / 20:  # the first of short calls is mostly warming up
-            once = min(_sample(call, 1) for _ in range(3))
-        repeats[name] = max(1, math.ceil(SHORTEST_SAMPLE / once))
-        total += once * repeats[name]
-    rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(BUDGET / total)))
+    times = {
+        name: call.times if isinstance(call, Part) else 1.0 for name, (call, _) in calls.items()
+    }
+    plain = {
+        name: call.call if isinstance(call, Part) else call for name, (call, _) in calls.items()
+    }
+    sample = sampler(device)
+    once = {}
+    for name, (_, first) in calls.items():
+        once[name] = first
+        if first < BUDGET / 10:  # the first of short calls is mostly warming up
+            once[name] = min(sample(plain[name], 1) for _ in range(3))
+    fastest = min((t for name, t in once.items() if name not in floors), default=0.0)
+    slow = {name for name, t in once.items() if t > max(SLOW, SLOWER * fastest)} - {OURS}
+    repeats = {name: max(1, math.ceil(SHORTEST_SAMPLE / once[name])) for name in calls}
+    turns = [name for name in calls if name not in slow]
+    total = sum(once[name] * repeats[name] for name in turns)
+    rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(BUDGET / max(total, 1e-9))))
     samples: dict[str, list[float]] = {name: [] for name in calls}
+    for name in slow:
+        # The warming up of the first call is little of a long one.
+        first = calls[name][1]
+        again = first < BUDGET
+        samples[name].append((sample(plain[name], 1) if again else first) * times[name])
     order = random.Random(0)
     for _ in range(rounds):
-        for name in order.sample(list(calls), len(calls)):
-            samples[name].append(_sample(calls[name][0], repeats[name]))
+        for name in order.sample(turns, len(turns)):
+            samples[name].append(sample(plain[name], repeats[name]) * times[name])
     return samples
 
 
-def _sample(call: Call, repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
+def sampler(device: str) -> Callable[[Call, int], float]:
+    """What times so many calls: seconds a call."""
+
+    def loop(call: Call, repeats: int) -> None:
+        for _ in range(repeats):
+            call()
+
+    def on_cpu(call: Call, repeats: int) -> float:
+        start = time.perf_counter()
+        loop(call, repeats)
+        return (time.perf_counter() - start) / repeats
+
+    def on_device(call: Call, repeats: int) -> float:
+        return DeviceClock().milliseconds(lambda: loop(call, repeats)) / 1e3 / repeats
+
+    return on_cpu if device == "cpu" else on_device
 
 
-def median_interval(values: list[float]) -> dict[str, float]:
-    """The median, and two of the values between which the true one lies with 90 % or more.
+def median_interval(values: list[float], miss: float = 0.05) -> dict[str, float]:
+    """The median, and two of the values between which the true one lies but for 2 × miss.
 
-    The number of values below the true median is binomial, whatever their distribution.
+    The number of values below the true median is binomial, whatever their distribution. Of too few
+    values the interval is all of them.
     """
     ordered, n = sorted(values), len(values)
     tails = itertools.accumulate(math.comb(n, k) / 2**n for k in range(n // 2))
-    rank = max(sum(tail <= 0.05 for tail in tails) - 1, 0)
+    rank = max(sum(tail <= miss for tail in tails) - 1, 0)
     return {"median": statistics.median(ordered), "low": ordered[rank], "high": ordered[~rank]}
-
-
-def expected(case: Case, inputs: list[Tensor], rows: Tensor) -> Tensor:
-    """The answer for these rows in float64; for a gradient, those of both inputs."""
-    x = inputs[0][rows].double()
-    y = inputs[-1].double() if not case.task.startswith("rows") else inputs[-1][rows].double()
-    if case.task == "rows":
-        return _reference.cosine_similarity(x, y)
-    if case.task == "broadcast":
-        return _reference.cosine_similarity(x, y, dim=-1)
-    if case.task == "rows gradient":
-        x.requires_grad_()
-        y.requires_grad_()
-        return torch.stack(torch.autograd.grad(_reference.cosine_similarity(x, y).sum(), (x, y)))
-    return _reference.pairwise_cosine(x, y)
-
-
-def largest_error(answer: Any, exact: Tensor, rows: Tensor) -> float:
-    """The largest difference of these rows of an answer from the exact ones."""
-    parts = answer if isinstance(answer, tuple) else (answer,)
-    picked = torch.stack([torch.as_tensor(part)[rows].double() for part in parts])
-    return (picked - exact.reshape(picked.shape)).abs().max().item()
-
-
-def peak_bytes(case: Case, name: str) -> int | None:
-    """Peak memory of one call beyond inputs and results, in bytes; for a child of its own."""
-    pin(case.threads)
-    (contender,) = (c for c in contenders(case.task, case.dtype) if c.name == name)
-    # Loads code and starts threads; at a row, nothing else is left behind.
-    contender.prepare(*make_inputs(case, most_rows=16))()
-    call = contender.prepare(*make_inputs(case))
-    before = _peak_memory()
-    answer = call()
-    if before is None:
-        return None
-    parts = answer if isinstance(answer, tuple) else (answer,)
-    return max(0, _peak_memory() - before - sum(part.nbytes for part in parts))
-
-
-def _peak_memory() -> int | None:
-    """The most memory that this process has held, in bytes; None where none is known."""
-    if sys.platform == "linux":
-        # Not ru_maxrss, which a child can inherit from its parent.
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return None
 
 
 def busy_seconds() -> float:
     """Processor time that the whole machine has spent so far; 0 where it does not tell."""
-    if sys.platform != "linux":
+    path = Path("/proc/stat")
+    if not path.is_file():
         return 0.0
-    line = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+    line = path.read_text(encoding="ascii").splitlines()[0]
     user, nice, system, _, _, irq, softirq, steal = map(int, line.split()[1:9])
     ticks = user + nice + system + irq + softirq + steal
     return ticks / os.sysconf("SC_CLK_TCK")

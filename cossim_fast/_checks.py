@@ -16,6 +16,7 @@ from torch import Tensor
 
 PRECISIONS = ("highest", "high", "medium")
 LONGEST_CODE = 133_000  # 127 * 127 * d < 2^31
+SCREEN_BLOCKS = (1, 32, 64)
 COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -202,8 +203,8 @@ def screen(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | None)
             f"expected int8 codes of d <= {LONGEST_CODE}, whose sums fit int32, "
             f"got d = {queries.shape[1]}; screen in bfloat16"
         )
-    if block not in (32, 64):
-        raise ValueError(f"expected a block of 32 or 64 rows, got {block}")
+    if block not in SCREEN_BLOCKS:
+        raise ValueError(f"expected a block of 1, 32 or 64 rows, got {block}")
     if eligible is not None and (
         eligible.shape != corpus.shape[:1] or eligible.dtype != torch.bool
     ):
@@ -226,14 +227,75 @@ def candidates(queries: Tensor, corpus: Tensor, query_index: Tensor, corpus_inde
             "expected queries and corpus of one floating dtype, "
             f"got {queries.dtype} and {corpus.dtype}"
         )
-    if query_index.dim() != 1 or query_index.shape != corpus_index.shape:
+    pairs(query_index, corpus_index)
+
+
+def bound_terms(
+    n: int, blocks: int, query_terms: Tensor, block_terms: Tensor, thresholds: Tensor | None = None
+) -> None:
+    """Check what the bounds of n queries against so many blocks are made of."""
+    for name, terms, shape in (
+        ("query_terms", query_terms, (4, n)),
+        ("block_terms", block_terms, (3, blocks)),
+        ("thresholds", thresholds, (n,)),
+    ):
+        if terms is not None and (tuple(terms.shape) != shape or terms.dtype != torch.float32):
+            raise ValueError(
+                f"expected {name} of shape {shape} and dtype torch.float32, "
+                f"got {tuple(terms.shape)} and {terms.dtype}"
+            )
+
+
+def block_maxima(maxima: Tensor) -> None:
+    """Check what the block-maximum screen gives."""
+    if maxima.dim() != 2 or maxima.dtype not in (torch.int32, torch.float32):
         raise ValueError(
-            "expected query_index and corpus_index of one shape (p,), "
-            f"got {tuple(query_index.shape)} and {tuple(corpus_index.shape)}"
+            "expected maxima of shape (n, blocks) and dtype torch.int32 or torch.float32, "
+            f"got {tuple(maxima.shape)} and {maxima.dtype}"
         )
-    if query_index.dtype != torch.int64 or corpus_index.dtype != torch.int64:
+
+
+def block_thresholds(
+    maxima: Tensor, query_terms: Tensor, block_terms: Tensor, k: int, groups: int
+) -> None:
+    """Check the arguments of the thresholds of a screen."""
+    block_maxima(maxima)
+    bound_terms(maxima.shape[0], maxima.shape[1], query_terms, block_terms)
+    if not 1 <= k <= groups:
+        raise ValueError(f"expected 1 <= k <= groups, got k = {k} and groups = {groups}")
+
+
+def block_candidates(
+    maxima: Tensor, query_terms: Tensor, block_terms: Tensor, thresholds: Tensor, capacity: int
+) -> None:
+    """Check the arguments of the list of candidate blocks."""
+    block_maxima(maxima)
+    bound_terms(maxima.shape[0], maxima.shape[1], query_terms, block_terms, thresholds)
+    if capacity < 1:
+        raise ValueError(f"expected a capacity of at least 1, got {capacity}")
+
+
+def recheck(
+    queries: Tensor, corpus: Tensor, query_terms: Tensor, block_terms: Tensor, thresholds: Tensor,
+    query_index: Tensor, block_index: Tensor, block: int, eligible: Tensor | None,
+) -> None:  # fmt: skip
+    """Check the arguments of the row-by-row check of candidate blocks."""
+    screen(queries, corpus, block, eligible)
+    blocks = (corpus.shape[0] + block - 1) // block
+    bound_terms(queries.shape[0], blocks, query_terms, block_terms, thresholds)
+    pairs(query_index, block_index)
+
+
+def pairs(query_index: Tensor, other_index: Tensor) -> None:
+    """Check the two lists of a list of pairs."""
+    if query_index.dim() != 1 or query_index.shape != other_index.shape:
+        raise ValueError(
+            "expected two lists of indices of one shape (p,), "
+            f"got {tuple(query_index.shape)} and {tuple(other_index.shape)}"
+        )
+    if query_index.dtype != torch.int64 or other_index.dtype != torch.int64:
         raise TypeError(
-            f"expected indices of torch.int64, got {query_index.dtype} and {corpus_index.dtype}"
+            f"expected indices of torch.int64, got {query_index.dtype} and {other_index.dtype}"
         )
 
 
@@ -335,8 +397,14 @@ def whole_number(name: str, value: int, least: int = 1) -> None:
 SCREENS = ("auto", "int8", "bfloat16", "float32")
 
 
-def embedding_rows(name: str, value: Any) -> Tensor:
-    """Return rows (n, d) of a floating dtype, on CPU, sharing memory with what was given."""
+def embedding_rows(name: str, value: Any, device: str = "cpu") -> Tensor:
+    """Return rows (n, d) of a floating dtype, sharing memory with what was given.
+
+    Args:
+        name: of the argument.
+        value: a tensor or an array.
+        device: the kind of device where it must be.
+    """
     rows = as_tensor(name, value).detach()
     if rows.dim() != 2:
         fix = "; pass one row as x[None]" if rows.dim() == 1 else ""
@@ -348,8 +416,10 @@ def embedding_rows(name: str, value: Any) -> Tensor:
         )
     if rows.shape[1] == 0:
         raise ValueError(f"expected {name} of shape (n, d) with d >= 1, got {tuple(rows.shape)}")
-    if rows.device.type != "cpu":
-        raise ValueError(f"expected {name} on CPU, got {rows.device}; move it with .cpu()")
+    if rows.device.type != device:
+        raise ValueError(
+            f"expected {name} on {device}, got {rows.device}; move it with .to({device!r})"
+        )
     return rows
 
 
@@ -374,6 +444,16 @@ def number_of_neighbours(k: Any, n: int | None) -> None:
     whole_number("k", k)
     if n is not None and k > n:
         raise ValueError(f"expected k <= n, got k = {k} and a corpus of n = {n} rows")
+
+
+def device_search(screen: Any, checkpoint: Any, d: int) -> None:
+    """Refuse what a search on a GPU does not offer."""
+    if screen not in ("auto", "int8"):
+        raise ValueError(f"expected screen to be 'auto' or 'int8' on a GPU, got {screen!r}")
+    if checkpoint is not None:
+        raise ValueError("expected no checkpoint on a GPU, where a search is one step")
+    if d > LONGEST_CODE:
+        raise ValueError(f"expected d <= {LONGEST_CODE} on a GPU, got {d}; search on CPU")
 
 
 def screen_name(screen: Any) -> None:

@@ -190,6 +190,100 @@ def _(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | None) -> T
     return out
 
 
+@torch.library.custom_op("cossim_fast::block_thresholds", mutates_args=())
+def block_thresholds(
+    maxima: Tensor, query_terms: Tensor, block_terms: Tensor, k: int, groups: int
+) -> Tensor:
+    """A lower bound (n,) float32 on the k-th best cosine of each query, -inf if none is known.
+
+    maxima (n, blocks) is what block_max gives; query_terms (4, n) float32 are the scale, residual,
+    norm and offset of the queries, block_terms (3, blocks) the scale, residual and radius of the
+    blocks, as `_cpu_screen.cosine_bounds` takes them. The k-th largest of the best lower bounds of
+    ``groups`` >= k groups, block b in group b % groups: k groups hold k different rows.
+    """
+    _checks.block_thresholds(maxima, query_terms, block_terms, k, groups)
+    return _cpu_screen.block_thresholds(maxima, query_terms, block_terms, k, groups)
+
+
+@block_thresholds.register_fake
+def _(maxima: Tensor, *rest: Any) -> Tensor:
+    _checks.block_thresholds(maxima, *rest)
+    return maxima.new_empty(maxima.shape[:1], dtype=torch.float32)
+
+
+@block_thresholds.register_kernel("cuda")
+def _(*arguments: Any) -> Tensor:
+    from cossim_fast.kernels.thresholds import launch_block_thresholds  # noqa: PLC0415
+
+    _checks.block_thresholds(*arguments)
+    out: Tensor = launch_block_thresholds(*arguments)
+    return out
+
+
+@torch.library.custom_op("cossim_fast::block_candidates", mutates_args=())
+def block_candidates(
+    maxima: Tensor, query_terms: Tensor, block_terms: Tensor, thresholds: Tensor, capacity: int
+) -> tuple[Tensor, Tensor]:
+    """The number (n,) int32 of blocks whose upper bound reaches the query's threshold, and a list.
+
+    The lists (n, capacity) hold block numbers in any order, -1 where unused. The number counts on
+    past ``capacity``: a query that overflows is asked for again, with room for its number.
+    """
+    _checks.block_candidates(maxima, query_terms, block_terms, thresholds, capacity)
+    return _cpu_screen.block_candidates(maxima, query_terms, block_terms, thresholds, capacity)
+
+
+@block_candidates.register_fake
+def _(maxima: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    _checks.block_candidates(maxima, *rest)
+    n, capacity = maxima.shape[0], rest[-1]
+    counts = maxima.new_empty((n,), dtype=torch.int32)
+    return counts, maxima.new_empty((n, capacity), dtype=torch.int32)
+
+
+@block_candidates.register_kernel("cuda")
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from cossim_fast.kernels.candidates import launch_block_candidates  # noqa: PLC0415
+
+    _checks.block_candidates(*arguments)
+    found: tuple[Tensor, Tensor] = launch_block_candidates(*arguments)
+    return found
+
+
+@torch.library.custom_op("cossim_fast::recheck", mutates_args=())
+def recheck(
+    queries: Tensor, corpus: Tensor, query_terms: Tensor, block_terms: Tensor, thresholds: Tensor,
+    query_index: Tensor, block_index: Tensor, block: int, eligible: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Which rows (p, block) bool of the pairs' blocks may be among the best of the pairs' queries.
+
+    queries and corpus are the codes that block_max took; a row stays if it is eligible and its own
+    upper bound reaches thresholds[query_index].
+    """
+    arguments = (
+        queries, corpus, query_terms, block_terms, thresholds, query_index, block_index, block,
+        eligible,
+    )  # fmt: skip
+    _checks.recheck(*arguments)
+    return _cpu_screen.recheck(*arguments)
+
+
+@recheck.register_fake
+def _(queries: Tensor, *rest: Any) -> Tensor:
+    _checks.recheck(queries, *rest)
+    query_index, block = rest[4], rest[6]
+    return queries.new_empty((query_index.shape[0], block), dtype=torch.bool)
+
+
+@recheck.register_kernel("cuda")
+def _(*arguments: Any) -> Tensor:
+    from cossim_fast.kernels.recheck import launch_recheck  # noqa: PLC0415
+
+    _checks.recheck(*arguments)
+    out: Tensor = launch_recheck(*arguments)
+    return out
+
+
 @torch.library.custom_op("cossim_fast::rescore", mutates_args=())
 def rescore(queries: Tensor, corpus: Tensor, query_index: Tensor, corpus_index: Tensor) -> Tensor:
     """Fixed-order float64 cosines (p,) of queries[query_index] and corpus[corpus_index].

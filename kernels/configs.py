@@ -116,6 +116,8 @@ _PAIRWISE_FWD = {
         "float16": TileConfig(128, 128, 64, 8, 3),
         "bfloat16": TileConfig(128, 128, 64, 8, 3),
         "tf32": TileConfig(128, 128, 32, 8, 3),
+        # 0.92 to issue where steps of 32 take 1.28; six bfloat16 products would spill.
+        "tf32x3": TileConfig(128, 128, 64, 8, 2),
         "split": TileConfig(128, 128, 32, 8, 2),
     },
     "cdna": {
@@ -126,7 +128,8 @@ _PAIRWISE_FWD = {
     },
 }
 # The gradient is scaled and rounded in registers: wide tiles spread that over more columns, where
-# the registers suffice. float16 scales its sums as well.
+# the registers suffice. float16 scales its sums as well, and spills at 256 columns. bfloat16 on
+# sm_100: 1.44 to issue where 128 columns take 2.08.
 _PAIRWISE_BWD = {
     "mma": {
         "float16": TileConfig(128, 128, 32, 8, 2),
@@ -142,7 +145,7 @@ _PAIRWISE_BWD = {
     },
     "tcgen05": {
         "float16": TileConfig(128, 128, 64, 8, 3),
-        "bfloat16": TileConfig(128, 128, 64, 8, 3),
+        "bfloat16": TileConfig(128, 256, 32, 8, 3),
         "tf32": TileConfig(128, 128, 32, 8, 2),
         "split": TileConfig(128, 64, 32, 8, 2),
     },
@@ -166,6 +169,15 @@ _BLOCK_MAX = {
 
 
 _BLOCK_MAX["sm_120"] = _BLOCK_MAX["mma"]
+# Sixteen pairs a program, the fewest columns of a product. Reading the codes binds, so the stages
+# hold at least 20 KiB in flight a multiprocessor.
+_RECHECK = {
+    "mma": (TileConfig(16, 0, 128, 4, 4), TileConfig(16, 0, 64, 4, 4)),
+    "wgmma": (TileConfig(16, 0, 128, 4, 3), TileConfig(16, 0, 64, 4, 3)),
+    "tcgen05": (TileConfig(16, 0, 128, 4, 3), TileConfig(16, 0, 64, 4, 3)),
+    "cdna": (TileConfig(16, 0, 64, 4, 2), TileConfig(16, 0, 32, 4, 2)),
+}
+_RECHECK["sm_120"] = _RECHECK["mma"]
 
 
 def choose_config(
@@ -192,6 +204,13 @@ def choose_config(
         # Fused or not, products of narrower rows are exact; those of float64 rows must round as on
         # other devices.
         return TileConfig(8 if dtype == torch.float64 else 16, num_warps=4, fuse=False)
+    if kernel in ("group_bounds", "block_candidates"):
+        # Bits of a bound as on other devices, so that the candidates are the same. Rows wide enough
+        # for loads of 16 bytes a thread in the one, few terms to load in a loop in the other.
+        tile = (8, 256) if kernel == "group_bounds" else (4, 512)
+        return TileConfig(*tile, num_warps=4, fuse=False)
+    if kernel == "recheck":
+        return replace(_RECHECK[family][dtype != torch.int8], fuse=False)
     descriptors = descriptors and family in ("wgmma", "tcgen05")
     if kernel in ("block_max", "block_max_few"):
         config = _BLOCK_MAX[family][dtype != torch.int8]
@@ -201,7 +220,9 @@ def choose_config(
     product = _product_precision(dtype, precision, arch)
     kind = _kind(dtype, product)
     if kernel == "pairwise_fwd":
-        return replace(_PAIRWISE_FWD[family][kind], precision=product, descriptors=descriptors)
+        tiles = _PAIRWISE_FWD[family]
+        tile = tiles.get(product, tiles[kind])
+        return replace(tile, precision=product, descriptors=descriptors)
     if kernel == "pairwise_bwd":
         return replace(_PAIRWISE_BWD[family][kind], precision=product)
     raise ValueError(f"expected the name of a kernel, got {kernel!r}")

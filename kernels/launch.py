@@ -1,6 +1,9 @@
 """What every launcher needs on the host: the device's context, the cost it reports, descriptors."""
 
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .configs import TileConfig, choose_config, current_arch
 
 
 def on_device(x: torch.Tensor) -> torch.cuda.device_of:
@@ -37,3 +40,25 @@ def aligned_rows(x: torch.Tensor) -> torch.Tensor:
 def describable(x: torch.Tensor) -> bool:
     """Whether a tensor descriptor can describe aligned rows: no dimension repeats itself."""
     return all(stride > 0 for stride in x.stride())
+
+
+def tiled_product(
+    kernel: str,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    precision: str = "highest",
+    config: TileConfig | None = None,
+) -> tuple[TileConfig, torch.Tensor | TensorDescriptor, torch.Tensor | TensorDescriptor]:
+    """Choose the tile of a product of the rows of x (b, n, d) and y (b, m, d), if none is given.
+
+    Returns the tile and what its kernel loads from: the tensors, or descriptors of their tiles.
+    """
+    if config is None:
+        descriptors = describable(x) and describable(y)
+        arch = current_arch()
+        config = choose_config(kernel, x.dtype, x.shape[-1], arch, precision, descriptors)
+    if not config.descriptors:
+        return config, x, y
+    x_tile, y_tile = ([1, rows, config.block_k] for rows in (config.block_n, config.block_m))
+    from_tensor = TensorDescriptor.from_tensor
+    return config, from_tensor(x, x_tile), from_tensor(y, y_tile)

@@ -100,3 +100,43 @@ def inverse_norm(square, exponent, eps):
 def clamp_cosine(c):
     """Clamp to [-1, 1] and keep NaN, which plain minimum and maximum would lose."""
     return tl.clamp(c, -1.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def load_query_terms(query_terms_ptr, N, query, mask):
+    """Load scale, residual, norm and offset of queries from the contiguous (4, N) float32 terms."""
+    scale = tl.load(query_terms_ptr + query, mask=mask, other=0.0)
+    residual = tl.load(query_terms_ptr + N + query, mask=mask, other=0.0)
+    norm = tl.load(query_terms_ptr + 2 * N + query, mask=mask, other=0.0)
+    offset = tl.load(query_terms_ptr + 3 * N + query, mask=mask, other=0.0)
+    return scale, residual, norm, offset
+
+
+@triton.jit
+def load_block_terms(block_terms_ptr, BLOCKS, block, mask):
+    """Load scale, residual and radius of blocks from the contiguous (3, BLOCKS) float32 terms."""
+    scale = tl.load(block_terms_ptr + block, mask=mask, other=0.0)
+    residual = tl.load(block_terms_ptr + BLOCKS + block, mask=mask, other=0.0)
+    radius = tl.load(block_terms_ptr + 2 * BLOCKS + block, mask=mask, other=0.0)
+    return scale, residual, radius
+
+
+@triton.jit
+def cosine_bounds(
+    product, query_scale, query_residual, query_norm, query_offset,
+    block_scale, block_residual, block_radius,
+):  # fmt: skip
+    """Bounds of the cosine from the product of codes: (lower, upper), -inf where masked.
+
+    The same float32 operations in the same order as the op's CPU body, whose docstring derives the
+    margin; compile without fused multiply-adds and the bits agree.
+    """
+    integer: tl.constexpr = product.dtype == tl.int32
+    present = product != (-(2**31) if integer else float("-inf"))
+    estimate = query_scale * block_scale * product.to(tl.float32) + query_offset
+    size = query_norm * (block_radius + block_residual)
+    margin = query_residual * block_radius + query_norm * block_residual
+    margin += (size + margin + tl.abs(query_offset)) * 2.0**-21 + 2.0**-36
+    lower = tl.where(present, estimate - margin, float("-inf"))
+    upper = tl.where(present, estimate + margin, float("-inf"))
+    return lower, upper

@@ -3,10 +3,9 @@
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .configs import TileConfig, choose_config, current_arch
-from .launch import aligned_rows, cost, describable, element_size, on_device
+from .configs import TileConfig
+from .launch import aligned_rows, cost, element_size, on_device, tiled_product
 from .tiles import grouped_tile, load_tile
 
 
@@ -120,18 +119,9 @@ def launch_block_max(
     queries, corpus = aligned_rows(queries), aligned_rows(corpus)
     d = queries.shape[1]
     with on_device(queries):
-        if config is None:
-            descriptors = describable(queries) and describable(corpus)
-            kernel = "block_max_few" if n <= 16 else "block_max"
-            config = choose_config(
-                kernel, queries.dtype, d, current_arch(), descriptors=descriptors
-            )
-        query_source, corpus_source = queries, corpus
-        if config.descriptors:
-            tile = [1, config.block_n, config.block_k]
-            query_source = TensorDescriptor.from_tensor(queries.unsqueeze(0), tile)
-            tile = [1, config.block_m, config.block_k]
-            corpus_source = TensorDescriptor.from_tensor(corpus.unsqueeze(0), tile)
+        config, query_source, corpus_source = tiled_product(
+            "block_max_few" if n <= 16 else "block_max", queries[None], corpus[None], config=config
+        )
         tiles = triton.cdiv(n, config.block_n) * triton.cdiv(m, config.block_m)
         _block_max_kernel[(tiles,)](
             query_source,

@@ -45,7 +45,7 @@ def test_no_cosine_is_above_its_bound(basis, dtype):
     terms = screen.queries(wide, centre)
     values = screen.product(segment, slice(0, 300), centre, terms)
     tile = Tile(0, values, terms, screen.blocks(segment, slice(0, -(-300 // BLOCK))))
-    by_block = (tile.scale(), tile.margin() + terms.offset)
+    by_block = (tile.scale, tile.margin + terms.offset)
     scale, shift = (part.repeat_interleave(BLOCK, 0)[:300] for part in by_block)
     upper = values[:300].double() * scale + shift  # (rows, q)
     row, query = (

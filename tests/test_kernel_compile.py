@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cossim_fast.kernels.candidates import launch_block_candidates
 from cossim_fast.kernels.configs import TileConfig, choose_config
 from cossim_fast.kernels.pairwise import launch_pairwise_fwd
 from cossim_fast.kernels.pairwise_backward import launch_pairwise_bwd
+from cossim_fast.kernels.recheck import launch_recheck
 from cossim_fast.kernels.rowwise import launch_rowwise_fwd
+from cossim_fast.kernels.thresholds import launch_block_thresholds
 from cossim_fast.kernels.topk import launch_block_max
 
 from ladder import report
@@ -120,6 +123,24 @@ def test_launchers_report_bytes_and_operations():
     assert cost["_pairwise_bwd_product_kernel"]["flops16"] == 2 * 2 * n * m * d
     assert cost["_block_max_kernel"]["bytes"] == (n + m) * d + 4 * n * m // 64
     assert cost["_block_max_kernel"]["flops8"] == 2 * n * m * d
+
+
+def test_selection_reports_bytes_and_operations_too():
+    n, blocks, pairs, d = 8, 5000, 40, 768
+    with compiled_for("sm_80") as launches:
+        maxima, reach = torch.zeros(n, blocks, dtype=torch.int32), torch.zeros(n)
+        terms = torch.zeros(4, n), torch.zeros(3, blocks)
+        launch_block_thresholds(maxima, *terms, 10, 1024)
+        launch_block_candidates(maxima, *terms, reach, 256)
+        codes, index = torch.zeros(64, d, dtype=torch.int8), torch.zeros(pairs, dtype=torch.int64)
+        launch_recheck(codes[:n], codes, terms[0], terms[1][:, :1], reach, index, index)
+    cost = {launch.name: launch.cost for launch in launches}
+    # Maxima in; what each query and each block is bounded by; groups or counters out.
+    read = 4 * n * blocks + 12 * blocks + 16 * n
+    assert cost["_group_bounds_kernel"]["bytes"] == read + 4 * n * 1024
+    assert cost["_block_candidates_kernel"]["bytes"] == read + 8 * n
+    assert cost["_recheck_kernel"]["bytes"] == pairs * (64 * d + d + 64 + 16)
+    assert cost["_recheck_kernel"]["flops8"] == 2 * pairs * 64 * d
 
 
 def test_a_spill_is_seen():

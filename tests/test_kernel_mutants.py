@@ -3,7 +3,7 @@
 import pytest
 from triton.runtime.errors import InterpreterError
 
-from ladder import checks
+from ladder import checks, screening
 from ladder.checks import BF16, F16
 from ladder.mutants import Mutant, mutated
 from ladder.runtime import needs_interpreter
@@ -131,6 +131,87 @@ MUTANTS = [
             "(block <= tl.cdiv(M, BLOCK))[None, :]",
         ),
         lambda load: checks.check_block_max(load, shape=(131, 190, 67)),
+    ),
+    (
+        Mutant(
+            "residual of a block forgotten",
+            "tiles",
+            "query_residual * block_radius + query_norm * block_residual",
+            "query_residual * block_radius",
+        ),
+        screening.check_block_thresholds,
+    ),
+    (
+        Mutant(
+            "last blocks forgotten",
+            "thresholds",
+            "for first in range(0, BLOCKS, GROUPS):",
+            "for first in range(0, BLOCKS - BLOCKS % GROUPS, GROUPS):",
+        ),
+        screening.check_block_thresholds,
+    ),
+    (
+        Mutant(
+            "upper bounds for lower ones",
+            "thresholds",
+            "lower, _ = cosine_bounds(",
+            "_, lower = cosine_bounds(",
+        ),
+        screening.check_block_thresholds,
+    ),
+    (
+        Mutant(
+            "an atomic one past the end",
+            "candidates",
+            "row_mask = row < N\n",
+            "row_mask = row <= N\n",
+        ),
+        screening.check_block_candidates,
+    ),
+    (
+        Mutant(
+            "one entry past the capacity",
+            "candidates",
+            "place < CAPACITY",
+            "place <= CAPACITY",
+        ),
+        lambda load: screening.check_block_candidates(load, 7),
+    ),
+    (
+        Mutant(
+            "a bound that meets the threshold is dropped",
+            "candidates",
+            "upper >= threshold",
+            "upper > threshold",
+        ),
+        screening.check_block_candidates,
+    ),
+    (
+        Mutant(
+            "rows past the last rechecked",
+            "recheck",
+            "keep = row < M\n",
+            "keep = row < M + BLOCK\n",
+        ),
+        screening.check_recheck,
+    ),
+    (
+        Mutant(
+            "products of another pair's block",
+            "recheck",
+            "tl.where(asked[None, :] & keep[:, None], acc, product)",
+            "tl.where(keep[:, None], acc, product)",
+        ),
+        screening.check_recheck,
+    ),
+    (
+        Mutant(
+            "one pair past the last rechecked",
+            "recheck",
+            "in_list = pair < P",
+            "in_list = pair <= P",
+        ),
+        screening.check_recheck,
     ),
     (
         Mutant(

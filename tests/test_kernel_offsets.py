@@ -8,6 +8,12 @@ from ladder.runtime import kernels, needs_interpreter
 pytestmark = [pytest.mark.kernel_memory, needs_interpreter]
 
 
-@pytest.mark.parametrize("name", ["row_norm", "rowwise", "pairwise", "pairwise_backward", "topk"])
+KERNELS = [
+    "row_norm", "rowwise", "pairwise", "pairwise_backward", "topk", "thresholds", "candidates",
+    "recheck",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KERNELS)
 def test_offsets_are_64_bit(name):
     checks.check_offsets(kernels, name)

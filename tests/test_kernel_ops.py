@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd.gradcheck import GradcheckError
 
 from cossim_fast import _ops, functional
-from ladder import oracle
+from ladder import oracle, screening
 from ladder.checks import BF16, EPS, F16, F32, codes
 from ladder.reach import OPS, as_cuda  # noqa: F401  (a fixture)
 from ladder.runtime import DEVICE, INTERPRETING, needs_kernels
@@ -23,6 +24,10 @@ def runs_kernels(test):
 
 ROWWISE = ["_rowwise_fwd_kernel", "_rowwise_bwd_kernel"]
 PAIRWISE_FWD = ["_row_norm_kernel"] * 2 + ["_pairwise_fwd_kernel"]
+SCREEN = [
+    "_block_max_kernel", "_rescore_kernel", "_group_bounds_kernel", "_block_candidates_kernel",
+    "_recheck_kernel",
+]  # fmt: skip
 PAIRWISE_BWD = ["_row_norm_kernel"] * 2 + [
     "_pairwise_bwd_product_kernel",
     "_pairwise_bwd_project_kernel",
@@ -55,7 +60,9 @@ def test_public_functions_compile_and_launch_every_kernel(arch, as_cuda):  # noq
                                         64, torch.ones(70, dtype=torch.bool))  # fmt: skip
         index = torch.arange(40)
         torch.ops.cossim_fast.rescore(x.detach(), y.detach(), index, index)
-        assert [launch.name for launch in launches] == ["_block_max_kernel", "_rescore_kernel"]
+        for name, arguments in selection_arguments().items():
+            getattr(torch.ops.cossim_fast, name)(*arguments)
+        assert [launch.name for launch in launches] == SCREEN
     binary = "hsaco" if arch.startswith("gfx") else "cubin"
     assert all(launch.kernel.asm[binary] for launch in launches)
     assert all(launch.cost["bytes"] > 0 for launch in launches)
@@ -105,6 +112,37 @@ def test_second_derivatives_go_through_differentiable_torch(as_cuda):  # noqa: F
     assert oracle.error(got, expected) <= 2 * oracle.error(second(plain, x, y), expected)
 
 
+# Central differences err by step^2 / 6 of a third derivative, and by 2^-24 / step. Along random
+# directions, since an interpreted launch takes long.
+DIFFERENCES = {"eps": 2**-8, "atol": 2**-10, "rtol": 2**-10, "fast_mode": True}
+
+
+@runs_kernels
+@pytest.mark.filterwarnings("ignore:Input #. requires gradient and is not a double precision")
+@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("name", ["rowwise_fwd", "pairwise_fwd"])
+def test_derivatives_match_finite_differences(name, order, as_cuda):  # noqa: F811
+    """Torch's own check, of the kernels' float32: it finds a wrong factor, not a rounding."""
+    shape, rest = ((3, 5), (EPS,)) if name == "rowwise_fwd" else ((1, 3, 5), (EPS, "highest"))
+    x = oracle.inputs(*shape, dtype=F32).to(DEVICE).requires_grad_()
+    y = oracle.inputs(*shape, dtype=F32, seed=1).to(DEVICE).requires_grad_()
+    check = torch.autograd.gradcheck if order == "first" else torch.autograd.gradgradcheck
+    assert check(lambda x, y: getattr(_ops, name)(x, y, *rest), (x, y), **DIFFERENCES)
+
+
+@runs_kernels
+@pytest.mark.filterwarnings("ignore:Input #. requires gradient and is not a double precision")
+def test_the_check_of_derivatives_can_fail(monkeypatch, as_cuda):  # noqa: F811
+    """A hundredth too much is found."""
+    true = _ops.rowwise_bwd
+    monkeypatch.setattr(_ops, "rowwise_bwd", lambda *a: [side * 1.01 for side in true(*a)])
+    x = oracle.inputs(3, 5, dtype=F32).to(DEVICE).requires_grad_()
+    with pytest.raises(GradcheckError, match="Jacobian"):
+        torch.autograd.gradcheck(
+            lambda x: _ops.rowwise_fwd(x, x.detach().flip(0), EPS), (x,), **DIFFERENCES
+        )
+
+
 @runs_kernels
 def test_mixed_dtypes_are_promoted(as_cuda):  # noqa: F811
     x, y = oracle.inputs(5, 16, dtype=F16), oracle.inputs(4, 16, dtype=F32, seed=1)
@@ -120,6 +158,20 @@ def screen_arguments():
     yield codes(5, 40, BF16, 0), codes(70, 40, BF16, 1), 64, None
 
 
+def selection_arguments() -> dict:
+    """Arguments of the ops between block maxima and rescoring."""
+    s = screening.example()
+    terms, reach = (s.query_terms, s.block_terms), torch.zeros(len(s.queries))
+    index = torch.tensor([0, 1, 4])
+    return {
+        "block_thresholds": (s.maxima, *terms, 3, 16),
+        "block_candidates": (s.maxima, *terms, reach, 5),
+        "recheck": (
+            s.query_codes, s.corpus_codes, *terms, reach, index, index + 2, 64, s.eligible
+        ),
+    }  # fmt: skip
+
+
 @needs_compiler
 def test_screen_and_rescoring_keep_the_contract_of_an_op():
     for arguments in screen_arguments():
@@ -127,6 +179,8 @@ def test_screen_and_rescoring_keep_the_contract_of_an_op():
     x = oracle.inputs(6, 130, dtype=F32)
     index = torch.tensor([0, 3, 5, 1])
     torch.library.opcheck(_ops.rescore, (x, x, index, index.flip(0)))
+    for name, arguments in selection_arguments().items():
+        torch.library.opcheck(getattr(_ops, name), arguments)
 
 
 @runs_kernels

@@ -15,7 +15,7 @@ SCREENS = pytest.mark.parametrize("dtype", [torch.int8, BF16], ids=str)
 
 @SCREENS
 @pytest.mark.parametrize("some_eligible", [False, True])
-@pytest.mark.parametrize("block", [32, 64])
+@pytest.mark.parametrize("block", [1, 32, 64])
 @pytest.mark.parametrize("shape", [(131, 203, 67), (5, 203, 67), (1, 1, 1), (17, 128, 200)])
 def test_block_maxima_match_float64(dtype, some_eligible, block, shape):
     checks.check_block_max(kernels, dtype, shape, block, some_eligible=some_eligible)

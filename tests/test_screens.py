@@ -114,3 +114,11 @@ def test_the_float32_screen_is_always_there():
     assert list(screens.available())[-1] == "float32"
     for wanted in ("bfloat16", "float32"):
         assert [s.name for s in screens.choose(10, wanted)] == [wanted]
+
+
+def test_int8_is_refused_where_it_would_be_wrong(monkeypatch):
+    with pytest.raises(ValueError, match="pass 'auto'"):
+        screens.choose(screens.LONGEST_INT8_ROW + 1, "int8")
+    monkeypatch.setattr(screens, "int8_levels", lambda: 0)
+    with pytest.raises(ValueError, match="multiply int8"):
+        screens.choose(10, "int8")

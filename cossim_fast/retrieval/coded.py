@@ -12,7 +12,7 @@ from cossim_fast.retrieval.heads import choose_head
 from cossim_fast.retrieval.screens import choose, int8_levels
 from cossim_fast.retrieval.sources import ArrayCorpus, block_rows
 
-# Numbers of which codes are kept: 256 MB.
+# Numbers of which codes are kept: 256 MB, and two thirds as much for those of a head.
 KEPT = 1 << 28
 
 

@@ -57,9 +57,9 @@ def centre_of(rows: Tensor, sample: int = 4096) -> Tensor:
     """The mean unit row (d,), in float32, of a sample spread over the rows; any centre is valid."""
     step = max(rows.shape[0] // sample, 1)
     some = rows[::step].float()
-    unit = some / torch.linalg.vector_norm(some, dim=1, keepdim=True)
+    unit: Tensor = some / torch.linalg.vector_norm(some, dim=1, keepdim=True)
     unit = unit[unit.isfinite().all(1)]
-    return unit.mean(0) if unit.shape[0] else torch.zeros(rows.shape[1])
+    return unit.mean(0) if unit.shape[0] else unit.new_zeros(rows.shape[1])
 
 
 def unit_rows(rows: Tensor, norms: Tensor, centre: Tensor) -> Tensor:
@@ -73,8 +73,8 @@ def unit_rows(rows: Tensor, norms: Tensor, centre: Tensor) -> Tensor:
     inverse = norms.reciprocal()
     inverse.masked_fill_(~inverse.isfinite(), 0.0)  # zero rows; those of infinite norm give 0 too
     if rows.dtype == torch.float64 or _extreme(norms):
-        wide = _cpu_screen.widen(rows).rows if rows.dtype == torch.float64 else rows.double()
-        unit = wide.mul_(inverse[:, None]).float()
+        wide = _cpu_screen.in_range(rows.double(), rows.dtype)
+        unit = (wide * inverse[:, None]).float()
     else:
         unit = rows.float() * inverse.float()[:, None]
     if not bool(norms.isfinite().all()):
@@ -99,14 +99,13 @@ def encode(rows: Tensor, centre: Tensor, *, first: int = 0, codes: bool = True) 
     """
     n, d = rows.shape
     blocks = -(-n // BLOCK)
-    norms = torch.empty(n, dtype=torch.float64)
-    radius = torch.empty(blocks)
-    coded = torch.empty((blocks * BLOCK, d), dtype=torch.int8) if codes else None
-    scale, residual = torch.empty(blocks), torch.empty(blocks)
+    norms = rows.new_empty(n, dtype=torch.float64)
+    radius, scale, residual = rows.new_empty((3, blocks), dtype=torch.float32).unbind()
+    coded = rows.new_empty((blocks * BLOCK, d), dtype=torch.int8) if codes else None
     step = max(_CHUNK // max(d, 1) // BLOCK, 1) * BLOCK
     for start in range(0, n, step):
         some = rows[start : start + step].contiguous()
-        norms[start : start + step] = of_some = _cpu_screen.row_norms(some)
+        norms[start : start + step] = of_some = _norms(some)
         y = unit_rows(some, of_some, centre)
         if y.shape[0] % BLOCK:
             y = torch.nn.functional.pad(y, (0, 0, 0, -y.shape[0] % BLOCK))
@@ -123,6 +122,14 @@ def encode(rows: Tensor, centre: Tensor, *, first: int = 0, codes: bool = True) 
     # 2 roundings of scale * z, which is no longer than the radius and the residual together.
     residual = residual * grown + UNIT_ROW_ERROR + 2 * _UNIT * (radius + residual)
     return Segment(first, rows, norms, eligible, radius, coded, scale, residual)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Norms in float64: on CPU those of a score, which no other device adds up in its order."""
+    if rows.is_cpu:
+        return _cpu_screen.row_norms(rows)
+    norms: Tensor = torch.linalg.vector_norm(_cpu_screen.in_range(rows.double(), rows.dtype), dim=1)
+    return norms
 
 
 def _longest(y: Tensor) -> Tensor:

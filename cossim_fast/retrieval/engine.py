@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -199,3 +199,16 @@ class Batches:
             self.seen,
             self.skipped,
         )
+
+
+def joined(found: Sequence[Best], *, skipped: int) -> Best:
+    """The results of several batches of queries as one."""
+    bounds = [best.excluded for best in found if best.excluded is not None]
+    return replace(
+        found[0],
+        scores=torch.cat([best.scores for best in found]),
+        positions=torch.cat([best.positions for best in found]),
+        excluded=torch.cat(bounds) if bounds else None,
+        rescored=torch.cat([best.rescored for best in found]),
+        skipped=skipped,
+    )

@@ -71,7 +71,7 @@ def reason_for(wanted: str, tried: tuple[str, ...]) -> str:
     return f"the narrowest that runs fast here; {words}"
 
 
-def joined(traces: list[Trace]) -> Trace:
+def joined_traces(traces: list[Trace]) -> Trace:
     """What several searches did."""
     whole = Trace()
     for trace in traces:

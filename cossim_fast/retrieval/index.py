@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,10 @@ from torch import Tensor
 
 from cossim_fast import _checks, _cpu_screen
 from cossim_fast.retrieval.codes import centre_of
-from cossim_fast.retrieval.engine import MOST_QUERIES, Batches, Best
+from cossim_fast.retrieval.engine import MOST_QUERIES, Batches, Best, joined
 from cossim_fast.retrieval.exclusion import Hidden
-from cossim_fast.retrieval.explanation import SearchExplanation, joined, reason_for
+from cossim_fast.retrieval.explanation import SearchExplanation, joined_traces, reason_for
+from cossim_fast.retrieval.fork import one_thread_after_fork, watch
 from cossim_fast.retrieval.ids import Ids
 from cossim_fast.retrieval.index_file import load_parts, save_parts
 from cossim_fast.retrieval.parts import Part, Piece, ids_at, join, part_of, piece_of
@@ -27,9 +26,6 @@ from cossim_fast.retrieval.progress import Progress
 from cossim_fast.retrieval.results import CertifiedTopK, Oracle, TopK, assemble, like
 from cossim_fast.retrieval.scan import Trace
 from cossim_fast.retrieval.store import RowFile, Rows, rows_of
-
-_PROCESS = os.getpid()
-_INDEXES: weakref.WeakSet[CosineIndex] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -79,8 +75,10 @@ class CosineIndex:
         device: None or ``"cpu"``.
 
     Memory: codes, d bytes a row (none with a ``screen`` of floats), and the rows, unless they are
-    in a file. Building needs 64 MB more. Ids of the caller's take what numpy or Python takes for
-    them, and about 100 bytes each more from the first `add`, `remove` or ``exclude`` on.
+    in a file. Building needs 64 MB more. What a search reads of a file counts as memory of the
+    process until it ends, and can be taken back by the system. Ids of the caller's take what numpy
+    or Python takes for them, and about 100 bytes each more from the first `add`, `remove` or
+    ``exclude`` on.
 
     Threads: searching is safe while other threads add, remove or save: each search sees the index
     as it was when it began. Processes: a forked child may search (torch is set to one thread in
@@ -141,7 +139,7 @@ class CosineIndex:
     def _share(self) -> None:
         """Make what several threads need, which is neither pickled nor forked."""
         self._lock = threading.Lock()
-        _INDEXES.add(self)
+        watch(self)
 
     def __len__(self) -> int:
         """How many rows there are, without those that were removed."""
@@ -167,6 +165,7 @@ class CosineIndex:
         Parts of the index that came one after the other are coded anew as one, as soon as the
         later is half as long as the earlier. So n rows that come one by one are coded about
         log(n) times each, and lie in log(n) parts at most. A memory map stays a part of its own.
+        Where all become one, the mean direction that codes leave out is measured anew.
 
         Raises:
             TypeError: for ids of another kind than those of the index.
@@ -303,7 +302,7 @@ class CosineIndex:
         asked, best, _, state = self._search(
             queries, k, certify=False, exclude=None, progress=False, traces=traces
         )
-        seconds, trace = time.perf_counter() - begin, joined(traces)
+        seconds, trace = time.perf_counter() - begin, joined_traces(traces)
         return SearchExplanation(
             queries=len(asked),
             k=k,
@@ -329,7 +328,7 @@ class CosineIndex:
         progress: bool,
         traces: list[Trace],
     ) -> tuple[Tensor, Best, Oracle, _State]:
-        _one_thread_after_fork()
+        one_thread_after_fork()
         asked = _checks.embedding_rows("queries", queries)
         _checks.same_width(asked.shape[1], self.d)
         with self._lock:
@@ -342,15 +341,9 @@ class CosineIndex:
             # Queries take 8 d bytes in float64: not all at once.
             for start in range(0, max(len(asked), 1), MOST_QUERIES):
                 some = slice(start, start + MOST_QUERIES)
-                wide = _cpu_screen.widen(asked[some])
-                pairs = hidden.pairs(some)
+                wide, pairs = _cpu_screen.widen(asked[some]), hidden.pairs(some)
                 batches = Batches(
-                    wide,
-                    k,
-                    self.screen,
-                    centre=state.centre,
-                    forbidden=pairs,
-                    certify=certify,
+                    wide, k, self.screen, centre=state.centre, forbidden=pairs, certify=certify
                 )
                 batches.through(segments)
                 found.append(batches.best())
@@ -358,7 +351,7 @@ class CosineIndex:
                 bar.update(len(wide.norms))
                 for part in state.parts:
                     part.rows.let_go()
-        best = _joined_best(found, skipped=sum(part.skipped() for part in state.parts))
+        best = joined(found, skipped=sum(part.skipped() for part in state.parts))
         return asked, best, hidden.oracle(asked, segments), state
 
     def save(self, path: str | Path) -> None:
@@ -418,39 +411,9 @@ class CosineIndex:
         self.__dict__.update(held)
         self._share()
 
-    def _forked(self) -> None:
+    def forked(self) -> None:
+        """Be fit for use in a child process that was forked."""
         # The lock may be held by a thread that is not in this process, in the middle of a change
         # of the table of ids.
         self._lock = threading.Lock()
         self._ids.forget_table()
-
-
-def _joined_best(found: Sequence[Best], *, skipped: int) -> Best:
-    """The results of several batches of queries as one."""
-    bounds = [best.excluded for best in found if best.excluded is not None]
-    return replace(
-        found[0],
-        scores=torch.cat([best.scores for best in found]),
-        positions=torch.cat([best.positions for best in found]),
-        excluded=torch.cat(bounds) if bounds else None,
-        rescored=torch.cat([best.rescored for best in found]),
-        skipped=skipped,
-    )
-
-
-def _one_thread_after_fork() -> None:
-    """Leave OpenMP's threads alone in a forked child, where a wait for them never ends.
-
-    They stay in the parent. torch's own DataLoader does the same in its workers.
-    """
-    if os.getpid() != _PROCESS and torch.get_num_threads() > 1:
-        torch.set_num_threads(1)
-
-
-def _after_fork() -> None:
-    for index in list(_INDEXES):
-        index._forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -69,7 +69,8 @@ def pairs_above(
         threshold: -1 to 1.
         screen: ``"auto"``, ``"int8"``, ``"bfloat16"`` or ``"float32"``: what decides cheaply which
             pairs need not be scored. ``"auto"`` takes the narrowest that the processor has
-            instructions for, and a wider one where the data let too many pairs through.
+            instructions for, and a wider one where the data let too many pairs through; on large
+            sets it looks at a few directions first, if a sample says that this rules out enough.
         max_pairs: stop with an error as soon as more pairs are found.
         progress: show a progress bar (needs tqdm: ``pip install 'cossim_fast[retrieval]'``).
         checkpoint: a file that keeps the pairs of the rows of x that are finished, written every
@@ -83,9 +84,9 @@ def pairs_above(
 
     Rows that hold NaN or an infinity pair with nothing. No gradients.
 
-    Memory beyond inputs and result: d bytes a row of y for codes, 256 MB at most; for up to 2^14
-    rows of x at a time their codes and float64 values (9 d bytes each); four tiles of scores (8 MB
-    each); and 2 million pairs (about 200 MB) that wait to be sorted. Nothing of size n m.
+    Memory beyond inputs and result: 5 d / 3 bytes a row of y for codes, 430 MB at most; for up to
+    2^14 rows of x at a time their codes and float64 values (9 d bytes each); four tiles of scores
+    (8 MB each); and 2 million pairs (about 200 MB) that wait to be sorted. Nothing of size n m.
 
     Raises:
         TypeError: for integer, complex or sparse input, or a threshold that is no number.

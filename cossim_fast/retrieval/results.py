@@ -149,15 +149,15 @@ def assemble(
     found = TopK(like(queries, scores), like(queries, best.positions))
     if best.excluded is None:
         return found
-    kth = best.scores[:, -1]
+    kth, excluded = best.scores[:, -1].cpu(), best.excluded.cpu()
     certificate = Certificate(
         kth_score=kth.numpy(),
-        excluded_bound=best.excluded.numpy(),
-        rescored=best.rescored.numpy(),
-        tie=(best.excluded >= kth - TIE).numpy(),
+        excluded_bound=excluded.numpy(),
+        rescored=best.rescored.cpu().numpy(),
+        tie=(excluded >= kth - TIE).numpy(),
         skipped=best.skipped,
-        positions=best.positions,
-        scores=best.scores,
+        positions=best.positions.cpu(),
+        scores=best.scores.cpu(),
         oracle=oracle,
         rows=best.rows,
     )

@@ -311,6 +311,11 @@ def choose(d: int, wanted: str = "auto", *, queries: int | None = None) -> list[
         names.remove("int8")
     if wanted == "auto" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         names = ["float32"]  # no vector instructions that a screen could use
+    if names == ["int8"] and (d > LONGEST_INT8_ROW or not int8_levels()):
+        raise ValueError(
+            f"expected screen='int8' for rows of at most {LONGEST_INT8_ROW} numbers, on a processor "
+            f"and a torch that multiply int8, got d = {d} and {list(available())}; pass 'auto'"
+        )
     made: list[Screen] = []
     for name in names:
         if name == "int8":

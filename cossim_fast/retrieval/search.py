@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cossim_fast import _checks, _cpu_screen
 from cossim_fast.retrieval.checkpoint import Checkpoint
 from cossim_fast.retrieval.codes import centre_of, encode
+from cossim_fast.retrieval.device import device_oracle, search_on_device
 from cossim_fast.retrieval.engine import Batches
 from cossim_fast.retrieval.progress import Progress
 from cossim_fast.retrieval.results import CertifiedTopK, TopK, assemble, oracle_of
@@ -35,7 +37,8 @@ def topk(
     bits come back whatever the batch, the threads, the tiles or the screen.
 
     Args:
-        queries: (q, d) tensor or array of float16, bfloat16, float32 or float64.
+        queries: (q, d) tensor or array of float16, bfloat16, float32 or float64; on CPU, or on a
+            GPU with its corpus.
         corpus: (n, d) likewise, for instance ``np.load(path, mmap_mode="r")``; or an iterator
             (something with ``__next__``) of blocks (n_i, d), which are numbered through.
         k: how many rows for each query, 1 to n.
@@ -59,7 +62,8 @@ def topk(
 
     Memory beyond inputs and results: 32 bytes for each candidate, of which there are about k a
     query, twice while they are sorted; 8 d bytes a query; and for the stretch that is searched
-    its codes (16 MB) and four tiles of scores (8 MB each).
+    its codes (16 MB) and four tiles of scores (8 MB each). On a GPU: codes, a byte a number, and
+    block maxima (256 MB).
 
     Raises:
         TypeError: for integer, complex or sparse input.
@@ -70,6 +74,8 @@ def topk(
     >>> topk(torch.tensor([[0.0, 3.0, 4.0, 0.0]]), corpus, 2)
     TopK(scores=tensor([[0.8000, 0.6000]]), indices=tensor([[2, 1]]))
     """
+    if isinstance(queries, Tensor) and queries.is_cuda:
+        return _topk_on_device(queries, corpus, k, screen, certify, checkpoint)
     asked = _checks.embedding_rows("queries", queries)
     source = open_corpus(corpus, asked.shape[1])
     _checks.same_width(asked.shape[1], source.d)
@@ -92,3 +98,25 @@ def topk(
     result = assemble(queries, found.best(), double=double, oracle=oracle)
     kept.remove()
     return result
+
+
+def _topk_on_device(
+    queries: Tensor,
+    corpus: Any,
+    k: int,
+    screen: str,
+    certify: bool,
+    checkpoint: str | Path | None,
+) -> TopK | CertifiedTopK:
+    """`topk` where queries and corpus are on one GPU."""
+    asked = _checks.embedding_rows("queries", queries, "cuda")
+    rows = _checks.embedding_rows("corpus", corpus, "cuda")
+    _checks.same_device(asked, rows)
+    _checks.same_width(asked.shape[1], rows.shape[1])
+    _checks.number_of_neighbours(k, rows.shape[0])
+    _checks.device_search(screen, checkpoint, rows.shape[1])
+    dtype = torch.promote_types(asked.dtype, rows.dtype)  # holds both exactly
+    asked, rows = asked.to(dtype), rows.to(dtype)
+    oracle = device_oracle(asked, rows)
+    best = search_on_device(asked, rows, k, certify=certify)
+    return assemble(queries, best, double=dtype == torch.float64, oracle=oracle)

@@ -136,13 +136,15 @@ class Sweep:
                 self._note(level)
                 query, row = candidates
                 unknown = torch.full(query.shape, torch.nan, dtype=torch.float64)
-                return self._allowed(batch, segment, Found(query, row + rows.start, unknown))
+                found = Found(query, row + rows.start, unknown)
+                return self._allowed(batch, segment, rows.start, found)
         self._note(len(self.screens))
         size = max(_NUMBERS // segment.rows.shape[1], 1)
         parts = []
         for start in range(rows.start, rows.stop, size):
             some = slice(start, min(start + size, rows.stop))
-            parts.append(self._allowed(batch, segment, self._multiplied(batch, segment, some)))
+            found = self._multiplied(batch, segment, some)
+            parts.append(self._allowed(batch, segment, start, found))
         return Found.join(parts, torch.float64)
 
     def _note(self, level: int) -> None:
@@ -190,10 +192,8 @@ class Sweep:
         unit = _unit(_in_float64(segment.rows[rows]), segment.norms[rows])
         cosines = (unit @ batch.unit().mT).clamp_(-1.0, 1.0)  # (rows, q)
         cosines[~segment.eligible[rows]] = torch.nan  # reaches nothing
-        place = (cosines >= self.threshold - error).view(-1).nonzero()[:, 0]
-        near = cosines.view(-1)[place]
-        row = place // len(batch)
-        query = place - row * len(batch)
+        row, query = (cosines >= self.threshold - error).nonzero(as_tuple=True)
+        near = cosines.view(-1)[row * len(batch) + query]
         unsure = (near < self.threshold + error) | (
             torch.ones_like(near, dtype=torch.bool)
             if self.double
@@ -201,9 +201,9 @@ class Sweep:
         )
         return Found(query, row + rows.start, near.masked_fill_(unsure, torch.nan))
 
-    def _allowed(self, batch: Batch, segment: Segment, found: Found) -> Found:
+    def _allowed(self, batch: Batch, segment: Segment, start: int, found: Found) -> Found:
         """Without pairs of a row with itself or with an earlier one, if they are not wanted."""
-        if not self.later:
+        if not self.later or segment.first + start > int(batch.numbers.max()):
             return found
         after = segment.first + found.position > batch.numbers[found.query]
         return Found(*(column[after] for column in found))

@@ -155,7 +155,9 @@ def check_offsets(load: Load, name: str = "pairwise") -> None:
     The stride fits 32 bits and the offset of the third row does not.
     """
     stride, n, d = 2**30, 3, 16
-    x = torch.zeros(1, n, d, dtype=torch.int8 if name == "topk" else F32)
+    codes = name in ("topk", "recheck")
+    x = torch.zeros(1, n, d, dtype=torch.int8 if codes else F32)
+    terms, rows = torch.zeros(3, d), torch.arange(n)
     module = load(name)
     kernel, launch = {
         "row_norm": ("_row_norm_kernel", lambda: module.launch_row_norm(x, EPS)),
@@ -166,6 +168,22 @@ def check_offsets(load: Load, name: str = "pairwise") -> None:
             lambda: module.launch_pairwise_bwd(torch.zeros(1, n, n), x, x, EPS),
         ),
         "topk": ("_block_max_kernel", lambda: module.launch_block_max(x[0], x[0])),
+        "thresholds": (
+            "_group_bounds_kernel",
+            lambda: module.launch_block_thresholds(x[0], torch.zeros(4, n), terms, 1, d),
+        ),
+        "candidates": (
+            "_block_candidates_kernel",
+            lambda: module.launch_block_candidates(
+                x[0], torch.zeros(4, n), terms, torch.zeros(n), 1
+            ),
+        ),
+        "recheck": (
+            "_recheck_kernel",
+            lambda: module.launch_recheck(
+                x[0], x[0], torch.zeros(4, n), terms[:, :1], torch.zeros(n), rows, rows * 0
+            ),
+        ),
     }[name]
     with huge_row_strides(module, kernel, stride) as seen:
         launch()

@@ -146,6 +146,14 @@ def topk_cases() -> Iterator[Case]:
             lambda c=corpus: launch(c, c, 64),
             tensor_core=True,
         )
+        yield Case(
+            "block_max",
+            dtype,
+            "block=1",
+            lambda c=corpus, e=eligible: launch(c, c, 1, e),
+            tensor_core=True,
+        )
+        yield from selection_cases(dtype)
     index = torch.zeros(64, dtype=torch.int64)
     for dtype in (*FLOATS, F64):
         x = _rows(64, 768, dtype)
@@ -156,6 +164,42 @@ def topk_cases() -> Iterator[Case]:
             lambda x=x: kernels("rescore").launch_rescore(x, x, index, index),
             core=dtype == F32,
         )
+
+
+def selection_cases(dtype: torch.dtype) -> Iterator[Case]:
+    """From block maxima to the rows to rescore."""
+    n, m, d = 64, 4096, 768
+    maxima = torch.zeros(n, m, dtype=torch.int32 if dtype == torch.int8 else F32)
+    terms, reach = (torch.zeros(4, n), torch.zeros(3, m)), torch.zeros(n)
+    yield Case(
+        "group_bounds",
+        dtype,
+        "",
+        lambda: kernels("thresholds").launch_block_thresholds(maxima, *terms, 10, 1024),
+        core=dtype == torch.int8,
+    )
+    yield Case(
+        "block_candidates",
+        dtype,
+        "",
+        lambda: kernels("candidates").launch_block_candidates(maxima, *terms, reach, 256),
+        core=dtype == torch.int8,
+    )
+    queries, corpus = _rows(n, d, dtype), _rows(m, d, dtype)
+    index, eligible = torch.zeros(64, dtype=torch.int64), torch.ones(m, dtype=torch.bool)
+    launch = kernels("recheck").launch_recheck
+    for block in (32, 64):
+        block_terms = torch.zeros(3, m // block)
+        arguments = queries, corpus, terms[0], block_terms, reach, index, index, block
+        for mask in (eligible, None) if block == 64 else (eligible,):
+            yield Case(
+                "recheck",
+                dtype,
+                f"block={block}" + (" all eligible" if mask is None else ""),
+                lambda a=arguments, e=mask: launch(*a, e),
+                core=dtype == torch.int8 and block == 64 and mask is not None,
+                tensor_core=True,
+            )
 
 
 def cases(arch: str | None = None) -> list[Case]:

@@ -5,7 +5,8 @@ import torch
 
 from cossim_fast import _ops
 
-OPS = ("rowwise_fwd", "rowwise_bwd", "pairwise_fwd", "pairwise_bwd", "block_max", "rescore")
+SCREEN_OPS = ("block_max", "block_thresholds", "block_candidates", "recheck", "rescore")
+OPS = ("rowwise_fwd", "rowwise_bwd", "pairwise_fwd", "pairwise_bwd", *SCREEN_OPS)
 
 
 @pytest.fixture

@@ -58,6 +58,7 @@ def tile_of(launch: Launch) -> tuple[int, ...]:
     names = {
         "_pairwise_bwd_product_kernel": ("BLOCK_N", "BLOCK_D", "BLOCK_M"),
         "_rescore_kernel": ("BLOCK_P",),
+        "_recheck_kernel": ("BLOCK", "BLOCK_P", "BLOCK_K"),
     }.get(launch.name, ("BLOCK_N", "BLOCK_M", "BLOCK_K", "BLOCK_D"))
     return tuple(constants[name] for name in names if name in constants)
 
@@ -128,7 +129,7 @@ def table(rows: dict[str, dict[str, dict]]) -> str:
             "instruction | descriptors | loop | issue : tensor |",
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
-        for name, row in rows[arch].items():
+        for name, row in sorted(rows[arch].items()):
             product = ["", "", "", ""]
             if "tensor_core" in row:
                 product = [

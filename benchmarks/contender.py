@@ -1,0 +1,60 @@
+"""What a contender is, and whether it can run here."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from cases import Case
+
+Call = Callable[[], Any]
+
+
+class Part(NamedTuple):
+    """A call that does 1/times of the work: its time counts as often."""
+
+    call: Call
+    times: float
+
+
+def _as_it_is(answer: Any, case: Case) -> Any:
+    return answer
+
+
+def _always(case: Case) -> bool:
+    return True
+
+
+class Contender(NamedTuple):
+    """One way to do a task.
+
+    `prepare(case, *inputs)` returns the call that is timed; what a user of the library does once
+    and beforehand stays outside of it. `read(answer, case)` turns what the call returned into the
+    form in which answers are checked (see answers.py), untimed.
+    """
+
+    name: str
+    prepare: Callable[..., Call | Part]
+    module: str = "torch"  # what has to be installed; "module:name" where it has to have that name
+    floor: bool = False  # does less than the task: shows its limit
+    approximate: bool = False  # does not claim the exact answer
+    read: Callable[[Any, Case], Any] = _as_it_is
+    takes: Callable[[Case], bool] = _always
+    devices: tuple[str, ...] = ("cpu",)
+
+    def missing(self) -> str | None:
+        """Say what it lacks to run here."""
+        module, _, attribute = self.module.partition(":")
+        package = module.partition(".")[0]
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed"
+        if attribute and not hasattr(importlib.import_module(module), attribute):
+            return f"{module} has no {attribute}"
+        return None
+
+
+def calling(function: Callable[..., Any]) -> Callable[..., Call]:
+    """Time function(*inputs)."""
+    return lambda case, *inputs: lambda: function(*inputs)

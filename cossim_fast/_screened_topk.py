@@ -1,0 +1,169 @@
+"""Exact top-k on one device: screen by codes, prove what need not be looked at, rescore the rest.
+
+Written in terms of the registered ops alone, so that CUDA tensors run kernels and CPU tensors the
+same steps by the ops' CPU bodies.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cossim_fast import _checks, _ops
+
+BLOCK = 64  # rows that share a scale, a residual and a radius
+GROUPS = 1024  # at least, and 4 k: two of the k best blocks rarely fall into one group
+CAPACITY = 256  # candidate blocks a query that the first pass has room for
+MAXIMA_AT_ONCE = 2**26  # 256 MiB of int32: bounds the queries of one pass
+ROWS_AT_ONCE = 2**22  # rows rechecked and rescored in one step
+
+
+class Screened(NamedTuple):
+    """What `screened_topk` found."""
+
+    scores: Tensor  # (q, k) float64, best first, NaN where fewer than k rows are eligible
+    rows: Tensor  # (q, k) int64, -1 where fewer than k rows are eligible
+    thresholds: Tensor  # (q,) float32: no row that was not rescored reaches this cosine
+    rescored: Tensor  # (q,) int64: rows that were
+
+
+def screened_topk(
+    queries: Tensor,
+    corpus: Tensor,
+    k: int,
+    query_codes: Tensor,
+    query_terms: Tensor,
+    corpus_codes: Tensor,
+    block_terms: Tensor,
+    eligible: Tensor | None = None,
+    *,
+    capacity: int = CAPACITY,
+) -> Screened:
+    """Find the k rows of the corpus with the largest score, ties to the smaller row.
+
+    The score is the fixed-order float64 cosine of `_ops.rescore`, whose bits depend on the two
+    rows alone; codes decide only which rows need no score. With codes z, unit rows x̄ and any
+    constant vector m, the caller vouches for the bounds of `_cpu_screen.cosine_bounds`:
+
+    - ``queries`` (q, d), ``corpus`` (n, d): the stored rows, of one floating dtype;
+    - ``query_codes`` (q, d'), ``corpus_codes`` (n, d'): int8, or bfloat16 with residuals that also
+      cover the rounding of the product; best with d' a multiple of 16, padded with zeros;
+    - ``query_terms`` (4, q) float32: scale s, residual ρ >= ‖q̄ - s z_q‖, norm N >= ‖s z_q‖ and
+      offset <q̄, m>; all NaN for a query that holds NaN, which gives rows -1 and scores NaN;
+    - ``block_terms`` (3, ceil(n / 64)) float32: for each 64 rows scale s_B, residual
+      ρ_B >= ‖x̄ - m - s_B z_x‖ and radius R_B >= ‖x̄ - m‖ over its eligible rows;
+    - ``eligible`` (n,) bool: False for rows that must not be returned, such as those with NaN.
+
+    Memory beyond the inputs: block maxima of at most 256 MiB (those of one query if that is more),
+    16 times that where the bounds exclude nothing, and 2^22 rescored rows.
+
+    Source: Cauchy-Schwarz on the residuals of the codes, derived at `_cpu_screen.cosine_bounds`.
+    """
+    _checks.whole_number("k", k)
+    n, m = queries.shape[0], corpus.shape[0]
+    best = _Best(n, k, queries)
+    thresholds = torch.full((n,), -torch.inf, dtype=torch.float32, device=queries.device)
+    rescored = torch.zeros(n, dtype=torch.int64, device=queries.device)
+    block = _block_rows(m, k, eligible)
+    if block == 1:
+        block_terms = block_terms.repeat_interleave(BLOCK, 1)[:, :m].contiguous()
+    groups = max(GROUPS, 1 << (4 * k - 1).bit_length())
+    step = max(1, MAXIMA_AT_ONCE // max(1, block_terms.shape[1]))
+    for start in range(0, n, step):
+        some = slice(start, start + step)
+        codes, terms = query_codes[some], query_terms[:, some].contiguous()
+        maxima = _ops.block_max(codes, corpus_codes, block, eligible)
+        reach = _ops.block_thresholds(maxima, terms, block_terms, k, groups)
+        thresholds[some] = reach
+        query, number = _candidates(maxima, terms, block_terms, reach, capacity)
+        del maxima
+        # Pairs of one block beside each other share the reading of its codes.
+        order = number.argsort()
+        query, number = query[order], number[order]
+        for first in range(0, query.numel(), ROWS_AT_ONCE // block):
+            piece = slice(first, first + ROWS_AT_ONCE // block)
+            pair_query, row = query[piece], number[piece]
+            if block > 1:
+                alive = _ops.recheck(codes, corpus_codes, terms, block_terms, reach, pair_query,
+                                     row, block, eligible)  # fmt: skip
+                pair, lane = alive.nonzero(as_tuple=True)
+                pair_query, row = pair_query[pair], row[pair] * block + lane
+            pair_query = pair_query + start
+            rescored += torch.bincount(pair_query, minlength=n)
+            best.add(pair_query, row, _ops.rescore(queries, corpus, pair_query, row))
+    return Screened(*best.table(), thresholds, rescored)
+
+
+def _block_rows(m: int, k: int, eligible: Tensor | None) -> int:
+    """Rows a block: 64, or 1 where fewer than k blocks hold a row that may be returned.
+
+    k different blocks must reach a threshold for it to bound the k-th best row.
+    """
+    if eligible is None:
+        blocks = -(-m // BLOCK)
+    else:
+        padded = torch.nn.functional.pad(eligible, (0, -m % BLOCK))
+        blocks = int(padded.view(-1, BLOCK).any(1).sum())
+    return BLOCK if blocks >= k else 1
+
+
+def _candidates(
+    maxima: Tensor, query_terms: Tensor, block_terms: Tensor, thresholds: Tensor, capacity: int
+) -> tuple[Tensor, Tensor]:
+    """All (query, block) whose upper bound reaches the threshold: two lists of one length.
+
+    Queries with more than ``capacity`` of them are asked again at their exact number, never cut.
+    """
+    counts, blocks = _ops.block_candidates(maxima, query_terms, block_terms, thresholds, capacity)
+    most = int(counts.max()) if counts.numel() else 0
+    place = torch.arange(capacity, device=maxima.device)
+    if most <= capacity:
+        query, slot = (place < counts[:, None]).nonzero(as_tuple=True)
+        return query, blocks[query, slot].long()
+    over = counts > capacity
+    query, slot = (place < counts.masked_fill(over, 0)[:, None]).nonzero(as_tuple=True)
+    again = over.nonzero().squeeze(1)
+    query_again, number_again = _candidates(
+        maxima[again], query_terms[:, again], block_terms, thresholds[again], most
+    )
+    number = torch.cat([blocks[query, slot].long(), number_again])
+    return torch.cat([query, again[query_again]]), number
+
+
+class _Best:
+    """The k best (query, row, score) a query of all that were added."""
+
+    def __init__(self, n: int, k: int, like: Tensor):
+        self.n, self.k = n, k
+        self.query = torch.empty(0, dtype=torch.int64, device=like.device)
+        self.row = self.query
+        self.score = torch.empty(0, dtype=torch.float64, device=like.device)
+
+    def add(self, query: Tensor, row: Tensor, score: Tensor) -> None:
+        query = torch.cat([self.query, query])
+        row = torch.cat([self.row, row])
+        score = torch.cat([self.score, score])
+        # By query, then the larger score, then the smaller row: stable sorts from the last key on.
+        order = row.argsort()
+        order = order[score[order].argsort(descending=True, stable=True)]
+        order = order[query[order].argsort(stable=True)]
+        query = query[order]
+        kept = self._rank(query) < self.k
+        self.query, order = query[kept], order[kept]
+        self.row, self.score = row[order], score[order]
+
+    def _rank(self, query: Tensor) -> Tensor:
+        """The place of each entry among those of its query; ``query`` is sorted."""
+        start = torch.searchsorted(query, torch.arange(self.n, device=query.device))
+        return torch.arange(query.numel(), device=query.device) - start[query]
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        """(n, k) scores and rows, best first."""
+        scores = self.score.new_full((self.n, self.k), torch.nan)
+        rows = self.row.new_full((self.n, self.k), -1)
+        place = self._rank(self.query)
+        scores[self.query, place] = self.score
+        rows[self.query, place] = self.row
+        return scores, rows

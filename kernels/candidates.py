@@ -1,0 +1,109 @@
+"""The blocks that may hold one of the k best rows of a query, from one read of the block maxima."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .configs import TileConfig, choose_config, current_arch
+from .launch import cost, on_device
+from .tiles import cosine_bounds, load_block_terms, load_query_terms
+
+
+def _metadata(grid, kernel, args):
+    n, blocks = args["N"], args["BLOCKS"]
+    return cost("block_candidates", 4 * n * blocks + 12 * blocks + 24 * n, flops32=13 * n * blocks)
+
+
+@triton.jit(launch_metadata=_metadata)
+def _block_candidates_kernel(
+    maxima_ptr,  # (N, BLOCKS) int32 or float32
+    query_terms_ptr,  # (4, N) float32, contiguous
+    block_terms_ptr,  # (3, BLOCKS) float32, contiguous
+    threshold_ptr,  # (N,) float32, contiguous
+    count_ptr,  # (N,) int32, contiguous, zeros
+    out_ptr,  # (N, CAPACITY) int32
+    N,
+    BLOCKS,
+    CAPACITY,
+    stride_mn,
+    stride_mb,
+    stride_on,
+    stride_oc,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Append to each query's list the blocks whose upper bound reaches its threshold.
+
+    Owns BLOCK_N queries and BLOCK_M blocks. A hit takes its place from the query's counter, which
+    runs on past CAPACITY, and is written if the place exists; the order within a list is free.
+    Moves the N BLOCKS maxima once, 4 bytes and one atomic a hit; 13 operations a maximum.
+    """
+    tiles_b = tl.cdiv(BLOCKS, BLOCK_M)
+    program = tl.program_id(0)
+    row = (program // tiles_b).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    block = (program % tiles_b).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_mask = row < N
+    block_mask = block < BLOCKS
+    mask = row_mask[:, None] & block_mask[None, :]
+    scale, residual, norm, offset = load_query_terms(query_terms_ptr, N, row, row_mask)
+    block_scale, block_residual, block_radius = load_block_terms(
+        block_terms_ptr, BLOCKS, block, block_mask
+    )
+    lowest: tl.constexpr = -(2**31) if maxima_ptr.dtype.element_ty == tl.int32 else float("-inf")
+
+    tile = maxima_ptr + row[:, None] * stride_mn + block[None, :] * stride_mb
+    product = tl.load(tile, mask=mask, other=lowest)
+    _, upper = cosine_bounds(
+        product, scale[:, None], residual[:, None], norm[:, None], offset[:, None],
+        block_scale[None, :], block_residual[None, :], block_radius[None, :],
+    )  # fmt: skip
+    threshold = tl.load(threshold_ptr + row, mask=row_mask, other=float("inf"))
+    # A threshold of -inf asks for every block that holds a row, and for no other.
+    hit = mask & (product != lowest) & (upper >= threshold[:, None])
+    # Most tiles hold none, and reading the maxima leaves few instructions a score to spare.
+    if tl.max(hit.to(tl.int32)) > 0:
+        counter = count_ptr + tl.broadcast_to(row[:, None], (BLOCK_N, BLOCK_M))
+        place = tl.atomic_add(counter, 1, mask=hit, sem="relaxed")
+        out = out_ptr + row[:, None] * stride_on + place.to(tl.int64) * stride_oc
+        number = tl.broadcast_to(block[None, :].to(tl.int32), (BLOCK_N, BLOCK_M))
+        tl.store(out, number, mask=hit & (place < CAPACITY))
+
+
+def launch_block_candidates(
+    maxima: torch.Tensor,
+    query_terms: torch.Tensor,
+    block_terms: torch.Tensor,
+    thresholds: torch.Tensor,
+    capacity: int,
+    config: TileConfig | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the number (n,) of blocks that reach the threshold, and the first of them found.
+
+    The lists (n, capacity) are int32 block numbers in any order, -1 where unused. A number above
+    ``capacity`` says that the list is cut: ask again for that query, with room for all.
+    """
+    n, blocks = maxima.shape
+    counts = maxima.new_zeros((n,), dtype=torch.int32)
+    found = maxima.new_empty((n, capacity), dtype=torch.int32).fill_(-1)
+    if maxima.numel() == 0:
+        return counts, found
+    with on_device(maxima):
+        config = config or choose_config("block_candidates", maxima.dtype, 0, current_arch())
+        tiles = triton.cdiv(n, config.block_n) * triton.cdiv(blocks, config.block_m)
+        _block_candidates_kernel[(tiles,)](
+            maxima,
+            query_terms.contiguous(),
+            block_terms.contiguous(),
+            thresholds.contiguous(),
+            counts,
+            found,
+            n,
+            blocks,
+            capacity,
+            *maxima.stride(),
+            *found.stride(),
+            BLOCK_N=config.block_n,
+            BLOCK_M=config.block_m,
+            **config.options(),
+        )
+    return counts, found

@@ -1,0 +1,106 @@
+"""A lower bound on the k-th best cosine of each query, from one read of the block maxima."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .configs import TileConfig, choose_config, current_arch
+from .launch import cost, on_device
+from .tiles import cosine_bounds, load_block_terms, load_query_terms
+
+
+def _metadata(grid, kernel, args):
+    n, blocks = args["N"], args["BLOCKS"]
+    moved = 4 * n * (blocks + args["GROUPS"]) + 12 * blocks + 16 * n
+    return cost("group_bounds", moved, flops32=13 * n * blocks)
+
+
+@triton.jit(launch_metadata=_metadata)
+def _group_bounds_kernel(
+    maxima_ptr,  # (N, BLOCKS) int32 or float32
+    query_terms_ptr,  # (4, N) float32, contiguous
+    block_terms_ptr,  # (3, BLOCKS) float32, contiguous
+    out_ptr,  # (N, GROUPS) float32
+    N,
+    BLOCKS,
+    GROUPS,
+    stride_mn,
+    stride_mb,
+    stride_on,
+    stride_og,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Write the largest lower bound of each of GROUPS groups of blocks, block b in b % GROUPS.
+
+    Owns BLOCK_N queries and BLOCK_M groups, loops over the blocks in strides of GROUPS, keeps one
+    maximum a group in registers and writes it once.
+    Moves the N BLOCKS maxima once, N GROUPS bounds out; 13 operations a maximum.
+    """
+    tiles_g = tl.cdiv(GROUPS, BLOCK_M)
+    program = tl.program_id(0)
+    row = (program // tiles_g).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    group = (program % tiles_g).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_mask = row < N
+    group_mask = group < GROUPS
+    scale, residual, norm, offset = load_query_terms(query_terms_ptr, N, row, row_mask)
+    lowest: tl.constexpr = -(2**31) if maxima_ptr.dtype.element_ty == tl.int32 else float("-inf")
+
+    best = tl.full((BLOCK_N, BLOCK_M), float("-inf"), dtype=tl.float32)
+    for first in range(0, BLOCKS, GROUPS):
+        block = first + group
+        mask = group_mask & (block < BLOCKS)
+        tile = maxima_ptr + row[:, None] * stride_mn + block[None, :] * stride_mb
+        product = tl.load(tile, mask=row_mask[:, None] & mask[None, :], other=lowest)
+        block_scale, block_residual, block_radius = load_block_terms(
+            block_terms_ptr, BLOCKS, block, mask
+        )
+        lower, _ = cosine_bounds(
+            product, scale[:, None], residual[:, None], norm[:, None], offset[:, None],
+            block_scale[None, :], block_residual[None, :], block_radius[None, :],
+        )  # fmt: skip
+        # Drops a NaN, as the contract says.
+        best = tl.maximum(best, lower)
+    out = out_ptr + row[:, None] * stride_on + group[None, :] * stride_og
+    tl.store(out, best, mask=row_mask[:, None] & group_mask[None, :])
+
+
+def launch_block_thresholds(
+    maxima: torch.Tensor,
+    query_terms: torch.Tensor,
+    block_terms: torch.Tensor,
+    k: int,
+    groups: int,
+    config: TileConfig | None = None,
+) -> torch.Tensor:
+    """Return (n,) float32: a lower bound on the k-th best cosine of each query.
+
+    ``maxima`` (n, blocks) are what ``launch_block_max`` gives, the terms (4, n) and (3, blocks)
+    what bounds a cosine. The blocks are dealt to ``groups`` >= k groups and the k-th largest of the
+    groups' best lower bounds is taken: k groups hold k different blocks, so the bound is valid, and
+    it is the k-th of all blocks unless two of the best fall into one group. One maximum a score in
+    registers; a histogram would count in shared memory and round the bound down to a bin's edge.
+    """
+    n, blocks = maxima.shape
+    groups = min(groups, blocks)
+    if n == 0 or k > groups:
+        return maxima.new_full((n,), float("-inf"), dtype=torch.float32)
+    best = maxima.new_empty((n, groups), dtype=torch.float32)
+    with on_device(maxima):
+        config = config or choose_config("group_bounds", maxima.dtype, 0, current_arch())
+        tiles = triton.cdiv(n, config.block_n) * triton.cdiv(groups, config.block_m)
+        _group_bounds_kernel[(tiles,)](
+            maxima,
+            query_terms.contiguous(),
+            block_terms.contiguous(),
+            best,
+            n,
+            blocks,
+            groups,
+            *maxima.stride(),
+            *best.stride(),
+            BLOCK_N=config.block_n,
+            BLOCK_M=config.block_m,
+            **config.options(),
+        )
+    return best.topk(k, dim=1, sorted=False).values.amin(1)

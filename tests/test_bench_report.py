@@ -1,0 +1,182 @@
+"""The report: exponents, losses, targets, tables and plots, from figures made up here."""
+
+import pytest
+
+import growth
+import tables
+from growth import Point
+
+
+def entry(median, floor=False, approximate=False, error=1e-7, ours=1.0, spread=0.01):
+    low, high = median * (1 - spread), median * (1 + spread)
+    ratio = median / ours
+    return {
+        "floor": floor,
+        "approximate": approximate,
+        "error": None if floor else error,
+        "wrong": None,
+        "of": None,
+        "seconds": {"median": median, "low": low, "high": high},
+        "rounds": 9,
+        "ours_is_faster": {
+            "median": ratio,
+            "low": ratio * (1 - spread),
+            "high": ratio * (1 + spread),
+        },
+    }
+
+
+def case(n=1000, d=384, ours=1.0, theirs=2.0, **rest):
+    made = {
+        "name": f"paired rows ({n}, {d}), float32, 2 threads",
+        "task": "rows",
+        "sizes": {"n": n, "d": d},
+        "dtype": "float32",
+        "threads": 2,
+        "data": "gaussian",
+        "threshold": 0.0,
+        "device": "cpu",
+        "headline": True,
+        "why": "",
+        "targets": [],
+        "contenders": {
+            "cossim_fast": entry(ours, ours=ours),
+            "theirs": entry(theirs, ours=ours),
+            "a read": entry(ours / 4, floor=True, ours=ours),
+        },
+        "fastest": "theirs",
+        "others_busy": 0.0,
+    }
+    return made | rest
+
+
+def results(*cases):
+    environment = {
+        "processor": "a processor",
+        "processors": 2,
+        "capability": "AVX2",
+        "instructions": ["avx2"],
+        "system": "Linux",
+        "versions": {"Python": "3"},
+        "blas": "a BLAS",
+        "commit": "abc",
+        "minutes": 1.0,
+    }
+    return {"environment": environment, "cases": list(cases)}
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
+def test_the_exponent_of_a_power_is_found(power):
+    points = [Point(n, 3e-6 * n**power, 0, 0) for n in (10, 100, 500, 3000)]
+    assert growth.exponent(points) == pytest.approx(power)
+
+
+def test_the_exponent_is_that_of_the_largest_sizes():
+    # Overhead of 1 up to 1000 rows, then quadratic.
+    points = [Point(n, max(1.0, (n / 1000) ** 2), 0, 0) for n in (10, 100, 1000, 2000, 4000)]
+    assert growth.exponent(points) == pytest.approx(2)
+    assert growth.exponent(points[:2]) is None
+
+
+def test_curves_are_cases_that_differ_in_one_size_alone():
+    sizes = [case(n=n, ours=n / 1e6) for n in (4000, 1000, 2000)]
+    odd = [case(n=1000, d=64), case(n=8000, dtype="float16"), case(n=16000, threads=1)]
+    (curve,) = growth.curves(results(*sizes, *odd))
+    assert (curve.task, curve.axis, curve.fixed["d"]) == ("rows", "n", 384)
+    assert [p.size for p in curve.lines["cossim_fast"]] == [1000, 2000, 4000]
+    assert curve.floors == {"a read"}
+    assert growth.exponent(curve.lines["cossim_fast"]) == pytest.approx(1)
+    assert growth.exponent(curve.lines["theirs"]) == pytest.approx(0)
+
+
+def test_a_contender_that_was_left_out_at_a_size_has_fewer_points():
+    cases = [case(n=n) for n in (1000, 2000, 4000)]
+    cases[1]["contenders"]["theirs"] = {"left_out": "fails", "floor": False, "approximate": False}
+    (curve,) = growth.curves(results(*cases))
+    assert [p.size for p in curve.lines["theirs"]] == [1000, 4000]
+
+
+def test_doubling():
+    assert growth.doubling(1.0) == "2.00×"
+    assert growth.doubling(0.0) == "1.00×"
+
+
+def test_a_loss_is_shown_with_its_reason():
+    lost = case(ours=2.0, theirs=1.0, why="Because of this.")
+    page = tables.full(results(lost), "core.json")
+    line = "Because of this. So in paired rows (1000, 384), float32, 2 threads: theirs (0.5× (0.495"
+    assert line in page
+    assert "**0.5× (0.495 to 0.505)** theirs" in tables.headline(results(lost))
+    lost["why"] = ""
+    assert tables.UNEXPLAINED in tables.full(results(lost), "core.json")
+
+
+def test_floors_and_approximate_contenders_win_no_race():
+    found = case()
+    found["contenders"]["roughly"] = entry(0.5, approximate=True)
+    assert tables.losses(results(found)) == []
+    assert tables.losses(results(case(theirs=1.005))) == [], "within the interval"
+
+
+def test_a_missed_target_is_in_readme():
+    target = {
+        "kind": "speed",
+        "bound": 3.0,
+        "against": "theirs",
+        "ours": "cossim_fast",
+        "text": "at least 3× as fast as theirs",
+        "measured": {"median": 2.0, "low": 1.9, "high": 2.1},
+        "reached": False,
+    }
+    missed = case(targets=[target], headline=False)
+    text = tables.headline(results(missed))
+    assert "at least 3× as fast as theirs: 2× (1.9 to 2.1) as fast" in text
+    assert "0 of 1 targets reached, 1 not" in text
+
+
+def test_ratios_to_the_fastest_peer_and_the_floor():
+    text = tables.headline(results(case()))
+    assert "| 1 s | 2× (1.98 to 2.02) theirs | 4× a read |" in text
+
+
+def test_what_was_left_out_or_not_run_is_said():
+    gone = case()
+    gone["contenders"]["theirs"] = {
+        "left_out": "faiss is not installed",
+        "floor": False,
+        "approximate": False,
+    }
+    assert "left out: faiss is not installed" in tables.as_text(gone)
+    assert "| theirs | left out: faiss is not installed |" in tables.full(results(gone), "x.json")
+    absent = case(not_run="torch sees no cuda device", contenders={}, targets=[])
+    assert tables.as_text(absent).endswith("not run: torch sees no cuda device")
+    assert "Not run: torch sees no cuda device." in tables.full(results(absent), "x.json")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.5, "1.5 s"), (0.0123, "12.3 ms"), (2e-6, "2 µs"), (1234.5, "1234 s")]
+)
+def test_seconds(value, text):
+    assert tables.seconds(value) == text
+
+
+def test_plots_say_which_figures_they_show_and_grow_stale(tmp_path):
+    plots = pytest.importorskip("plots")
+    found = results(*(case(n=n, ours=n / 1e6) for n in (1000, 2000, 4000)))
+    drawn = plots.draw_all(found, tmp_path)
+    assert {path.name for path in drawn} == {"benchmarks-rows.svg", "benchmarks-errors.svg"}
+    assert tables.stale_plots(found, tmp_path) == []
+    before = [path.read_bytes() for path in drawn]
+    assert [path.read_bytes() for path in plots.draw_all(found, tmp_path)] == before
+    found["cases"][0]["others_busy"] = 0.01
+    assert len(tables.stale_plots(found, tmp_path)) == 2
+
+
+def test_every_contender_of_a_figure_looks_different():
+    plots = pytest.importorskip("plots")
+    names = ["cossim_fast", *(f"peer {i}" for i in range(12)), "a floor", "another"]
+    floors = frozenset(names[-2:])
+    looks = [plots.style(name, names, floors) for name in names]
+    # Without colour: by marker, line and width.
+    grey = {(str(x.get("marker")), str(x.get("linestyle")), x["linewidth"]) for x in looks}
+    assert len(grey) == len(names)
