@@ -63,6 +63,7 @@ setup(
     extras_require=EXTRAS,
     packages=[
         "cossim_fast",
+        "cossim_fast.cli",
         "cossim_fast.diagnose",
         "cossim_fast.kernels",
         "cossim_fast.retrieval",

@@ -9,8 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from cossim_fast import cli
-from cossim_fast.diagnose import files
+from cossim_fast import cli, files
 
 X = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
 
@@ -141,9 +140,48 @@ def test_npy_stays_on_disk(tmp_path):
     assert isinstance(files.load(write(tmp_path / "x.npy")), np.memmap)
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", "CF")
+def test_npz_stays_on_disk_unless_it_is_compressed(save, order, tmp_path):
+    labels = np.arange(60)
+    save(tmp_path / "x.npz", x=np.asarray(X.numpy(), order=order), labels=labels, one=np.float32(3))
+    for key, ndim, expected in ((None, 2, X.numpy()), ("labels", 1, labels), ("one", 0, 3)):
+        loaded = files.load(tmp_path / "x.npz", key=key, ndim=ndim)
+        assert isinstance(loaded, np.memmap) == (save is np.savez)
+        np.testing.assert_array_equal(loaded, expected)
+
+
+def test_pt_and_safetensors_stay_on_disk(tmp_path):
+    for suffix in (".pt", ".safetensors"):
+        path = write(tmp_path / f"x{suffix}")
+        held = path.read_bytes()
+        at = held.index(X[0].numpy().tobytes())
+        loaded = files.load(path)
+        # What is written into the file shows in a private map that was not touched yet.
+        with path.open("r+b") as file:
+            file.seek(at)
+            file.write(np.float32(7).tobytes())
+        assert loaded[0, 0] == 7
+
+
+def test_pt_of_the_old_format(tmp_path):
+    torch.save(X, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(files.load(tmp_path / "x.pt"), X)
+
+
 def test_parquet_of_plain_columns(tmp_path):
     pq.write_table(pa.table({"a": [1.0, 2.0], "b": [3.0, 4.0]}), tmp_path / "x.parquet")
     np.testing.assert_array_equal(files.load(tmp_path / "x.parquet"), [[1, 3], [2, 4]])
+
+
+@pytest.mark.parametrize("rows", [[[1.0, 2.0], [3.0] * 6], [[1.0, 2.0], None, [3.0, 4.0], None]])
+def test_parquet_of_ragged_lists_is_no_matrix(rows, tmp_path):
+    even = [[1.0, 2.0]] * len(rows)
+    pq.write_table(pa.table({"ragged": rows}), tmp_path / "x.parquet")
+    with pytest.raises(files.BadFileError, match="holds no array"):
+        files.load(tmp_path / "x.parquet")
+    pq.write_table(pa.table({"ragged": rows, "even": even}), tmp_path / "x.parquet")
+    np.testing.assert_array_equal(files.load(tmp_path / "x.parquet"), even)
 
 
 def test_command_is_installed():

@@ -1,7 +1,9 @@
 """Read a matrix of embeddings, or its labels, from a file; large ones stay on disk."""
 
+import struct
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -17,10 +19,16 @@ class BadFileError(ValueError):
 def load(path: str | Path, *, key: str | None = None, ndim: int = 2) -> Any:
     """Return the array of ``ndim`` axes that a file holds.
 
-    ``.npy`` stays a memory map. ``.npz``, ``.pt`` and ``.safetensors`` may hold several
-    arrays: ``key`` names one, and is not needed where one alone has the right number of
-    axes. ``.pt`` is read with ``weights_only=True``, so no code in it runs. ``.parquet``
-    holds one column of lists, or one number a column.
+    ``.npy``, ``.safetensors``, ``.pt`` and a ``.npz`` that is not compressed are mapped: what is
+    not touched is not read. ``.npz``, ``.pt`` and ``.safetensors`` may hold several arrays:
+    ``key`` names one, and is not needed where one alone has the right number of axes. ``.pt`` is
+    read with ``weights_only=True``, so no code in it runs. ``.parquet`` holds one column of lists,
+    or one number a column, and is read into memory.
+
+    Args:
+        path: the file.
+        key: the name of one array, or of a column of lists.
+        ndim: how many axes the array is to have.
 
     Raises:
         BadFileError: what was expected, what the file holds, and what to pass.
@@ -68,12 +76,35 @@ def _npy(path: Path) -> Any:
 
 
 def _npz(path: Path) -> Any:
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        return {
+            info.filename.removesuffix(".npy"): _member(archive, info, file)
+            for info in archive.infolist()
+        }
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: BinaryIO) -> Any:
+    """An array of an archive: where it lies if it is stored as it is, else read."""
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0
+        shape, fortran, dtype = (
+            read if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )(member)
+        begin = member.tell()
+    if info.compress_type != zipfile.ZIP_STORED or dtype.hasobject or 0 in shape:
+        with archive.open(info) as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
+    # Before the data the archive repeats the name, with an extra field of a length of its own
+    # (section 4.3.7 of the specification, APPNOTE.TXT of PKWARE).
+    file.seek(info.header_offset + 26)
+    begin += info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+    return np.memmap(file, dtype, "r", begin, shape, "F" if fortran else "C")
 
 
 def _pt(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    mapped = zipfile.is_zipfile(path)  # what torch wrote before 1.6 is not
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _safetensors(path: Path) -> Any:
@@ -83,19 +114,22 @@ def _safetensors(path: Path) -> Any:
 def _parquet(path: Path) -> Any:
     table = require("pyarrow.parquet", extra="cli").read_table(path)
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
-    lists = {
-        name: column
-        for name, column in columns.items()
-        if hasattr(column, "flatten") and hasattr(column.type, "value_type")
-    }
+    lists = {name: each for name, each in columns.items() if hasattr(each.type, "value_field")}
     if lists:
-        return {
-            name: column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-            for name, column in lists.items()
-        }
+        matrices = {name: _matrix(column) for name, column in lists.items()}
+        return {name: matrix for name, matrix in matrices.items() if matrix is not None}
     if len(columns) == 1:
         return next(iter(columns.values())).to_numpy(zero_copy_only=False)
     return np.stack([column.to_numpy(zero_copy_only=False) for column in columns.values()], 1)
+
+
+def _matrix(column: Any) -> Any:
+    """Lists of one length as rows; None where one is missing or longer than another."""
+    lengths = require("pyarrow.compute", extra="cli").list_value_length(column)
+    lengths = lengths.to_numpy(zero_copy_only=False)
+    if not (hasattr(column, "flatten") and len(np.unique(lengths)) == 1 and not column.null_count):
+        return None
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
 # The readers' own messages advise to load what is not safe.

@@ -1,0 +1,45 @@
+"""All commands under one name."""
+
+from typing import Annotated
+
+import typer
+
+from cossim_fast import __version__
+from cossim_fast.cli import bench, diagnose, index, info, join, search
+
+app = typer.Typer(
+    name="cossim",
+    help="Cosine similarity of embeddings: exact search, joins, and what is wrong with them.",
+    epilog="cossim COMMAND --help shows an example of each.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"cossim_fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _cossim(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command(short_help="The nearest rows of every query.", epilog=search.EXAMPLE)(search.topk)
+app.command(short_help="Every pair of rows above a threshold.", epilog=join.PAIRS_EXAMPLE)(
+    join.pairs
+)
+app.command(short_help="Drop rows that are like another.", epilog=join.DEDUP_EXAMPLE)(join.dedup)
+app.add_typer(index.app)
+app.command(short_help="Say whether embeddings have collapsed.", epilog=diagnose.EXAMPLE)(
+    diagnose.diagnose
+)
+app.command(short_help="Time the functions beside plain torch.", epilog=bench.EXAMPLE)(bench.bench)
+app.command(short_help="Show what there is on this machine.", epilog=info.EXAMPLE)(info.info)

@@ -1,0 +1,131 @@
+"""`cossim bench`: the functions beside plain torch, on this machine and these embeddings."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+
+import cossim_fast
+from cossim_fast.cli import info, inputs
+from cossim_fast.cli.terminal import one_line_errors
+
+EXAMPLE = "Example: cossim bench embeddings.npy --rounds 9"
+
+
+class Case(NamedTuple):
+    """Two ways to one answer."""
+
+    name: str
+    ours: Callable[[], Any]
+    theirs: Callable[[], Any]
+    # How far the two answers are apart.
+    apart: Callable[[Any, Any], float]
+
+
+def bench(
+    embeddings: Annotated[
+        Path | None, typer.Argument(help="Gaussian rows without one.", show_default=False)
+    ] = None,
+    rows: Annotated[int, typer.Option(min=2, help="At most so many.")] = 10_000,
+    width: Annotated[int, typer.Option(min=1, help="Of Gaussian rows.")] = 384,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 7,
+    key: inputs.Key = None,
+) -> None:
+    """Time the functions beside plain torch, in turns, on rows in float32.
+
+    Shows medians, and the ratio of each round: its median, lowest and highest. Before it is timed,
+    each answer is compared with that of torch.
+    """
+    with one_line_errors():
+        if embeddings is None:
+            x = torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
+        else:
+            given = inputs.embeddings(embeddings, key=key)[:rows]
+            x = torch.as_tensor(given if isinstance(given, Tensor) else given.copy()).float()
+        if x.shape[0] < 2:
+            raise ValueError(f"expected 2 rows or more, got {x.shape[0]}")
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in ("", "ours", "torch", "times as fast", "apart"):
+            table.add_column(name, justify="right" if name else "left", no_wrap=True)
+        for case in _cases(x):
+            table.add_row(*_timed(case, rounds))
+    console = Console(highlight=False, markup=False)
+    console.print(f"{x.shape[0]} rows of {x.shape[1]}, {rounds} rounds")
+    console.print(table)
+    console.print(
+        f"{info.processor()}; threads {torch.get_num_threads()}; torch {torch.__version__}"
+    )
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > torch.get_num_threads() + 0.5:
+        console.print(f"NOT QUIET: the load was {load:.1f}, so other processes were running")
+
+
+def _cases(x: Tensor) -> Iterator[Case]:
+    """Every function with what it replaces; normalising is part of both."""
+    queries, k, threshold = x[: max(len(x) // 20, 1)], min(10, len(x)), 0.9
+    other = x.flip(0)
+    yield Case(
+        f"cosine_similarity, {len(x)} rows",
+        lambda: cossim_fast.cosine_similarity(x, other),
+        lambda: F.cosine_similarity(x, other),
+        _largest,
+    )
+    yield Case(
+        f"pairwise_cosine, {len(queries)} by all",
+        lambda: cossim_fast.pairwise_cosine(queries, x),
+        lambda: F.normalize(queries) @ F.normalize(x).mT,
+        _largest,
+    )
+    yield Case(
+        f"topk, k = {k}, {len(queries)} queries",
+        lambda: cossim_fast.topk(queries, x, k).scores,
+        lambda: (F.normalize(queries) @ F.normalize(x).mT).topk(k).values,
+        _largest,
+    )
+    yield Case(
+        f"pairs_above {threshold}, all rows",
+        lambda: len(cossim_fast.pairs_above(x, threshold=threshold).i),
+        lambda: _pairs(x, threshold),
+        lambda ours, theirs: abs(ours - theirs),
+    )
+
+
+def _pairs(x: Tensor, threshold: float, step: int = 1024) -> int:
+    """Count pairs in plain torch: half of the product, a block of rows at a time."""
+    unit, count = F.normalize(x), 0
+    for start in range(0, len(x), step):
+        block = unit[start : start + step] @ unit[start:].mT
+        count += len((block >= threshold).triu_(1).nonzero())
+    return count
+
+
+def _largest(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().amax())
+
+
+def _timed(case: Case, rounds: int) -> list[str]:
+    apart = case.apart(case.ours(), case.theirs())
+    ours: list[float] = []
+    theirs: list[float] = []
+    for number in range(rounds):
+        turns = [(ours, case.ours), (theirs, case.theirs)]
+        for times, call in turns if number % 2 else turns[::-1]:
+            begin = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begin)
+    ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
+    return [
+        case.name,
+        *(f"{statistics.median(times) * 1e3:.3g} ms" for times in (ours, theirs)),
+        f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+        f"{apart:.1g}" if isinstance(apart, float) else f"{apart} pairs",
+    ]

@@ -1,0 +1,59 @@
+"""`cossim index`: rows that are coded once, kept in a file, and searched many times."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cossim_fast import CosineIndex
+from cossim_fast.cli import inputs, outputs
+from cossim_fast.cli.search import columns_of
+from cossim_fast.cli.terminal import bar_wanted, note, one_line_errors
+
+app = typer.Typer(
+    name="index", help="Keep an index in a file, and search it.", no_args_is_help=True
+)
+
+
+@app.command(epilog="Example: cossim index build corpus.npy -o corpus.index")
+def build(
+    embeddings: inputs.Embeddings,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file of the index.")],
+    key: inputs.Key = None,
+    skip_nan: inputs.SkipNan = False,
+) -> None:
+    """Write an index of EMBEDDINGS, vectors and codes, to a safetensors file."""
+    with one_line_errors():
+        outputs.check_place(output, (embeddings,))
+        index = CosineIndex(inputs.embeddings(embeddings, key=key, skip_nan=skip_nan))
+        index.save(output)
+    note(f"wrote {output}: {len(index)} rows of {index.d}")
+
+
+@app.command(epilog="Example: cossim index search queries.npy corpus.index -k 10")
+def search(
+    queries: inputs.Queries,
+    index: Annotated[Path, typer.Argument(help="What `cossim index build` wrote.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Rows for each query.")] = 10,
+    output: outputs.Output = None,
+    texts: inputs.Texts = None,
+    query_texts: inputs.QueryTexts = None,
+    key: inputs.Key = None,
+    skip_nan: inputs.SkipNan = False,
+    show: outputs.Show = 20,
+    progress: inputs.Progress = None,
+) -> None:
+    """Find the k rows of an INDEX with the largest cosine to each row of QUERIES, exactly.
+
+    Writes the same lines as `cossim topk`.
+    """
+    with one_line_errors():
+        outputs.check(output, (queries, index, texts, query_texts))
+        held = CosineIndex.load(index)
+        asked = inputs.embeddings(queries, key=key, skip_nan=skip_nan)
+        shown, shown_queries = inputs.texts(texts, len(held)), inputs.texts(query_texts, len(asked))
+        found = held.search(asked, k, progress=bar_wanted(progress))
+        columns = columns_of(found.scores, found.indices, shown, shown_queries)
+        outputs.write(output, columns, show)
+    if output is not None:
+        note(f"wrote {output}: {len(columns['row'])} rows for {len(asked)} queries")

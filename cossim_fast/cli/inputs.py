@@ -1,0 +1,76 @@
+"""What the commands read: embeddings, and texts to be shown beside row numbers."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from cossim_fast import files
+
+_FORMATS = "(n, d) in .npy, .npz, .pt, .safetensors or .parquet"
+# Rows that are looked at together.
+_CHUNK = 1 << 14
+
+Embeddings = Annotated[Path, typer.Argument(help=_FORMATS, show_default=False)]
+Queries = Annotated[Path, typer.Argument(help=_FORMATS.replace("n", "q", 1), show_default=False)]
+Key = Annotated[str | None, typer.Option(help="Which array of a file that holds several.")]
+QueryKey = Annotated[str | None, typer.Option(help="The same for the queries.")]
+Texts = Annotated[Path | None, typer.Option(help="A text file, one line a row, to be shown.")]
+QueryTexts = Annotated[Path | None, typer.Option(help="The same for the queries.")]
+SkipNan = Annotated[
+    bool, typer.Option("--skip-nan", help="Leave out rows that hold NaN or an infinity.")
+]
+Screen = Annotated[str, typer.Option(help="auto, int8, bfloat16 or float32: same results.")]
+Progress = Annotated[
+    bool | None,
+    typer.Option("--progress/--no-progress", help="A bar.  [default: on a terminal]",
+                 show_default=False),
+]  # fmt: skip
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(help="What Ctrl-C leaves, to go on from.  [default: OUTPUT.checkpoint]",
+                 show_default=False),
+]  # fmt: skip
+
+
+def embeddings(path: Path, *, key: str | None = None, skip_nan: bool = False) -> Any:
+    """Read (n, d) embeddings; files that can be mapped stay where they are.
+
+    Raises:
+        ValueError: the file cannot be read, or a row holds NaN or an infinity.
+    """
+    rows = files.load(path, key=key)
+    if rows.ndim != 2:
+        raise ValueError(f"expected (n, d) embeddings in {path}, got shape {tuple(rows.shape)}")
+    for start in range(0, 0 if skip_nan else len(rows), _CHUNK):
+        some = rows[start : start + _CHUNK]
+        finite = np.asarray(
+            some.isfinite() if isinstance(some, torch.Tensor) else np.isfinite(some)
+        )
+        if not finite.all():
+            row = start + int(np.argmin(finite.all(1)))
+            raise ValueError(
+                f"row {row} of {path} holds NaN or an infinity; --skip-nan leaves such rows out"
+            )
+    return rows
+
+
+def texts(path: Path | None, rows: int) -> list[str] | None:
+    """Read one text a row.
+
+    Raises:
+        ValueError: there are not as many lines as rows, or they are no UTF-8.
+    """
+    if path is None:
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected UTF-8 text in {path}: {error}") from error
+    if lines[-1] == "":  # a final newline ends the last line
+        lines.pop()
+    if len(lines) != rows:
+        raise ValueError(f"expected {rows} lines in {path}, one a row, got {len(lines)}")
+    return lines

@@ -1,0 +1,108 @@
+"""`cossim pairs` and `cossim dedup`: rows of one set that are like each other."""
+
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+import cossim_fast
+from cossim_fast.cli import inputs, outputs
+from cossim_fast.cli.terminal import bar_wanted, checkpoint_beside, note, one_line_errors
+from cossim_fast.retrieval import TooManyPairsError
+
+PAIRS_EXAMPLE = "Example: cossim pairs embeddings.npy --threshold 0.9 -o pairs.parquet"
+DEDUP_EXAMPLE = "Example: cossim dedup embeddings.npy --threshold 0.95 -o rows.parquet"
+
+Threshold = Annotated[float, typer.Option(help="The least cosine, -1 to 1.")]
+
+
+def pairs(
+    embeddings: inputs.Embeddings,
+    threshold: Threshold = 0.9,
+    output: outputs.Output = None,
+    texts: inputs.Texts = None,
+    max_pairs: Annotated[
+        int | None, typer.Option(min=0, help="Stop with an error past so many.")
+    ] = None,
+    key: inputs.Key = None,
+    skip_nan: inputs.SkipNan = False,
+    screen: inputs.Screen = "auto",
+    show: outputs.Show = 20,
+    checkpoint: inputs.Checkpoint = None,
+    progress: inputs.Progress = None,
+) -> None:
+    """Find every pair of rows whose cosine is at least the threshold, exactly.
+
+    Writes one line for each pair, i < j: i, j, score.
+    """
+    with one_line_errors():
+        outputs.check(output, (embeddings, texts))
+        rows = inputs.embeddings(embeddings, key=key, skip_nan=skip_nan)
+        shown = inputs.texts(texts, len(rows))
+        kept = checkpoint_beside(output, checkpoint, (embeddings,))
+    with one_line_errors(kept):
+        try:
+            found = cossim_fast.pairs_above(
+                rows,
+                threshold=threshold,
+                screen=screen,
+                max_pairs=max_pairs,
+                progress=bar_wanted(progress),
+                checkpoint=kept,
+            )
+        except TooManyPairsError as error:
+            fix = "" if error.suggested is None else f"; --threshold {error.suggested:.4f} may do"
+            raise ValueError(f"more than {max_pairs} pairs reach {threshold:g}{fix}") from error
+        columns: dict[str, Any] = {
+            "i": np.asarray(found.i),
+            "j": np.asarray(found.j),
+            "score": np.asarray(found.scores),
+        }
+        if shown is not None:
+            columns |= {f"text_{name}": [shown[row] for row in columns[name]] for name in "ij"}
+        outputs.write(output, columns, show)
+    wrote = "" if output is None else f"wrote {output}: "
+    note(f"{wrote}{len(columns['i'])} pairs of {len(rows)} rows reach {threshold:g}")
+
+
+def dedup(
+    embeddings: inputs.Embeddings,
+    threshold: Threshold = 0.95,
+    output: outputs.Output = None,
+    texts: inputs.Texts = None,
+    keep: Annotated[str, typer.Option(help="Of rows alike, the first or the last.")] = "first",
+    key: inputs.Key = None,
+    skip_nan: inputs.SkipNan = False,
+    screen: inputs.Screen = "auto",
+    show: outputs.Show = 20,
+    progress: inputs.Progress = None,
+) -> None:
+    """Drop every row whose cosine to a row kept before it reaches the threshold.
+
+    Shows the rows dropped: row, kept_row (which stands for it), score. A file holds all rows; a row
+    that is kept stands for itself, without a score.
+    """
+    with one_line_errors():
+        outputs.check(output, (embeddings, texts))
+        rows = inputs.embeddings(embeddings, key=key, skip_nan=skip_nan)
+        shown = inputs.texts(texts, len(rows))
+        found = cossim_fast.deduplicate(
+            rows, threshold, keep=keep, screen=screen, progress=bar_wanted(progress)
+        )
+        dropped = np.asarray(found.dropped)
+        stands, scores = np.arange(len(rows)), np.full(len(rows), np.nan, np.float32)
+        scores = scores.astype(np.asarray(found.scores).dtype)
+        stands[dropped] = np.asarray(found.representatives)
+        scores[dropped] = np.asarray(found.scores)
+        listed = dropped if output is None else np.arange(len(rows))
+        columns: dict[str, Any] = {
+            "row": listed,
+            "kept_row": stands[listed],
+            "score": scores[listed],
+        }
+        if shown is not None:
+            columns["text"] = [shown[row] for row in listed]
+            columns["kept_text"] = [shown[row] for row in columns["kept_row"]]
+        outputs.write(output, columns, show)
+    wrote = "" if output is None else f"wrote {output}: "
+    note(f"{wrote}{len(found.kept)} of {len(rows)} rows kept, {len(dropped)} dropped")

@@ -1,0 +1,68 @@
+"""`cossim topk`: the nearest rows of every query."""
+
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+import cossim_fast
+from cossim_fast.cli import inputs, outputs
+from cossim_fast.cli.terminal import bar_wanted, checkpoint_beside, note, one_line_errors
+
+EXAMPLE = "Example: cossim topk queries.npy corpus.npy -k 10 -o nearest.parquet"
+
+
+def topk(
+    queries: inputs.Queries,
+    corpus: inputs.Embeddings,
+    k: Annotated[int, typer.Option("-k", min=1, help="Rows for each query.")] = 10,
+    output: outputs.Output = None,
+    texts: inputs.Texts = None,
+    query_texts: inputs.QueryTexts = None,
+    query_key: inputs.QueryKey = None,
+    key: inputs.Key = None,
+    skip_nan: inputs.SkipNan = False,
+    screen: inputs.Screen = "auto",
+    show: outputs.Show = 20,
+    checkpoint: inputs.Checkpoint = None,
+    progress: inputs.Progress = None,
+) -> None:
+    """Find the k rows of CORPUS with the largest cosine to each row of QUERIES, exactly.
+
+    Writes one line for each row found: query, rank, row, score.
+    """
+    with one_line_errors():
+        given = (queries, corpus, texts, query_texts)
+        outputs.check(output, given)
+        asked = inputs.embeddings(queries, key=query_key, skip_nan=skip_nan)
+        rows = inputs.embeddings(corpus, key=key, skip_nan=skip_nan)
+        shown = inputs.texts(texts, len(rows))
+        shown_queries = inputs.texts(query_texts, len(asked))
+        kept = checkpoint_beside(output, checkpoint, (queries, corpus))
+    with one_line_errors(kept):
+        found = cossim_fast.topk(
+            asked, rows, k, screen=screen, progress=bar_wanted(progress), checkpoint=kept
+        )
+        columns = columns_of(found.scores, found.indices, shown, shown_queries)
+        outputs.write(output, columns, show)
+    if output is not None:
+        note(f"wrote {output}: {len(columns['row'])} rows for {len(asked)} queries")
+
+
+def columns_of(
+    scores: Any, ids: Any, texts: list[str] | None, query_texts: list[str] | None
+) -> outputs.Columns:
+    """One line for each row that was found; queries that hold NaN find none."""
+    scores, ids = np.asarray(scores), np.asarray(ids)
+    query, rank = np.nonzero(~np.isnan(scores))
+    columns: dict[str, Any] = {
+        "query": query,
+        "rank": rank + 1,
+        "row": ids[query, rank],
+        "score": scores[query, rank],
+    }
+    if query_texts is not None:
+        columns["query_text"] = [query_texts[number] for number in query]
+    if texts is not None:
+        columns["text"] = [texts[row] for row in columns["row"]]
+    return columns

@@ -1,0 +1,64 @@
+"""What every command does alike: notes and errors of one line, interruption, progress."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+FINDING, TROUBLE, INTERRUPTED = 1, 2, 130
+
+
+def note(text: str) -> None:
+    """Say something beside the result, which has stdout for itself."""
+    print(f"cossim: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def one_line_errors(checkpoint: Path | None = None) -> Iterator[None]:
+    """Turn trouble into one line and an exit status, and Ctrl-C into a word on how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if checkpoint is not None and checkpoint.exists():
+            note(f"interrupted; {checkpoint} has what was found: the same command goes on from it")
+        else:
+            note("interrupted; nothing was written")
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        raise  # the reader has had enough: typer ends quietly
+    except OSError as error:
+        note(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
+        raise typer.Exit(TROUBLE) from error
+    except (ValueError, TypeError, ModuleNotFoundError, MemoryError) as error:
+        note(" ".join(str(error).split()) or type(error).__name__)
+        raise typer.Exit(TROUBLE) from error
+
+
+def bar_wanted(asked: bool | None) -> bool:
+    """Whether to show progress: as asked, or on a terminal."""
+    return sys.stderr.isatty() if asked is None else asked
+
+
+def checkpoint_beside(
+    output: Path | None, asked: Path | None, inputs: Sequence[Path]
+) -> Path | None:
+    """Where a long run keeps what it found: as asked, or beside its output, or nowhere.
+
+    Raises:
+        ValueError: there is one, and an input was changed after it was written. Searches compare
+            shapes and samples of their inputs with it, not all they hold.
+    """
+    if asked is None and output is not None:
+        asked = output.with_name(f"{output.name}.checkpoint")
+    if asked is not None and asked.exists():
+        written = asked.stat().st_mtime_ns
+        for path in inputs:
+            if path.stat().st_mtime_ns > written:
+                raise ValueError(
+                    f"expected {asked} to be the checkpoint of this run, and {path} was changed "
+                    "since; delete it to begin anew"
+                )
+        note(f"going on from {asked}")
+    return asked

@@ -1,0 +1,60 @@
+"""Run the command in this process: into pipes, or on a terminal of 80 columns."""
+
+import contextlib
+import fcntl
+import io
+import os
+import pty
+import re
+import struct
+import sys
+import termios
+import threading
+from unittest import mock
+
+from cossim_fast import cli
+
+
+def _run(arguments, out, err):
+    with (
+        mock.patch.object(sys, "argv", ["cossim", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            return stopped.code or 0
+    return 0
+
+
+def run(*arguments):
+    """Exit status, stdout and stderr, as in a pipe."""
+    out, err = io.StringIO(), io.StringIO()
+    status = _run(arguments, out, err)
+    return status, out.getvalue(), err.getvalue()
+
+
+def run_on_terminal(*arguments, bar=False):
+    """The same with stdout on a terminal, and stderr too if bars are wanted; without colours."""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    seen = []
+
+    def read():
+        with contextlib.suppress(OSError):  # the other end was closed
+            while piece := os.read(leader, 4096):
+                seen.append(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    err = io.StringIO()
+    with (
+        os.fdopen(follower, "w", encoding="utf-8") as terminal,
+        mock.patch.dict(os.environ, {"COLUMNS": "80", "TERM": "xterm"}),
+    ):
+        status = _run(arguments, terminal, terminal if bar else err)
+    reader.join()
+    os.close(leader)
+    out = b"".join(seen).decode().replace("\r\n", "\n")
+    return status, re.sub(r"\x1b\[[0-9;]*m", "", out), err.getvalue()
