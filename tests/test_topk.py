@@ -27,6 +27,12 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SCREENS = ["auto", "bfloat16", "float32"]
 
 
+@pytest.fixture(autouse=True)
+def coding_pays_for_few_queries(monkeypatch):
+    """So that `auto` begins with int8 here."""
+    monkeypatch.setattr(search, "CODING_PAYS", 0)
+
+
 @pytest.fixture
 def small_parts(monkeypatch):
     """Tiles of 64 rows, segments of 256, batches of 5 queries: every seam in a small corpus."""
@@ -272,6 +278,7 @@ def test_a_wrong_bound_is_caught(monkeypatch):
         topk(queries, corpus, 10, screen="bfloat16", certify=True).certificate.verify(None)
 
 
+@pytest.mark.skipif(not screens.int8_levels(), reason="this processor has no int8 product")
 def test_a_wrong_residual_is_caught(monkeypatch):
     queries, corpus = make("gaussian", 4000, 64, 30, torch.float32)
     encode = search.encode
@@ -282,9 +289,8 @@ def test_a_wrong_residual_is_caught(monkeypatch):
         return segment
 
     monkeypatch.setattr(search, "encode", corrupted)
-    if screens.int8_levels():
-        with pytest.raises(VerificationError):
-            topk(queries, corpus, 10, screen="int8", certify=True).certificate.verify(None)
+    with pytest.raises(VerificationError):
+        topk(queries, corpus, 10, screen="int8", certify=True).certificate.verify(None)
 
 
 def test_a_wrong_result_is_caught():
@@ -352,6 +358,23 @@ def test_errors(arguments, error, message):
 def test_an_unknown_screen_is_refused():
     with pytest.raises(ValueError, match=r"screen to be one of .*int4"):
         topk(torch.ones(1, 3), torch.ones(4, 3), 1, screen="int4")
+
+
+def test_rows_are_coded_where_it_pays(monkeypatch):
+    monkeypatch.setattr(search, "CODING_PAYS", 20)
+    coded = []
+    encode = search.encode
+
+    def watched(*args, codes, **kwargs):
+        coded.append(codes)
+        return encode(*args, codes=codes, **kwargs)
+
+    monkeypatch.setattr(search, "encode", watched)
+    x = torch.randn(30, 8)
+    topk(x[:19], x, 1)
+    topk(x[:20], x, 1)
+    topk(x, x, 1, screen="float32")
+    assert coded == [False, True, False]
 
 
 # Processors that saturate.

@@ -53,7 +53,7 @@ class Segment:
         return self.rows.shape[0]
 
 
-def centre_of(rows: Tensor, sample: int = 4096) -> Tensor:
+def centre_of(rows: Tensor, sample: int = 1024) -> Tensor:
     """The mean unit row (d,), in float32, of a sample spread over the rows; any centre is valid."""
     step = max(rows.shape[0] // sample, 1)
     some = rows[::step].float()
