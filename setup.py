@@ -78,6 +78,7 @@ setup(
     extras_require=EXTRAS,
     packages=[
         "cossim_fast",
+        "cossim_fast._checks",
         "cossim_fast.cli",
         "cossim_fast.diagnose",
         "cossim_fast.integrations",

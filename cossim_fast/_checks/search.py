@@ -1,0 +1,220 @@
+"""Arguments of searches, indexes and joins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cossim_fast._checks.arrays import as_tensor, whole_number
+from cossim_fast._checks.functions import COMPUTED
+from cossim_fast._checks.ops import LONGEST_CODE
+
+
+SCREENS = ("auto", "int8", "bfloat16", "float32")
+
+
+def embedding_rows(name: str, value: Any, device: str = "cpu") -> Tensor:
+    """Return rows (n, d) of a floating dtype, sharing memory with what was given.
+
+    Args:
+        name: of the argument.
+        value: a tensor or an array.
+        device: the kind of device where it must be.
+    """
+    rows = as_tensor(name, value).detach()
+    if rows.dim() != 2:
+        fix = "; pass one row as x[None]" if rows.dim() == 1 else ""
+        raise ValueError(f"expected {name} of shape (n, d), got {tuple(rows.shape)}{fix}")
+    if rows.dtype not in COMPUTED:
+        raise TypeError(
+            f"expected {name} of float16, bfloat16, float32 or float64, got {rows.dtype}; "
+            "convert it with .float() or .astype(numpy.float32)"
+        )
+    if rows.shape[1] == 0:
+        raise ValueError(f"expected {name} of shape (n, d) with d >= 1, got {tuple(rows.shape)}")
+    if rows.device.type != device:
+        raise ValueError(
+            f"expected {name} on {device}, got {rows.device}; move it with .to({device!r})"
+        )
+    return rows
+
+
+def same_width(queries: int, corpus: int) -> None:
+    """Refuse queries and corpus of two widths."""
+    if queries != corpus:
+        raise ValueError(
+            f"expected queries of shape (q, {corpus}) to match the corpus, got (q, {queries})"
+        )
+
+
+def index_width(given: int, d: int) -> None:
+    """Refuse rows of another width than those of an index."""
+    if given != d:
+        raise ValueError(
+            f"expected embeddings of shape (n, {d}), as in the index, got (n, {given})"
+        )
+
+
+def number_of_neighbours(k: Any, n: int | None) -> None:
+    """Refuse a k that is no whole number from 1 to n."""
+    whole_number("k", k)
+    if n is not None and k > n:
+        raise ValueError(f"expected k <= n, got k = {k} and a corpus of n = {n} rows")
+
+
+def device_search(screen: Any, checkpoint: Any, d: int) -> None:
+    """Refuse what a search on a GPU does not offer."""
+    if screen not in ("auto", "int8"):
+        raise ValueError(f"expected screen to be 'auto' or 'int8' on a GPU, got {screen!r}")
+    if checkpoint is not None:
+        raise ValueError("expected no checkpoint on a GPU, where a search is one step")
+    if d > LONGEST_CODE:
+        raise ValueError(f"expected d <= {LONGEST_CODE} on a GPU, got {d}; search on CPU")
+
+
+def screen_name(screen: Any) -> None:
+    """Refuse what is not a screen."""
+    if screen not in SCREENS:
+        raise ValueError(f"expected screen to be one of {SCREENS}, got {screen!r}")
+
+
+def still_finite(rows: Tensor, held: Tensor, first: int) -> None:
+    """Refuse finite rows that another dtype cannot hold; the first has the number ``first``."""
+    lost = (~held.isfinite() & rows.isfinite()).any(1)
+    if bool(lost.any()):
+        at = int(lost.nonzero()[0])
+        raise ValueError(
+            f"expected rows that {held.dtype} can hold, and row {first + at} has "
+            f"{float(rows[at].abs().nan_to_num(0, 0, 0).amax()):g}; store them in {rows.dtype}"
+        )
+
+
+def stored_dtype(store: Any) -> torch.dtype:
+    """Refuse what rows cannot be stored in."""
+    if store not in COMPUTED:
+        raise ValueError(
+            "expected store to be torch.float16, bfloat16, float32 or float64, "
+            f"got {store!r}; int8 codes are kept beside the rows in any case"
+        )
+    dtype: torch.dtype = store
+    return dtype
+
+
+def index_device(device: Any) -> None:
+    """Refuse a device that an index cannot be on."""
+    if device is not None and torch.device(device).type != "cpu":
+        raise ValueError(f"expected device to be None or 'cpu', got {device!r}")
+
+
+def same_ids(given: str, kept: str) -> None:
+    """Refuse ids of another kind than an index has."""
+    if given != kept:
+        fix = "; build the index with ids to give your own" if kept == "positions" else ""
+        raise TypeError(f"expected ids to be {kept}, as in this index, got {given}{fix}")
+
+
+def row_ids(name: str, ids: Any, n: int | None = None) -> np.ndarray[Any, Any]:
+    """Return ids as a 1-D array of int64, or of str objects."""
+    if isinstance(ids, (set, frozenset, dict)) or np.isscalar(ids):
+        raise TypeError(f"expected {name} to be a sequence, got {type(ids).__name__}")
+    if isinstance(ids, Tensor):
+        ids = ids.detach().cpu().numpy()
+    values = np.asarray(ids) if hasattr(ids, "dtype") else _listed(ids)
+    if values.ndim != 1 or (n is not None and len(values) != n):
+        raise ValueError(
+            f"expected {name} of shape ({'m' if n is None else n},), got {values.shape}"
+        )
+    if values.dtype.kind in "iu":
+        if values.dtype.kind == "u" and len(values) and values.max() > np.iinfo(np.int64).max:
+            raise ValueError(f"expected {name} below 2**63, got {values.max()}")
+        return values.astype(np.int64)
+    texts = np.empty(len(values), dtype=object)
+    texts[:] = values.tolist()
+    if len(values) and not all(isinstance(text, str) for text in texts):
+        kinds = sorted({type(text).__name__ for text in texts})
+        raise TypeError(f"expected {name} to be whole numbers or str, got {', '.join(kinds)}")
+    return texts
+
+
+def _listed(ids: Any) -> np.ndarray[Any, Any]:
+    """An array of the items of a sequence, which numpy would turn into text if one is."""
+    items = list(ids)
+    if all(isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in items):
+        return np.array(items, dtype=np.int64)
+    values = np.empty(len(items), dtype=object)
+    values[:] = items
+    return values
+
+
+def new_ids(ids: np.ndarray[Any, Any], taken: np.ndarray[Any, Any]) -> None:
+    """Refuse an id that stands for no row, or for another."""
+    if ids.dtype != object and bool((ids == -1).any()):
+        raise ValueError("expected ids other than -1, which stands for no row in a result")
+    if bool(taken.any()):
+        again = ids[taken].tolist()
+        raise ValueError(
+            f"expected ids that are not taken, got {len(again)} that are, "
+            f"{again[0]!r} for instance; remove them first"
+        )
+
+
+def known_ids(ids: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> None:
+    """Refuse an id that no row has."""
+    if not bool(found.all()):
+        strange = ids[~found].tolist()
+        raise KeyError(
+            f"expected ids that are in the index, got {len(strange)} that are not, "
+            f"{strange[0]!r} for instance; nothing was removed"
+        )
+
+
+def per_query(given: int, queries: int) -> None:
+    """Refuse lists of excluded ids that are not one for each query."""
+    if given != queries:
+        raise ValueError(
+            f"expected exclude to hold one list of ids for each of {queries} queries, or ids "
+            f"alone for all of them, got {given} lists"
+        )
+
+
+def threshold(value: Any) -> float:
+    """Return a threshold as a float, refusing what is no cosine."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"expected threshold to be a number, got {type(value).__name__}") from error
+    if not -1 <= found <= 1:
+        raise ValueError(f"expected threshold in [-1, 1], as cosines are, got {found!r}")
+    return found
+
+
+def joined_widths(x: int, y: int) -> None:
+    """Refuse two sets of rows of two widths."""
+    if x != y:
+        raise ValueError(f"expected y of shape (m, {x}) to match x, got (m, {y})")
+
+
+def order_to_keep(keep: Any, n: int) -> Tensor | None:
+    """The order (n,) in which rows are kept, best first; None for the order of the rows.
+
+    Args:
+        keep: ``"first"``, ``"last"``, or (n,) priorities.
+        n: how many rows.
+    """
+    if isinstance(keep, str):
+        if keep not in ("first", "last"):
+            raise ValueError(
+                f"expected keep to be 'first', 'last' or an array of priorities, got {keep!r}"
+            )
+        return None if keep == "first" else torch.arange(n - 1, -1, -1)
+    priorities = as_tensor("keep", keep).detach().cpu()
+    if priorities.shape != (n,):
+        raise ValueError(
+            f"expected one priority a row, keep of shape ({n},), got {tuple(priorities.shape)}"
+        )
+    if priorities.is_floating_point() and bool(priorities.isnan().any()):
+        raise ValueError("expected priorities that can be compared, and keep holds NaN")
+    return torch.sort(priorities, descending=True, stable=True).indices
