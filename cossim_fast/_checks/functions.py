@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 PRECISIONS = ("highest", "high", "medium")
 COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from cossim_fast._checks.functions import COMPUTED, drop_in_dtype, pairwise_arguments
 
-
 LONGEST_CODE = 133_000  # 127 * 127 * d < 2^31
 SCREEN_BLOCKS = (1, 32, 64)
 

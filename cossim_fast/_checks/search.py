@@ -12,7 +12,6 @@ from cossim_fast._checks.arrays import as_tensor, whole_number
 from cossim_fast._checks.functions import COMPUTED
 from cossim_fast._checks.ops import LONGEST_CODE
 
-
 SCREENS = ("auto", "int8", "bfloat16", "float32")
 
 
