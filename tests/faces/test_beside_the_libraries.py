@@ -1,0 +1,116 @@
+"""The faces of sentence-transformers and FAISS beside the libraries, on real embeddings."""
+
+import inspect
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import util
+
+from cossim_fast.integrations import sentence_transformers as face
+from cossim_fast.integrations.faiss import IndexFlatCosine
+
+DATA = Path(__file__).parent.parent.parent / "examples" / "data"
+ROWS = torch.from_numpy(np.load(DATA / "wordnet_minilm_4k_f16.npy")).float()
+NAMES = ["cos_sim", "pairwise_cos_sim", "semantic_search", "paraphrase_mining_embeddings",
+         "community_detection"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arguments_and_defaults_are_theirs(name):
+    mine, theirs = (inspect.signature(getattr(one, name)).parameters for one in (face, util))
+    assert list(mine) == list(theirs)
+    for parameter in mine:
+        defaults = [of[parameter].default for of in (mine, theirs)]
+        assert defaults[0] == defaults[1] or parameter == "score_function"
+
+
+def test_cosines_are_theirs():
+    torch.testing.assert_close(
+        face.cos_sim(ROWS[:500], ROWS), util.cos_sim(ROWS[:500], ROWS), atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        face.pairwise_cos_sim(ROWS[1:], ROWS[:-1]), util.pairwise_cos_sim(ROWS[1:], ROWS[:-1]),
+        atol=1e-6, rtol=0,
+    )  # fmt: skip
+
+
+def assert_ranked_alike(mine, theirs):
+    """Equal up to the order of cosines that float32 cannot tell apart: [(score, what), ...]."""
+    np.testing.assert_allclose([s for s, _ in mine], [s for s, _ in theirs], atol=1e-6)
+    last = theirs[-1][0] + 1e-6
+    assert {w for s, w in mine if s > last} == {w for s, w in theirs if s > last}
+
+
+def test_search_finds_the_same():
+    found = [one.semantic_search(ROWS[:200], ROWS, top_k=20) for one in (face, util)]
+    for mine, theirs in zip(*found, strict=True):
+        assert_ranked_alike(
+            *([(hit["score"], hit["corpus_id"]) for hit in hits] for hits in (mine, theirs))
+        )
+
+
+@pytest.mark.parametrize("most", [100, 500_000])
+def test_paraphrases_are_the_same(most):
+    found = [
+        one.paraphrase_mining_embeddings(ROWS, max_pairs=most, top_k=20) for one in (face, util)
+    ]
+    assert len(found[0]) == len(found[1])
+    assert_ranked_alike(*([(s, (i, j)) for s, i, j in pairs] for pairs in found))
+
+
+@pytest.mark.parametrize(("threshold", "least"), [(0.5, 5), (0.6, 3), (0.75, 2)])
+def test_communities_are_the_same(threshold, least):
+    found = [
+        one.community_detection(ROWS, threshold, min_community_size=least) for one in (face, util)
+    ]
+    assert len(found[0]) == len(found[1]) > 0
+    assert [(one[0], set(one)) for one in found[0]] == [(one[0], set(one)) for one in found[1]]
+
+
+@pytest.fixture(scope="module")
+def indexes():
+    mine, theirs = IndexFlatCosine(384), faiss.IndexFlatIP(384)
+    mine.add(ROWS.numpy())
+    theirs.add(torch.nn.functional.normalize(ROWS).numpy())
+    return mine, theirs
+
+
+def test_faiss_finds_the_same(indexes):
+    mine, theirs = indexes
+    assert (mine.ntotal, mine.d, mine.is_trained, mine.metric_type) == (
+        theirs.ntotal, theirs.d, theirs.is_trained, theirs.metric_type,
+    )  # fmt: skip
+    queries = torch.nn.functional.normalize(ROWS[:100]).numpy()
+    for k in (1, 10):
+        found = [one.search(queries, k) for one in indexes]
+        assert [x.dtype for x in found[0]] == [x.dtype for x in found[1]]
+        for a, b, c, d in zip(*found[0], *found[1], strict=True):
+            assert_ranked_alike(list(zip(a, b, strict=True)), list(zip(c, d, strict=True)))
+    found = [one.range_search(queries, 0.5) for one in indexes]
+    for a, b in zip(*found, strict=True):
+        assert a.dtype == b.dtype
+    assert np.array_equal(found[0][0], found[1][0])
+    for start, stop in zip(found[0][0][:-1], found[0][0][1:], strict=True):
+        span = slice(int(start), int(stop))
+        assert set(found[0][2][span]) == set(found[1][2][span])
+
+
+def test_faiss_has_the_same_gaps_and_removes_the_same():
+    mine, theirs = IndexFlatCosine(3), faiss.IndexFlatIP(3)
+    eye = np.array([[1, 0, 0], [0.8, 0.6, 0], [0, 0.6, 0.8]], dtype="f")  # no ties
+    for one in (mine, theirs):
+        one.add(eye)
+    for a, b in zip(mine.search(eye, 5), theirs.search(eye, 5), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    gone = np.array([0, 9], dtype="int64")
+    assert mine.remove_ids(gone) == theirs.remove_ids(gone) == 1
+    assert np.array_equal(mine.reconstruct_n(0, 2), theirs.reconstruct_n(0, 2))
+    assert np.array_equal(mine.search(eye[2:], 1)[1], theirs.search(eye[2:], 1)[1])
+    for one in (mine, theirs):
+        with pytest.raises(RuntimeError):
+            one.reconstruct(7)
+        one.reset()
+        assert one.ntotal == 0
