@@ -239,6 +239,18 @@ def test_a_guess_that_is_too_high_is_noticed_and_the_search_repeated(monkeypatch
     found.certificate.verify(None)
 
 
+@pytest.mark.parametrize("kind", ["clustered", "near", "holes"])
+def test_a_refuted_guess_loses_nothing_of_what_was_found_before(kind, monkeypatch):
+    dtype = torch.float64 if kind == "near" else torch.float32
+    queries, corpus = make(kind, 1111, 24, 12, dtype)
+    monkeypatch.setattr(scan, "LONGEST_TILE", 64)
+    monkeypatch.setattr(sources, "block_rows", lambda d: 256)
+    monkeypatch.setattr(pool.Pool, "rank", lambda self, seen, total: 1 if self._guess else self.k)
+    found = topk(queries, corpus, 9, certify=True)
+    assert_exact(found, queries, corpus, 9)
+    found.certificate.verify(None)
+
+
 def test_a_crowded_pool_is_settled_early(monkeypatch):
     queries, corpus = make("duplicates", 3000, 16, 8, torch.float32)
     monkeypatch.setattr(scan, "LONGEST_TILE", 128)

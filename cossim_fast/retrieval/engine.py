@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -88,27 +88,34 @@ class Search:
 
     def through(self, segments: Sequence[Segment], total: int) -> None:
         """Search segments, the last of ``total`` rows; every score that matters is known then."""
-        excluded = self.pool.excluded.clone() if self.pool.excluded is not None else None
+        before = self.pool.state()
         score = scorer(self._queries, segments)
         for segment in segments:
             self._scan.through(segment, total, score)
         self.pool.settle(score)
         failed = self.pool.refuted()
         if failed.numel():
-            self._repeat(failed, segments, total, excluded)
+            self._repeat(failed, segments, total, before)
 
     def resume(self, seen: int) -> None:
         """Go on after so many rows, whose best are in the pool."""
         self._scan.resume(seen)
 
     def _repeat(
-        self, failed: Tensor, segments: Sequence[Segment], total: int, excluded: Tensor | None
+        self,
+        failed: Tensor,
+        segments: Sequence[Segment],
+        total: int,
+        before: Mapping[str, Tensor],
     ) -> None:
-        """Search again, with proven thresholds, for queries whose guess was too high."""
+        """Search again, with proven thresholds, for queries whose guess was too high.
+
+        They go back to what they had ``before`` these segments: the guess may have dropped that.
+        """
         self._trace.repeated += failed.numel()
         queries = WideRows(self._queries.rows[failed], self._queries.norms[failed])
-        pool = Pool(len(failed), self.pool.k, guess=False, certify=excluded is not None)
-        pool.take(self.pool, failed, segments[0].first, excluded)
+        pool = Pool(len(failed), self.pool.k, guess=False, certify=self.pool.excluded is not None)
+        pool.take(before, failed)
         forbidden = self._forbidden
         if forbidden is not None:
             number = torch.full((self.pool.queries,), -1)

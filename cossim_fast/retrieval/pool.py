@@ -168,15 +168,15 @@ class Pool:
         )
         self._drop(rank >= self.k)
 
-    def take(self, other: Pool, queries: Tensor, before: int, excluded: Tensor | None) -> None:
-        """Take over what a settled pool holds of some queries, of rows before a position."""
-        number = torch.full((other.queries,), -1)
+    def take(self, held: Mapping[str, Tensor], queries: Tensor) -> None:
+        """Take over some queries of the state of another pool."""
+        number = torch.full((len(held["threshold"]),), -1)
         number[queries] = torch.arange(len(queries))
-        query = number[other._query]
-        kept = (query >= 0) & (other._row < before)
-        self._join(query[kept], other._row[kept], other._upper[kept])
-        if self.excluded is not None and excluded is not None:
-            self.exclude(excluded[queries])
+        query = number[held["query"]]
+        kept = query >= 0
+        self._join(query[kept], held["row"][kept], held["score"][kept])
+        if self.excluded is not None:
+            self.exclude(held["excluded"][queries])
 
     def replace(self, queries: Tensor, other: Pool) -> None:
         """Put what another settled pool found for some queries in the place of what is here."""
@@ -198,11 +198,10 @@ class Pool:
         self._known = torch.cat([self._known, torch.ones_like(query, dtype=torch.bool)])
 
     def state(self) -> dict[str, Tensor]:
-        """What a settled pool holds, by name."""
-        self._gather()
+        """What a settled pool holds, by name; it does not change with the pool."""
         held = {"query": self._query, "row": self._row, "score": self._upper}
-        held |= {"threshold": self.threshold, "rescored": self.rescored}
-        return held if self.excluded is None else {**held, "excluded": self.excluded}
+        held |= {"threshold": self.threshold.clone(), "rescored": self.rescored.clone()}
+        return held if self.excluded is None else {**held, "excluded": self.excluded.clone()}
 
     def restore(self, held: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave."""

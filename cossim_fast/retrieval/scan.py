@@ -16,14 +16,17 @@ from cossim_fast.retrieval.screens import SLACK, BlockTerms, QueryTerms, Screen
 # Scores of a tile: 8 MB of float32, which stay in a shared cache.
 TILE_SCORES = 1 << 21
 LONGEST_TILE = 1 << 16
-# Tiles, spread over a segment, that give the first thresholds.
-FIRST_TILES = 4
+# Tiles, spread over a segment, that give the first thresholds. The first of them is short, since
+# it may be all that is needed to see that a screen does not pay.
+FIRST_TILES, FIRST_ROWS = 4, 1024
 # Thresholds are raised when so many times as many rows have been seen as the last time, and
 # before so many times k rows a query wait.
 GROWTH = 2
 MOST_PENDING = 8
 # Rows of a pool whose memory (32 bytes each) is freed by scoring them before their time.
 CROWDED = 1 << 22
+# Blocks of a tile that say how much of it passes.
+SAMPLED_BLOCKS = 4
 # Scoring a row in float64 takes as long as so many rows of a product. A screen that leaves more
 # than one in so many of all rows to be scored is given up for a wider one.
 RESCORING_COST = 100
@@ -145,21 +148,28 @@ class Scan:
         trace.group = group_rows(pool.k)
         rows = tiles(len(segment), tile_rows(pool.queries, pool.k))
         trace.tile = max([trace.tile, *(r.stop - r.start for r in rows)])
+        if self._clueless() and rows and rows[0].stop > FIRST_ROWS:
+            rows = [slice(0, FIRST_ROWS), slice(FIRST_ROWS, rows[0].stop), *rows[1:]]
         spread = max(len(rows) // FIRST_TILES, 1) if self._clueless() else len(rows)
         stretches = [rows[::spread], *([r] for i, r in enumerate(rows) if i % spread)]
         seen = self._seen
         for stretch in stretches if rows else []:
-            some = [self._tile(segment, r) for r in stretch]
+            some = [self._tile(segment, stretch[0])]
+            if self._fresh and self._screens:
+                # What the tile says of itself: its own threshold is no guess at that of all rows.
+                alone, count = some[0], stretch[0].stop - stretch[0].start
+                rank = pool.rank(count, total)
+                own = first_threshold(some, trace.group, rank, proven=False)
+                if self._is_beaten(passing(alone, alone.needed(own)) * count / rank, total):
+                    return False
+            some += [self._tile(segment, r) for r in stretch[1:]]
             seen += sum(r.stop - r.start for r in stretch)
             rank = pool.rank(seen, total)
             if self._clueless():
                 pool.lift(first_threshold(some, trace.group, rank, proven=rank == pool.k), rank)
                 self._fresh = False
-            # So many times as many rows pass as would if the screen were exact.
             needed = [tile.needed(pool.threshold) for tile in some]
-            share = max(map(passing, some, needed))
-            excess = share * seen / rank - 1
-            if self._screens and excess * pool.k * RESCORING_COST > total:
+            if self._is_beaten(max(map(passing, some, needed)) * seen / rank, total):
                 return False
             for tile, least in zip(some, needed, strict=True):
                 trace.emitted += emit(pool, tile, least, trace.group)
@@ -170,6 +180,15 @@ class Scan:
             if len(pool) > CROWDED:
                 pool.settle(score)
         return True
+
+    def _is_beaten(self, times: float, total: int) -> bool:
+        """Whether a wider screen promises to be cheaper.
+
+        Args:
+            times: how many times as many rows pass as would if this screen were exact.
+            total: how many rows there are.
+        """
+        return bool(self._screens) and (times - 1) * self._pool.k * RESCORING_COST > total
 
     def _clueless(self) -> bool:
         """Whether thresholds are missing, or are those of a worse screen."""
@@ -225,9 +244,10 @@ def first_threshold(some: Sequence[Tile], group: int, rank: int, *, proven: bool
 
 
 def passing(tile: Tile, needed: Tensor) -> float:
-    """The share of a tile's values that reach what is needed (blocks, q): one block in sixteen."""
-    some = tile.values.view(-1, BLOCK, tile.values.shape[1])[::16]
-    reached = some >= needed[::16, None]
+    """The share of a tile's values that reach what is needed (blocks, q), from a few blocks."""
+    blocks = tile.values.view(-1, BLOCK, tile.values.shape[1])
+    step = max(blocks.shape[0] // SAMPLED_BLOCKS, 1)
+    reached = blocks[step // 2 :: step] >= needed[step // 2 :: step, None]
     return float(reached.sum()) / max(reached.numel(), 1)
 
 

@@ -25,6 +25,8 @@ from cossim_fast.retrieval.codes import BLOCK, UNIT_ROW_ERROR, Segment, unit_row
 
 ScreenName = Literal["int8", "bfloat16", "float32"]
 _UNIT, _BFLOAT16 = 2.0**-24, 2.0**-8  # unit roundoffs
+# Numbers of the rows that are made for a product of floats at a time: 4 MB.
+_NUMBERS = 1 << 20
 # Beyond the bound in real numbers: what float64 loses in the terms of a query and in a score, less
 # than 2^-45 for any d that fits a memory, and subnormal products that a processor flushes.
 SLACK = 2.0**-40
@@ -200,11 +202,14 @@ class FloatScreen:
 
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
         """Cosines less the constant of the query."""
-        y = unit_rows(segment.rows[rows], segment.norms[rows], centre).to(self._dtype)
-        padded = -(-y.shape[0] // BLOCK) * BLOCK
-        out = torch.empty((padded, len(terms.scale)), dtype=self._dtype)
+        count = rows.stop - rows.start
+        out = torch.empty((-(-count // BLOCK) * BLOCK, len(terms.scale)), dtype=self._dtype)
+        step = max(_NUMBERS // centre.numel(), 1)
         with cpu_products("highest"):
-            torch.mm(y, terms.operand.mT, out=out[: y.shape[0]])
+            for start in range(0, count, step):
+                some = slice(rows.start + start, min(rows.start + start + step, rows.stop))
+                y = unit_rows(segment.rows[some], segment.norms[some], centre).to(self._dtype)
+                torch.mm(y, terms.operand.mT, out=out[start : start + len(y)])
         return out.float()
 
 
