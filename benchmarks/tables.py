@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import growth
+from reasons import OF_TASK
 
 OURS = "cossim_fast"
 # Processors kept busy by other processes, beyond which figures are not to be trusted.
@@ -182,7 +183,8 @@ def losses(results: dict[str, Any], headline_only: bool = False) -> list[str]:
         ]
         if faster:
             lost = f"{case['name']}: {', '.join(faster)}"
-            found.setdefault(case["why"] or UNEXPLAINED, []).append(lost)
+            why = case["why"] or OF_TASK.get(case["task"], UNEXPLAINED)
+            found.setdefault(why, []).append(lost)
     return [f"- {why} So in {'; '.join(lost)}." for why, lost in found.items()]
 
 
