@@ -165,6 +165,10 @@ class WideRows(NamedTuple):
     rows: Tensor  # (n, d)
     norms: Tensor  # (n,)
 
+    def unit(self) -> Tensor:
+        """Unit rows (n, d); zeros for a zero row."""
+        return self.rows / _or_one(self.norms)[:, None]
+
 
 def widen(rows: Tensor) -> WideRows:
     """Rows (n, d) of any floating dtype as they enter a score, with their norms."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cossim_fast import _checks
-from cossim_fast.retrieval import CosineIndex, pairs_above
+from cossim_fast.retrieval import CosineIndex
 
 Array = np.ndarray[Any, Any]
 # What FAISS gives as the inner product with no row.
@@ -105,9 +105,9 @@ class IndexFlatCosine:
         lims = np.zeros(len(queries) + 1, np.uint64)
         if least > 1 or not self.ntotal:
             return lims, np.empty(0, np.float32), np.empty(0, np.int64)
-        i, j, scores = pairs_above(queries, self._rows(), max(least, -1.0))
-        lims[1:] = np.bincount(i, minlength=len(queries)).cumsum()
-        return lims, scores, j
+        found = self._index.range_search(queries, max(least, -1.0))
+        lims[:] = found.lims
+        return lims, found.scores, found.indices
 
     def reconstruct(self, key: int) -> Array:
         """Return the row with a number, as it was added."""

@@ -141,8 +141,9 @@ class CosineNeighbors(TransformerMixin, NearestNeighbors):
             distance, n = _distances(np.concatenate([half.scores, half.scores])), len(self._fit_X)
         else:
             queries = self._queries(X)
-            i, j, scores = pairs_above(queries, self._fit_X, least)
-            distance, n = _distances(scores), len(queries)
+            found = self._index.range_search(queries, least)
+            i, j = np.repeat(np.arange(len(queries)), np.diff(found.lims)), found.indices
+            distance, n = _distances(found.scores), len(queries)
         order = np.lexsort((j, distance, i) if sort_results else (j, i))
         starts = np.searchsorted(i[order], np.arange(1, n))
         rows = _arrays(np.split(j[order], starts))

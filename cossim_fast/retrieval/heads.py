@@ -20,7 +20,13 @@ from torch import Tensor
 from cossim_fast._cpu_screen import WideRows, widen
 from cossim_fast._dtypes import cpu_products
 from cossim_fast.retrieval.codes import BLOCK, UNIT_ROW_ERROR, Segment, code, unit_rows
-from cossim_fast.retrieval.screens import BlockTerms, Int8Screen, QueryTerms, ScreenName
+from cossim_fast.retrieval.screens import (
+    BlockTerms,
+    Int8Screen,
+    QueryTerms,
+    ScreenName,
+    unit_queries,
+)
 
 # The length of the rest is split into equal parts, as large as the other numbers: one scale fits.
 PARTS = 4
@@ -62,8 +68,7 @@ class HeadScreen:
 
     def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
         """Code T(q)."""
-        unit = queries.rows / queries.norms.masked_fill(queries.norms == 0, 1.0)[:, None]
-        unit.nan_to_num_(0.0, 0.0, 0.0)
+        unit = unit_queries(queries)
         split = _split(unit, self._wide)
         zero = torch.zeros(split.shape[1])
         terms = self._int8.queries(WideRows(split, torch.ones(len(unit)).double()), zero)

@@ -72,9 +72,9 @@ class Screen(Protocol):
         """V (rows padded to whole blocks, q) in float32; anything may stand in the padding."""
 
 
-def _unit_queries(queries: WideRows) -> Tensor:
-    unit = queries.rows / queries.norms.masked_fill(queries.norms == 0, 1.0)[:, None]
-    return unit.nan_to_num_(0.0, 0.0, 0.0)
+def unit_queries(queries: WideRows) -> Tensor:
+    """Unit queries (q, d) in float64; zeros for one that is not finite."""
+    return queries.unit().nan_to_num_(0.0, 0.0, 0.0)
 
 
 def _terms(unit: Tensor, coded: Tensor, scale: Tensor, centre: Tensor, op: Tensor) -> QueryTerms:
@@ -105,7 +105,7 @@ class Int8Screen:
 
     def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
         """Code queries by their largest entry."""
-        unit = _unit_queries(queries)
+        unit = unit_queries(queries)
         scale = unit.abs().amax(1) / self.levels
         scale.masked_fill_(scale == 0, 1.0)
         codes = (unit / scale[:, None]).round_()
@@ -134,7 +134,7 @@ class FewQueriesScreen:
 
     def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
         """Round unit queries to bfloat16."""
-        unit = _unit_queries(queries)
+        unit = unit_queries(queries)
         rounded = unit.bfloat16()
         return _terms(unit, rounded.double(), torch.ones(len(unit)).double(), centre, rounded)
 
@@ -183,7 +183,7 @@ class FloatScreen:
 
     def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
         """Round unit queries."""
-        unit = _unit_queries(queries)
+        unit = unit_queries(queries)
         rounded = unit.to(self._dtype)
         return _terms(unit, rounded.double(), torch.ones(len(unit)).double(), centre, rounded)
 

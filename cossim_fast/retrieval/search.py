@@ -17,8 +17,8 @@ from cossim_fast.retrieval.progress import Progress
 from cossim_fast.retrieval.results import CertifiedTopK, TopK, assemble, oracle_of
 from cossim_fast.retrieval.sources import ArrayCorpus, open_corpus
 
-# Queries from which coding a row for one search costs less than its int8 product saves: 2 ns a
-# number against 0.01 ns for each query (Zen 3; 0.02 ns with VNNI).
+# Queries from which coding a row for one search costs less than its int8 product saves: about 2 ns
+# a number against 0.01 ns for each query (Zen 3).
 CODING_PAYS = 192
 
 

@@ -75,7 +75,7 @@ class Batch:
     def unit(self) -> Tensor:
         """Unit rows (q, d) in float64."""
         if self._unit is None:
-            self._unit = _unit(*self.wide)
+            self._unit = self.wide.unit()
         return self._unit
 
 
@@ -189,7 +189,9 @@ class Sweep:
         """
         d = segment.rows.shape[1]
         error = (d + d / 64 + 32) * _UNIT64
-        unit = _unit(_in_float64(segment.rows[rows]), segment.norms[rows])
+        stored = segment.rows[rows]
+        wide = _cpu_screen.in_range(stored.double(), stored.dtype)
+        unit = _cpu_screen.WideRows(wide, segment.norms[rows]).unit()
         cosines = (unit @ batch.unit().mT).clamp_(-1.0, 1.0)  # (rows, q)
         cosines[~segment.eligible[rows]] = torch.nan  # reaches nothing
         row, query = (cosines >= self.threshold - error).nonzero(as_tuple=True)
@@ -221,15 +223,6 @@ class Sweep:
                 missed[wanted] = ~(exact >= self.threshold)
                 query, row, scores = query[~missed], row[~missed], scores[~missed]
         return Found(query, segment.first + row, scores if self.double else scores.float())
-
-
-def _unit(rows: Tensor, norms: Tensor) -> Tensor:
-    return rows / norms.masked_fill(norms == 0, 1.0)[:, None]
-
-
-def _in_float64(rows: Tensor) -> Tensor:
-    """Rows as they enter a score."""
-    return _cpu_screen.widen(rows).rows if rows.dtype == torch.float64 else rows.double()
 
 
 def few_above(tile: Tile, threshold: float) -> tuple[Tensor, Tensor] | None:
