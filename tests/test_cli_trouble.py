@@ -166,6 +166,8 @@ def test_a_full_pipe_of_lines_is_trouble(folder):
 @pytest.fixture
 def interrupted(monkeypatch):
     """Press Ctrl-C when a checkpoint was written for the second time."""
+    # A process that a shell started in the background ignores the signal, as do its children.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(sources, "_NUMBERS", 64 * 8)  # 64 rows at a time
     monkeypatch.setattr(rounds, "FIRST_ROUND", 64)
     monkeypatch.setattr(rounds, "LONGEST_ROUND", 64)
@@ -184,7 +186,8 @@ def interrupted(monkeypatch):
 
     for kind in (checkpoint.Checkpoint, join_checkpoint.JoinCheckpoint):
         monkeypatch.setattr(kind, "save", pressing(kind.save))
-    return saved
+    yield saved
+    signal.signal(signal.SIGINT, handler)
 
 
 LONG = [("topk", "x.npy", "x.npy", "-k", "3"), ("pairs", "x.npy", "--threshold=0.5")]

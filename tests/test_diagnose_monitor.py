@@ -266,6 +266,9 @@ def _train_in_process(rank, path):
     count = sum(issubclass(each.category, CollapseWarning) for each in caught)
     with open(f"{path}/{rank}.json", "w") as file:
         json.dump({"records": len(monitor.records), "warnings": count}, file)
+    # Gloo's threads abort a process whose peer leaves first, or that ends with one of its users.
+    del network
+    dist.barrier()
     dist.destroy_process_group()
 
 
