@@ -167,12 +167,12 @@ class WideRows(NamedTuple):
 
     def unit(self) -> Tensor:
         """Unit rows (n, d); zeros for a zero row."""
-        return self.rows / _or_one(self.norms)[:, None]
+        return self.rows / or_one(self.norms)[:, None]
 
 
 def widen(rows: Tensor) -> WideRows:
     """Rows (n, d) of any floating dtype as they enter a score, with their norms."""
-    wide = in_range(rows.double().contiguous(), rows.dtype)
+    wide = widened(rows)
     return WideRows(wide, _norms(wide))
 
 
@@ -225,12 +225,20 @@ def score_pairs(
             norms[some] = _norms(gathered)
         dots[some] = _row_sums(q[:size].mul_(gathered))
     # A row of zeros gives 0: divide by 1 instead, which keeps a NaN of the other row.
-    below = _or_one(queries.norms[query_index]).mul_(_or_one(norms))
+    below = or_one(queries.norms[query_index]).mul_(or_one(norms))
     return dots.div_(below).clamp_(-1.0, 1.0)
 
 
-def _or_one(norms: Tensor) -> Tensor:
+def or_one(norms: Tensor) -> Tensor:
+    """Norms to divide by: 1 in the place of 0."""
     return norms.masked_fill(norms == 0, 1.0)
+
+
+def widened(rows: Tensor) -> Tensor:
+    """Rows (n, d) of any floating dtype in float64, as they enter a score."""
+    if rows.dtype.itemsize == 2:
+        rows = rows.float()  # straight to float64, narrow numbers take twice as long
+    return in_range(rows.double().contiguous(), rows.dtype)
 
 
 def in_range(rows: Tensor, stored: torch.dtype) -> Tensor:
@@ -240,7 +248,10 @@ def in_range(rows: Tensor, stored: torch.dtype) -> Tensor:
     largest = rows.abs().amax(1, keepdim=True)
     exponent = torch.frexp(largest.masked_fill(~largest.isfinite(), 1.0)).exponent
     half = exponent // 2
-    return torch.ldexp(torch.ldexp(rows, -half), half - exponent)
+    # In two steps, of which neither factor leaves the range; ldexp of every number takes four
+    # times as long.
+    one = torch.ones_like(largest)
+    return rows * torch.ldexp(one, -half) * torch.ldexp(one, half - exponent)
 
 
 def _norms(rows: Tensor) -> Tensor:

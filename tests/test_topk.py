@@ -265,7 +265,7 @@ def test_a_screen_that_lets_too_much_through_is_given_up():
     queries, corpus = make("cone", 6000, 64, 8, torch.float32)
     wide = _cpu_screen.widen(queries)
     found = engine.Batches(wide, 5, "auto", centre=codes.centre_of(corpus))
-    found.through([codes.encode(corpus, found.centre)])
+    found.through([codes.encode(corpus, found.centre)], last=True)
     assert found.trace.screens[0] == "int8"
     assert found.trace.screens[-1] == "float32"
     assert torch.equal(found.best().positions, brute_force(queries, corpus, 5)[1])

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from cossim_fast import _cpu_screen
-from cossim_fast._cpu_screen import WideRows
+from cossim_fast._cpu_near import near_error, near_scores
+from cossim_fast._cpu_screen import WideRows, score_pairs
 from cossim_fast.retrieval import screens
 from cossim_fast.retrieval.codes import Segment
-from cossim_fast.retrieval.pool import Pool, Score
+from cossim_fast.retrieval.pool import Pool
 from cossim_fast.retrieval.scan import Scan, Trace
 
 # Queries that go through the corpus together: enough for a product at full speed, and so few that
@@ -36,20 +36,31 @@ class Best:
     skipped: int  # rows that are not finite
 
 
-def scorer(queries: WideRows, segments: Sequence[Segment]) -> Score:
-    """The function that scores (query numbers, positions) from the rows of the segments."""
+class Scorer:
+    """Scores (query numbers, positions) from the rows of segments; NaN for other positions."""
 
-    def score(query: Tensor, position: Tensor) -> Tensor:
+    def __init__(self, queries: WideRows, segments: Sequence[Segment]) -> None:
+        self._queries, self._segments = queries, segments
+        self.error = near_error(queries.rows.shape[1])
+
+    def near(self, query: Tensor, position: Tensor) -> Tensor:
+        """Scores that are off by `error` at most."""
+        return self._each(near_scores, query, position)
+
+    def exact(self, query: Tensor, position: Tensor) -> Tensor:
+        """The scores."""
+        return self._each(score_pairs, query, position)
+
+    def _each(self, score: Callable[..., Tensor], query: Tensor, position: Tensor) -> Tensor:
         found = torch.full(query.shape, torch.nan, dtype=torch.float64)
-        for segment in segments:
+        for segment in self._segments:
             row = position - segment.first
             here = ((row >= 0) & (row < len(segment))).nonzero()[:, 0]
-            found[here] = _cpu_screen.score_pairs(
-                queries, segment.rows, query[here], row[here], segment.norms
-            )
+            if here.numel():
+                found[here] = score(
+                    self._queries, segment.rows, query[here], row[here], segment.norms
+                )
         return found
-
-    return score
 
 
 class Search:
@@ -63,6 +74,7 @@ class Search:
         trace: takes notes.
         forbidden: what may not be returned.
         certify: whether bounds on what is dropped are kept.
+        exact: whether scores are kept as they are, see `Pool.settle`.
     """
 
     def __init__(
@@ -75,9 +87,10 @@ class Search:
         trace: Trace,
         forbidden: Forbidden | None = None,
         certify: bool = False,
+        exact: bool = True,
     ) -> None:
         self._queries, self._centre, self._screen = queries, centre, screen
-        self._trace, self._forbidden = trace, forbidden
+        self._trace, self._forbidden, self._exact = trace, forbidden, exact
         self.pool = Pool(len(queries.norms), k, certify=certify)
         self._scan = self._new_scan(queries, self.pool, forbidden)
 
@@ -86,16 +99,19 @@ class Search:
         tried = screens.choose(d, self._screen, queries=count)
         return Scan(queries, pool, self._centre, tried, self._trace, forbidden)
 
-    def through(self, segments: Sequence[Segment], total: int) -> None:
-        """Search segments, the last of ``total`` rows; every score that matters is known then."""
-        before = self.pool.state()
-        score = scorer(self._queries, segments)
+    def through(self, segments: Sequence[Segment], total: int, *, last: bool) -> None:
+        """Search segments of a corpus of ``total`` rows; every score that matters is known then.
+
+        After the last of them none is compared any more: near scores do.
+        """
+        before, exact = self.pool.state(), self._exact or not last
+        score = Scorer(self._queries, segments)
         for segment in segments:
             self._scan.through(segment, total, score)
-        self.pool.settle(score)
+        self.pool.settle(score, exact=exact)
         failed = self.pool.refuted()
         if failed.numel():
-            self._repeat(failed, segments, total, before)
+            self._repeat(failed, segments, total, before, exact=exact)
 
     def resume(self, seen: int) -> None:
         """Go on after so many rows, whose best are in the pool."""
@@ -107,6 +123,8 @@ class Search:
         segments: Sequence[Segment],
         total: int,
         before: Mapping[str, Tensor],
+        *,
+        exact: bool,
     ) -> None:
         """Search again, with proven thresholds, for queries whose guess was too high.
 
@@ -122,10 +140,10 @@ class Search:
             number[failed] = torch.arange(len(failed))
             query = number[forbidden[0]]
             forbidden = query[query >= 0], forbidden[1][query >= 0]
-        scan, score = self._new_scan(queries, pool, forbidden), scorer(queries, segments)
+        scan, score = self._new_scan(queries, pool, forbidden), Scorer(queries, segments)
         for segment in segments:
             scan.through(segment, total, score)
-        pool.settle(score)
+        pool.settle(score, exact=exact)
         self.pool.replace(failed, pool)
 
 
@@ -139,6 +157,7 @@ class Batches:
         centre: (d,) of the corpus; to be set before the first segment.
         forbidden: what may not be returned.
         certify: whether bounds on what is dropped are kept.
+        exact: whether scores are wanted in float64.
     """
 
     def __init__(
@@ -150,18 +169,20 @@ class Batches:
         centre: Tensor | None = None,
         forbidden: Forbidden | None = None,
         certify: bool = False,
+        exact: bool = True,
     ) -> None:
         self._queries, self._k, self._screen = queries, k, screen
         self._forbidden, self._certify = forbidden, certify
+        self._exact = exact or certify
         self._searches: list[Search] = []
         self.centre, self.trace = centre, Trace()
         self.seen = self.skipped = 0
 
-    def through(self, segments: Sequence[Segment]) -> None:
-        """Search the next segments."""
+    def through(self, segments: Sequence[Segment], *, last: bool) -> None:
+        """Search the next segments, or the last ones."""
         self.seen += sum(len(segment) for segment in segments)
         for search in self.searches():
-            search.through(segments, self.seen)
+            search.through(segments, self.seen, last=last)
         self.skipped += sum(int((~s.norms.isfinite()).sum()) for s in segments)
 
     def searches(self) -> list[Search]:
@@ -178,6 +199,7 @@ class Batches:
                     trace=self.trace,
                     forbidden=self._forbidden_of(some),
                     certify=self._certify,
+                    exact=self._exact,
                 )
                 for some in (slice(start, start + size) for start in range(0, count, size))
             ]

@@ -391,9 +391,15 @@ class CosineIndex:
                 some = slice(start, start + MOST_QUERIES)
                 wide, pairs = _cpu_screen.widen(asked[some]), hidden.pairs(some)
                 batches = Batches(
-                    wide, k, self.screen, centre=state.centre, forbidden=pairs, certify=certify
+                    wide,
+                    k,
+                    self.screen,
+                    centre=state.centre,
+                    forbidden=pairs,
+                    certify=certify,
+                    exact=torch.float64 in (asked.dtype, self.dtype),
                 )
-                batches.through(segments)
+                batches.through(segments, last=True)
                 found.append(batches.best())
                 traces.append(batches.trace)
                 bar.update(len(wide.norms))

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Scores candidates: query numbers and row positions to float64 scores.
-Score = Callable[[Tensor, Tensor], Tensor]
+
+class Score(Protocol):
+    """Scores candidates: query numbers and row positions (p,) to float64 (p,)."""
+
+    error: float  # of a near score
+
+    def near(self, query: Tensor, row: Tensor) -> Tensor:
+        """Scores that are off by `error` at most."""
+
+    def exact(self, query: Tensor, row: Tensor) -> Tensor:
+        """The scores."""
+
+
 # The threshold of a query of which nothing is known: every row reaches it, a row that is masked by
 # -inf does not.
 NO_THRESHOLD = -2.0
+# Numbers of the table that rows are sorted in, beyond four times the rows: one query may have very
+# many.
+WIDEST_TABLE = 1 << 20
 
 
 class Pool:
@@ -98,8 +113,14 @@ class Pool:
         """How many rows a query the pool holds whose score is not known."""
         return float((~self._known).sum()) / max(self.queries, 1)
 
-    def settle(self, score: Score) -> None:
-        """Score every row that could be among the k best, and keep the k best of each query."""
+    def settle(self, score: Score, *, exact: bool) -> None:
+        """Score every row that could be among the k best, and keep the k best of each query.
+
+        Args:
+            score: knows every row that was added since the pool was last settled exactly.
+            exact: keep scores as they are. Otherwise they may be near scores, of which it is sure
+                that they are ranked and rounded to float32 as the scores are.
+        """
         self._gather()
         # The likeliest first: they prove most of the others too low.
         kth = kth_largest(self._query, self._upper, self.k, self.queries)
@@ -107,13 +128,13 @@ class Pool:
         self.lift(kth_largest(self._query, self._lower, self.k, self.queries), self.k)
         self._drop(self._upper < self.threshold[self._query])
         self._score(score, None)
-        self._cut()
+        self._cut(score, exact=exact)
 
     def refuted(self) -> Tensor:
         """The numbers of the queries whose k-th score misses a threshold that was guessed."""
         held = torch.bincount(self._query, minlength=self.queries)
         wrong = (held < self.k) & (self._guessed > NO_THRESHOLD)
-        kth = self._upper[(held.cumsum(0) - 1).clamp_min(0)] if len(self) else self._guessed
+        kth = self._lower[(held.cumsum(0) - 1).clamp_min(0)] if len(self) else self._guessed
         wrong |= (held == self.k) & (kth < self._guessed)
         return (wrong & self.threshold.isfinite()).nonzero()[:, 0]
 
@@ -125,7 +146,7 @@ class Pool:
         scores = torch.full((self.queries, self.k), torch.nan, dtype=torch.float64)
         rows = torch.full((self.queries, self.k), -1)
         place = self._query, self._rank()
-        scores[place], rows[place] = self._upper, self._row
+        scores[place], rows[place] = self._middle(), self._row
         return scores, rows
 
     def _rank(self) -> Tensor:
@@ -133,40 +154,83 @@ class Pool:
         held = torch.bincount(self._query, minlength=self.queries)
         return torch.arange(self._query.numel()) - (held.cumsum(0) - held)[self._query]
 
+    def _middle(self) -> Tensor:
+        """What is known best of each score: the score itself where it was made exact."""
+        return (self._upper + self._lower) / 2
+
     def _score(self, score: Score, likely: Tensor | None) -> None:
         """Score rows of the pool whose score is not known."""
         chosen = ~self._known
         if likely is not None:
             chosen &= likely
-        query = self._query[chosen]
-        exact = score(query, self._row[chosen])
-        self._upper[chosen] = exact
-        self._lower[chosen] = exact
-        self._known[chosen] = True
+        place = chosen.nonzero()[:, 0]
+        query = self._query[place]
+        near = score.near(query, self._row[place])
+        self._upper[place], self._lower[place] = near + score.error, near - score.error
+        self._known[place] = True
         self.rescored += torch.bincount(query, minlength=self.queries)
 
-    def _cut(self) -> None:
-        """Keep the k best of each query, in order; every score is known."""
-        # By query and position first, then each query's scores, stably: a table of all queries
-        # sorts three times as fast as three keys a row do.
-        order = torch.sort((self._query << 40) | self._row).indices
-        self._keep(order)
-        rank = self._rank()
-        width = int(rank.max()) + 1 if len(rank) else 0
-        table = torch.full((self.queries, width), -torch.inf, dtype=torch.float64)
-        table[self._query, rank] = self._upper
-        by_score = torch.sort(table, dim=1, descending=True, stable=True).indices
-        first = torch.searchsorted(self._query, torch.arange(self.queries))
-        held = torch.bincount(self._query, minlength=self.queries)
-        valid = torch.arange(width) < held[:, None]
-        order = (first[:, None] + by_score)[valid]
-        self._keep(order)
+    def _make_exact(self, score: Score, chosen: Tensor) -> None:
+        """Replace near scores (by mask) by the scores."""
+        place = (chosen & (self._upper > self._lower)).nonzero()[:, 0]
+        if place.numel():
+            exact = score.exact(self._query[place], self._row[place])
+            self._upper[place] = self._lower[place] = exact
+
+    def _cut(self, score: Score, *, exact: bool) -> None:
+        """Keep the k best of each query, in order; at least near scores of all are known."""
+        self._sort()
+        self._drop(self._too_low())
+        # Near scores that may stand in the wrong order, or round to another float32.
+        same = self._query[1:] == self._query[:-1]
+        close = torch.nn.functional.pad(same & (self._lower[:-1] <= self._upper[1:]), (1, 1))
+        wanted = close[1:] | close[:-1]
+        if exact:
+            wanted |= self._rank() < self.k
+        else:
+            wanted |= self._lower.float() != self._upper.float()
+        if bool(wanted.any()):
+            self._make_exact(score, wanted)
+            self._sort()
         rank = self._rank()
         last = rank == self.k - 1
         self.threshold[self._query[last]] = torch.maximum(
-            self.threshold[self._query[last]], self._upper[last]
+            self.threshold[self._query[last]], self._lower[last]
         )
         self._drop(rank >= self.k)
+
+    def _too_low(self) -> Tensor:
+        """Which rows of a sorted pool are surely below the k-th of their query."""
+        rank = self._rank()
+        kth = torch.full((self.queries,), -torch.inf, dtype=torch.float64)
+        last = rank == self.k - 1
+        kth[self._query[last]] = self._lower[last]
+        return self._upper < kth[self._query]
+
+    def _sort(self) -> None:
+        """Bring rows into the order of queries, scores downwards, and positions for equal ones."""
+        # numpy sorts 16-bit numbers by their digits, and a row of a table with vector instructions:
+        # three keys a row take ten times as long.
+        order = np.argsort(self._query.numpy().astype(np.uint16), kind="stable")
+        self._take(torch.from_numpy(order))
+        rank = self._rank()
+        width = int(rank.max()) + 1 if len(rank) else 0
+        if width * self.queries > 4 * len(self) + WIDEST_TABLE:
+            columns = self._row.numpy(), -self._middle().numpy(), self._query.numpy()
+            self._take(torch.from_numpy(np.lexsort(columns)))
+            return
+        table = np.full((self.queries, width), np.inf)
+        table[self._query.numpy(), rank.numpy()] = -self._middle().numpy()
+        by_score = torch.from_numpy(np.argsort(table, axis=1))
+        held = torch.bincount(self._query, minlength=self.queries)
+        first = held.cumsum(0) - held
+        valid = torch.arange(width) < held[:, None]
+        self._take((first[:, None] + by_score)[valid])
+        middle = self._middle()
+        tied = (self._query[1:] == self._query[:-1]) & (middle[1:] == middle[:-1])
+        if bool(tied.any()):
+            columns = self._row.numpy(), -middle.numpy(), self._query.numpy()
+            self._take(torch.from_numpy(np.lexsort(columns)))
 
     def take(self, held: Mapping[str, Tensor], queries: Tensor) -> None:
         """Take over some queries of the state of another pool."""
@@ -174,7 +238,7 @@ class Pool:
         number[queries] = torch.arange(len(queries))
         query = number[held["query"]]
         kept = query >= 0
-        self._join(query[kept], held["row"][kept], held["score"][kept])
+        self._join(query[kept], held["row"][kept], held["score"][kept], held["score"][kept])
         if self.excluded is not None:
             self.exclude(held["excluded"][queries])
 
@@ -183,29 +247,29 @@ class Pool:
         replaced = torch.zeros(self.queries, dtype=torch.bool)
         replaced[queries] = True
         self._keep(~replaced[self._query])
-        self._join(queries[other._query], other._row, other._upper)
+        self._join(queries[other._query], other._row, other._upper, other._lower)
         self.threshold[queries] = other.threshold
         self.rescored[queries] += other.rescored
         if self.excluded is not None and other.excluded is not None:
             self.excluded[queries] = other.excluded
-        self._cut()
+        self._sort()
 
-    def _join(self, query: Tensor, row: Tensor, score: Tensor) -> None:
+    def _join(self, query: Tensor, row: Tensor, upper: Tensor, lower: Tensor) -> None:
         """Add rows whose score is known."""
         self._query, self._row = torch.cat([self._query, query]), torch.cat([self._row, row])
-        self._upper = torch.cat([self._upper, score])
-        self._lower = torch.cat([self._lower, score])
+        self._upper = torch.cat([self._upper, upper])
+        self._lower = torch.cat([self._lower, lower])
         self._known = torch.cat([self._known, torch.ones_like(query, dtype=torch.bool)])
 
     def state(self) -> dict[str, Tensor]:
-        """What a settled pool holds, by name; it does not change with the pool."""
-        held = {"query": self._query, "row": self._row, "score": self._upper}
+        """What a pool holds that was settled, by name; it does not change with the pool."""
+        held = {"query": self._query, "row": self._row, "score": self._middle()}
         held |= {"threshold": self.threshold.clone(), "rescored": self.rescored.clone()}
         return held if self.excluded is None else {**held, "excluded": self.excluded.clone()}
 
     def restore(self, held: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave."""
-        self._join(held["query"], held["row"], held["score"])
+        self._join(held["query"], held["row"], held["score"], held["score"])
         self.threshold, self.rescored = held["threshold"], held["rescored"]
         self.excluded = held.get("excluded")
 
@@ -224,9 +288,12 @@ class Pool:
         self._keep(~dropped)
 
     def _keep(self, kept: Tensor) -> None:
-        self._query, self._row = self._query[kept], self._row[kept]
-        self._upper, self._lower = self._upper[kept], self._lower[kept]
-        self._known = self._known[kept]
+        self._take(kept.nonzero()[:, 0])
+
+    def _take(self, place: Tensor) -> None:
+        self._query, self._row = self._query[place], self._row[place]
+        self._upper, self._lower = self._upper[place], self._lower[place]
+        self._known = self._known[place]
 
 
 def kth_largest(group: Tensor, value: Tensor, k: int, groups: int) -> Tensor:

@@ -178,7 +178,7 @@ class Scan:
                 pool.raise_thresholds(seen, total)
                 self._next_raise = GROWTH * seen
             if len(pool) > CROWDED:
-                pool.settle(score)
+                pool.settle(score, exact=False)
         return True
 
     def _is_beaten(self, times: float, total: int) -> bool:

@@ -89,7 +89,8 @@ def topk(
     wide = _cpu_screen.widen(asked)
     if screen == "auto" and len(asked) < CODING_PAYS:
         screen = "float32"
-    found = Batches(wide, k, screen, certify=certify)
+    exact = torch.float64 in (asked.dtype, source.dtype)
+    found = Batches(wide, k, screen, certify=certify, exact=exact)
     kept = Checkpoint(checkpoint, asked, source, k, certify=certify)
     kept.restore(found)
     with Progress(progress, "topk", source.n, found.seen) as bar:
@@ -97,11 +98,12 @@ def topk(
             if found.centre is None:
                 found.centre = centre_of(rows)
             codes = screen in ("auto", "int8")
-            found.through([encode(rows, found.centre, first=found.seen, codes=codes)])
+            last = found.seen + len(rows) == source.n
+            found.through([encode(rows, found.centre, first=found.seen, codes=codes)], last=last)
             kept.save(found)
             bar.update(len(rows))
     _checks.number_of_neighbours(k, found.seen)
-    double = torch.float64 in (asked.dtype, source.dtype)
+    double = torch.float64 in (asked.dtype, source.dtype)  # of an iterator known by now
     oracle = oracle_of(wide, source.rows) if isinstance(source, ArrayCorpus) else None
     result = assemble(queries, found.best(), double=double, oracle=oracle)
     kept.remove()
