@@ -16,6 +16,7 @@ with a wider screen.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -51,6 +52,11 @@ class Segment:
 
     def __len__(self) -> int:
         return self.rows.shape[0]
+
+    @cached_property
+    def skipped(self) -> int:
+        """How many rows hold NaN or an infinity."""
+        return int((~self.norms.isfinite()).sum())
 
 
 def centre_of(rows: Tensor, sample: int = 1024) -> Tensor:

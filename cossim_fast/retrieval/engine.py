@@ -183,7 +183,7 @@ class Batches:
         self.seen += sum(len(segment) for segment in segments)
         for search in self.searches():
             search.through(segments, self.seen, last=last)
-        self.skipped += sum(int((~s.norms.isfinite()).sum()) for s in segments)
+        self.skipped += sum(segment.skipped for segment in segments)
 
     def searches(self) -> list[Search]:
         """The batches; the first call makes them."""

@@ -45,7 +45,7 @@ class _State:
     centre: Tensor
 
     def live(self) -> int:
-        return sum(part.live() for part in self.parts)
+        return sum(part.live for part in self.parts)
 
     def rows(self) -> int:
         return sum(len(part) for part in self.parts)
@@ -56,7 +56,7 @@ def _state(parts: Sequence[Part], centre: Tensor) -> _State:
     numbered: list[Part] = []
     first = 0
     for part in parts:
-        if part.live():
+        if part.live:
             numbered.append(part.starting_at(first))
             first += len(part)
     return _State(tuple(numbered), centre)
@@ -160,7 +160,7 @@ class CosineIndex:
     @property
     def skipped(self) -> int:
         """How many rows hold NaN or an infinity, and are never returned."""
-        return sum(part.skipped() for part in self._state.parts)
+        return sum(part.skipped for part in self._state.parts)
 
     @property
     def ids(self) -> np.ndarray[Any, Any]:
@@ -250,7 +250,7 @@ class CosineIndex:
 
     def _thinned(self, part: Part, centre: Tensor) -> Part:
         """The part, without its removed rows if they are many and can go."""
-        if not part.rows.owned or not 0 < 2 * part.live() < len(part):
+        if not part.rows.owned or not 0 < 2 * part.live < len(part):
             return part
         piece = join([piece_of(part)], None)
         return part_of(piece.rows, piece.serials, piece.names, centre, codes=self._codes)
@@ -405,7 +405,7 @@ class CosineIndex:
                 bar.update(len(wide.norms))
                 for part in state.parts:
                     part.rows.let_go()
-        best = joined(found, skipped=sum(part.skipped() for part in state.parts))
+        best = joined(found, skipped=sum(part.skipped for part in state.parts))
         return asked, best, hidden.oracle(asked, segments), state
 
     def save(self, path: str | Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,12 @@ class Part:
         """The id of each row."""
         return self.serials.numpy() if self.names is None else self.names
 
+    @cached_property
     def live(self) -> int:
         """How many rows were not removed."""
         return int(self.alive.sum())
 
+    @cached_property
     def skipped(self) -> int:
         """How many rows that were not removed hold NaN or an infinity."""
         return int((self.alive & ~self.segment.norms.isfinite()).sum())

@@ -183,14 +183,15 @@ class Pool:
         self._drop(self._too_low())
         # Near scores that may stand in the wrong order, or round to another float32.
         same = self._query[1:] == self._query[:-1]
-        close = torch.nn.functional.pad(same & (self._lower[:-1] <= self._upper[1:]), (1, 1))
+        near = same & (self._lower[:-1] <= self._upper[1:])
+        close = torch.nn.functional.pad(near, (1, 1))
         wanted = close[1:] | close[:-1]
         if exact:
             wanted |= self._rank() < self.k
         else:
             wanted |= self._lower.float() != self._upper.float()
-        if bool(wanted.any()):
-            self._make_exact(score, wanted)
+        self._make_exact(score, wanted)
+        if bool(near.any()):
             self._sort()
         rank = self._rank()
         last = rank == self.k - 1
@@ -209,28 +210,7 @@ class Pool:
 
     def _sort(self) -> None:
         """Bring rows into the order of queries, scores downwards, and positions for equal ones."""
-        # numpy sorts 16-bit numbers by their digits, and a row of a table with vector instructions:
-        # three keys a row take ten times as long.
-        order = np.argsort(self._query.numpy().astype(np.uint16), kind="stable")
-        self._take(torch.from_numpy(order))
-        rank = self._rank()
-        width = int(rank.max()) + 1 if len(rank) else 0
-        if width * self.queries > 4 * len(self) + WIDEST_TABLE:
-            columns = self._row.numpy(), -self._middle().numpy(), self._query.numpy()
-            self._take(torch.from_numpy(np.lexsort(columns)))
-            return
-        table = np.full((self.queries, width), np.inf)
-        table[self._query.numpy(), rank.numpy()] = -self._middle().numpy()
-        by_score = torch.from_numpy(np.argsort(table, axis=1))
-        held = torch.bincount(self._query, minlength=self.queries)
-        first = held.cumsum(0) - held
-        valid = torch.arange(width) < held[:, None]
-        self._take((first[:, None] + by_score)[valid])
-        middle = self._middle()
-        tied = (self._query[1:] == self._query[:-1]) & (middle[1:] == middle[:-1])
-        if bool(tied.any()):
-            columns = self._row.numpy(), -middle.numpy(), self._query.numpy()
-            self._take(torch.from_numpy(np.lexsort(columns)))
+        self._take(ranking(self._query, self._middle(), self._row, self.queries))
 
     def take(self, held: Mapping[str, Tensor], queries: Tensor) -> None:
         """Take over some queries of the state of another pool."""
@@ -319,3 +299,30 @@ def kth_largest(group: Tensor, value: Tensor, k: int, groups: int) -> Tensor:
     values = chosen.astype(np.uint32).view(np.float32).astype(np.float64)
     found[torch.from_numpy(enough)] = torch.from_numpy(values)
     return found
+
+
+def ranking(group: Tensor, value: Tensor, row: Tensor, groups: int) -> Tensor:
+    """The order (p,) of groups, in each of values downwards, and of rows where these are equal.
+
+    numpy sorts 16-bit numbers by their digits, and the rows of a table with vector instructions;
+    three keys for each number take ten times as long.
+    """
+    numbers, values = group.numpy(), value.numpy()
+    held = np.bincount(numbers, minlength=groups)
+    width = int(held.max(initial=0))
+    if width * groups > 4 * len(numbers) + WIDEST_TABLE:
+        return torch.from_numpy(np.lexsort((row.numpy(), -values, numbers)))
+    order = np.argsort(numbers.astype(np.uint16), kind="stable")
+    table = np.full((groups, width), np.inf)
+    valid = np.arange(width) < held[:, None]
+    table[valid] = -values[order]
+    by_value = np.argsort(table, axis=1) + (held.cumsum() - held)[:, None]
+    order = order[by_value[valid]]
+    ordered = values[order]
+    numbers = numbers[order]
+    equal = np.pad((ordered[1:] == ordered[:-1]) & (numbers[1:] == numbers[:-1]), 1)
+    tied = np.flatnonzero(equal[1:] | equal[:-1])
+    if len(tied):
+        run = np.cumsum(~equal[tied])  # whether it equals the one before
+        order[tied] = order[tied][np.lexsort((row.numpy()[order[tied]], run))]
+    return torch.from_numpy(order)
