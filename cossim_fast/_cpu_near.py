@@ -64,13 +64,16 @@ def near_scores(
     first = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
     query = query_index[order]
     sums = torch.empty(pairs, dtype=torch.float64)
-    step = max(_NUMBERS // max(d, 1), 1)
+    step = min(max(_NUMBERS // max(d, 1), 1), len(rows))
+    # Memory that stays: to find pages anew for every step took a third of the time.
+    stored, wide = corpus.new_empty((step, d)), torch.empty((step, d), dtype=torch.float64)
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
-        wide = _cpu_screen.widened(corpus[some])
         begin, end = int(first[start]), int(first[start + len(some)])
         places = first[start : start + len(some) + 1] - begin
-        sums[begin:end] = _sampled(wide, queries.rows, places, query[begin:end])
+        torch.index_select(corpus, 0, some, out=stored[: len(some)])
+        exact = _cpu_screen.widened(stored[: len(some)], out=wide[: len(some)])
+        sums[begin:end] = _sampled(exact, queries.rows, places, query[begin:end])
     norms = _cpu_screen.or_one(queries.norms)[query].mul_(_cpu_screen.or_one(corpus_norms[of_pair]))
     near = torch.empty(pairs, dtype=torch.float64)
     near[order] = sums.div_(norms).clamp_(-1.0, 1.0)

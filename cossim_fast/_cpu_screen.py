@@ -172,7 +172,7 @@ class WideRows(NamedTuple):
 
 def widen(rows: Tensor) -> WideRows:
     """Rows (n, d) of any floating dtype as they enter a score, with their norms."""
-    wide = widened(rows)
+    wide = in_range(rows.double().contiguous(), rows.dtype)
     return WideRows(wide, _norms(wide))
 
 
@@ -234,11 +234,11 @@ def or_one(norms: Tensor) -> Tensor:
     return norms.masked_fill(norms == 0, 1.0)
 
 
-def widened(rows: Tensor) -> Tensor:
-    """Rows (n, d) of any floating dtype in float64, as they enter a score."""
+def widened(rows: Tensor, out: Tensor) -> Tensor:
+    """Rows (n, d) of any floating dtype in float64, as they enter a score; by way of ``out``."""
     if rows.dtype.itemsize == 2:
         rows = rows.float()  # straight to float64, narrow numbers take twice as long
-    return in_range(rows.double().contiguous(), rows.dtype)
+    return in_range(out.copy_(rows), rows.dtype)
 
 
 def in_range(rows: Tensor, stored: torch.dtype) -> Tensor:
