@@ -292,7 +292,8 @@ def kth_largest(group: Tensor, value: Tensor, k: int, groups: int) -> Tensor:
     keys = (group.numpy() << 32) | bits
     keys.sort()
     ends = np.searchsorted(keys, (np.arange(groups, dtype=np.int64) + 1) << 32)
-    counts = np.diff(ends, prepend=0)
+    counts = ends.copy()
+    counts[1:] -= ends[:-1]
     enough = np.flatnonzero(counts >= k)
     chosen = (keys[ends[enough] - k] & 0xFFFFFFFF) - (1 << 31)
     chosen = np.where(chosen < 0, -chosen | np.int64(0x80000000), chosen)

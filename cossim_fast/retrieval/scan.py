@@ -15,7 +15,7 @@ from cossim_fast.retrieval.screens import SLACK, BlockTerms, QueryTerms, Screen
 
 # Scores of a tile: 8 MB of float32, which stay in a shared cache.
 TILE_SCORES = 1 << 21
-LONGEST_TILE = 1 << 16
+LONGEST_TILE = 1 << 17
 # Tiles, spread over a segment, that give the first thresholds. The first of them is short, since
 # it may be all that is needed to see that a screen does not pay.
 FIRST_TILES, FIRST_ROWS = 4, 1024
