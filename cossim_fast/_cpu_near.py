@@ -20,6 +20,8 @@ from cossim_fast._cpu_screen import WideRows
 
 # Fewer pairs are scored one by one: preparing a sampled product takes as long as 100 of them.
 FEWEST = 256
+# Pairs that are sorted by their rows at a time: they take 48 bytes each.
+MOST = 1 << 20
 # Numbers of the rows that are widened at a time: 4 MB of float64.
 _NUMBERS = 1 << 19
 
@@ -54,6 +56,9 @@ def near_scores(
     pairs, d = query_index.numel(), corpus.shape[1]
     if pairs < FEWEST or not sampled_product_works():
         return _cpu_screen.score_pairs(queries, corpus, query_index, corpus_index, corpus_norms)
+    if pairs > MOST:
+        parts = zip(query_index.split(MOST), corpus_index.split(MOST), strict=True)
+        return torch.cat([near_scores(queries, corpus, *part, corpus_norms) for part in parts])
     # A row and the number of its pair make one key, which numpy sorts many times as fast as torch
     # sorts rows with their places.
     keys = ((corpus_index << 32) | torch.arange(pairs)).numpy()

@@ -53,6 +53,7 @@ def test_steps_and_strides_change_nothing(monkeypatch):
     queries, corpus = make("gaussian", 300, 24, 6, torch.float32)
     expected = every_pair(queries, corpus)[0]
     monkeypatch.setattr(_cpu_near, "_NUMBERS", 24 * 7)
+    monkeypatch.setattr(_cpu_near, "MOST", 500)
     assert torch.equal(every_pair(queries, corpus)[0], expected)
     strided = torch.zeros(300, 48)[:, ::2].copy_(corpus)
     assert torch.equal(every_pair(queries, strided)[0], expected)
