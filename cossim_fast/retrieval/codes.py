@@ -31,9 +31,9 @@ from cossim_fast.retrieval.memory import empty
 
 # Rows that share a scale, a residual bound and a radius.
 BLOCK = 64
-# Numbers encoded at a time, in 4 MB of scratch a thread. (200000, 384) float32 rows took a core 1.13
-# times as long with half as many, where Python shows, and 0.93 with twice as many, which would
-# not stay in the cache of processors with less of it a core than the one at hand (Zen 3).
+# Numbers encoded at a time, in 4 MB of scratch a thread. (200000, 384) float32 rows took a core
+# 1.13 times as long with half as many, where Python shows, and 0.93 with twice as many, which
+# would not stay in the cache of processors with less of it a core than the one at hand (Zen 3).
 _CHUNK = 1 << 18
 # Numbers of the chunks of all threads: 64 MB of scratch.
 _SCRATCH = 1 << 22
