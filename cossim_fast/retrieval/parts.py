@@ -14,6 +14,7 @@ from torch import Tensor
 from cossim_fast import _cpu_screen
 from cossim_fast.retrieval.codes import BLOCK, Segment, encode
 from cossim_fast.retrieval.files import FileError
+from cossim_fast.retrieval.memory import empty
 from cossim_fast.retrieval.store import RowFile, Rows
 
 # Rows whose norms are compared when a file is opened again. Each may take 2 MB for a moment, as
@@ -123,7 +124,7 @@ def _encode(rows: Rows, centre: Tensor, *, codes: bool) -> Segment:
         for name, values in tensors_of(piece).items():
             if name not in whole:  # a block of rows is whole blocks of codes
                 most = len(values) * -(-n // BLOCK) // (len(block) // BLOCK)
-                whole[name] = values.new_empty((most, *values.shape[1:]))
+                whole[name] = empty((most, *values.shape[1:]), values.dtype)
             first = filled.get(name, 0)
             filled[name] = first + len(values)
             whole[name][first : filled[name]] = values

@@ -23,6 +23,7 @@ from cossim_fast.retrieval.files import (
     pieces,
     write_tensors,
 )
+from cossim_fast.retrieval.memory import empty
 from cossim_fast.retrieval.sources import ArrayCorpus, block_rows, file_map, let_go, shared_map
 
 _KIND = "cossim_fast vectors"
@@ -62,7 +63,7 @@ class Rows:
             if self.whole is not None:
                 let_go(self.whole, block)
 
-    def sample(self, count: int = 4096) -> Tensor:
+    def sample(self, count: int = 1024) -> Tensor:
         """Rows spread over all of them, at least so many if there are."""
         step = max(len(self.tensor) // count, 1)
         return torch.cat([rows[::step].clone() for rows in self.blocks()])
@@ -119,7 +120,7 @@ def rows_of(given: Any, dtype: torch.dtype) -> Rows:
     rows = _checks.embedding_rows("embeddings", given)
     if file_map(given) is not None and rows.dtype == dtype and rows.data_ptr() == given.ctypes.data:
         return Rows(rows, shared_map(given))
-    held, first = torch.empty(tuple(rows.shape), dtype=dtype), 0
+    held, first = empty(tuple(rows.shape), dtype), 0
     for block in converted(given, dtype):
         held[first : first + len(block)] = block
         first += len(block)
