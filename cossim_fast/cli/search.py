@@ -5,9 +5,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-import cossim_fast
 from cossim_fast.cli import inputs, outputs
 from cossim_fast.cli.terminal import bar_wanted, checkpoint_beside, note, one_line_errors
+from cossim_fast.retrieval.search import topk_and_checkpoint
 
 EXAMPLE = "Example: cossim topk queries.npy corpus.npy -k 10 -o nearest.parquet"
 
@@ -40,11 +40,12 @@ def topk(
         shown_queries = inputs.texts(query_texts, len(asked))
         kept = checkpoint_beside(output, checkpoint, (queries, corpus))
     with one_line_errors(kept):
-        found = cossim_fast.topk(
-            asked, rows, k, screen=screen, progress=bar_wanted(progress), checkpoint=kept
+        found, done = topk_and_checkpoint(
+            asked, rows, k, screen, progress=bar_wanted(progress), checkpoint=kept
         )
         columns = columns_of(found.scores, found.indices, shown, shown_queries)
         outputs.write(output, columns, show)
+        done.remove()
     if output is not None:
         note(f"wrote {output}: {len(columns['row'])} rows for {len(asked)} queries")
 
@@ -62,7 +63,7 @@ def columns_of(
         "score": scores[query, rank],
     }
     if query_texts is not None:
-        columns["query_text"] = [query_texts[number] for number in query]
+        columns["query_text"] = outputs.Texts(query_texts, query)
     if texts is not None:
-        columns["text"] = [texts[row] for row in columns["row"]]
+        columns["text"] = outputs.Texts(texts, columns["row"])
     return columns
