@@ -11,6 +11,7 @@ import sys
 from unittest import mock
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -29,12 +30,17 @@ def folder(tmp_path):
     np.save(tmp_path / "narrow.npy", X[:, :5])
     np.save(tmp_path / "whole.npy", np.ones((4, 8), int))
     np.save(tmp_path / "flat.npy", X[0])
+    np.save(tmp_path / "halves.npy", np.arange(300) / 2)
     bad = X.copy()
     bad[7, 1] = np.inf
     np.save(tmp_path / "bad.npy", bad)
     (tmp_path / "x.csv").write_text("1,2\n")
     (tmp_path / "cut.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:500])
     (tmp_path / "x.txt").write_text("".join(f"text {i}\n" for i in range(300)))
+    (tmp_path / "same.txt").write_text("a\n" * 300)
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
+    gaps = pa.array([None, *range(299)])
+    pq.write_table(pa.table({"a": list(range(300)), "b": gaps}), tmp_path / "two.parquet")
     (tmp_path / "three.txt").write_text("a\nb\nc\n")
     (tmp_path / "latin.txt").write_bytes(b"\xe9\n" * 300)
     CosineIndex(X).save(tmp_path / "x.index")
@@ -66,6 +72,17 @@ TROUBLE = {
     "dedup x.npy --keep most": "keep",
     "index build bad.npy -o out.index": "row 7 of bad.npy",
     "index build x.npy -o nowhere/out.index": "nowhere: expected a folder",
+    "index build x.npy -o out.index --ids three.txt": "expected ids of shape (300,), got (3,)",
+    "index build x.npy -o out.index --ids latin.txt": "expected UTF-8 text in latin.txt",
+    "index build x.npy -o out.index --ids none.txt": "none.txt: No such file or directory",
+    "index build x.npy -o out.index --ids none.parquet": "expected a file at none.parquet",
+    "index build x.npy -o out.index --ids cut.parquet": "cut.parquet cannot be read as .parquet",
+    "index build x.npy -o out.index --ids two.parquet": "expected one column in two.parquet",
+    "index build x.npy -o out.index --ids two.parquet --ids-key c": "expected 'c' in two.parquet",
+    "index build x.npy -o out.index --ids two.parquet --ids-key b": "'b' of two.parquet without ga",
+    "index build x.npy -o out.index --ids x.npy": "expected one array of 1 axes in x.npy",
+    "index build x.npy -o out.index --ids halves.npy": "whole numbers or str, got float",
+    "index build x.npy -o out.index --ids same.txt": "expected ids that are not taken",
     "index search x.npy x.npy": "x.npy is",
     "index search x.npy none.index": "none.index: No such file or directory",
     "index search narrow.npy x.index": "expected queries of shape (q, 8)",
@@ -299,6 +316,14 @@ def little_memory(megabytes):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def test_too_little_memory_is_one_line(folder):
+    np.save(folder / "many.npy", np.ones((1 << 20, 16), "f"))
+    with little_memory(8):
+        status, out, err = run("topk", folder / "many.npy", folder / "many.npy")
+    assert (status, out) == (2, "")
+    assert err == "cossim: there is not enough memory\n"
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npz"])

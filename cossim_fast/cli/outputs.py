@@ -150,7 +150,10 @@ def _numbers(column: np.ndarray[Any, Any] | Sequence[str]) -> bool:
 
 
 def _npz(file: BinaryIO, columns: Columns) -> None:
-    held: dict[str, Any] = {name: np.asarray(column) for name, column in columns.items()}
+    held: dict[str, Any] = {
+        name: column if _numbers(column) else np.array(list(column), dtype=str)
+        for name, column in columns.items()
+    }
     np.savez(file, **held)
 
 

@@ -32,6 +32,11 @@ def one_line_errors(checkpoint: Path | None = None) -> Iterator[None]:
     except (ValueError, TypeError, ModuleNotFoundError, MemoryError) as error:
         note(" ".join(str(error).split()) or type(error).__name__)
         raise typer.Exit(TROUBLE) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # torch has no class of its own for it
+            raise
+        note(f"there is not enough memory{_way_on(checkpoint)}")
+        raise typer.Exit(TROUBLE) from error
 
 
 def _way_on(checkpoint: Path | None) -> str:
