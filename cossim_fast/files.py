@@ -56,6 +56,34 @@ def load(path: str | Path, *, key: str | None = None, ndim: int = 2) -> Any:
     return _choose(arrays, key, ndim, path)
 
 
+def load_column(path: Path, name: str | None) -> np.ndarray[Any, Any]:
+    """Read one column of whole numbers or strings from a ``.parquet``.
+
+    Args:
+        path: the file.
+        name: of the column; not needed where there is one alone.
+
+    Raises:
+        BadFileError: what was expected, what the file holds, and what to pass.
+    """
+    parquet = require("pyarrow.parquet", extra="cli")
+    try:
+        there = parquet.read_schema(path).names
+        chosen = name if name is not None else there[0] if len(there) == 1 else None
+        column = parquet.read_table(path, columns=[chosen]).column(0) if chosen in there else None
+    except FileNotFoundError as error:
+        raise BadFileError(f"expected a file at {path}, and there is none") from error
+    except Exception as error:  # pyarrow has many
+        raise BadFileError(f"{path} cannot be read as .parquet") from error
+    if column is None:
+        wanted = "one column" if name is None else repr(name)
+        raise BadFileError(f"expected {wanted} in {path}, which holds {', '.join(there)}")
+    if column.null_count:
+        raise BadFileError(f"expected {chosen!r} of {path} without gaps, got {column.null_count}")
+    held: np.ndarray[Any, Any] = column.to_numpy()
+    return held
+
+
 def _choose(arrays: dict[str, Any], key: str | None, ndim: int, path: Path) -> Any:
     shapes = ", ".join(f"{name or 'array'} {tuple(each.shape)}" for name, each in arrays.items())
     if key is not None:

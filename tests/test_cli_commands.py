@@ -3,11 +3,13 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from cli_run import run, run_on_terminal
+from cossim_fast import CosineIndex
 
 GENERATOR = torch.Generator().manual_seed(5)
 X = torch.randn(70, 5, generator=GENERATOR).numpy()
@@ -109,6 +111,59 @@ def test_an_index_finds_what_topk_finds(folder):
     assert by_index == run("topk", folder / "q.npy", folder / "x.npy", "-k", 3)
     assert by_index[0] == 0
     assert len(by_index[1].splitlines()) == 18
+
+
+def ids_files(folder, kind):
+    """Files of the same ids, and the options that read them."""
+    names = [f"gloss {i}é" for i in range(70)] if kind == "strings" else list(range(500, 570))
+    np.save(folder / "ids.npy", np.array(names))
+    columns = {"id": names, "other": list(range(70))}
+    pq.write_table(pa.table(columns), folder / "two.parquet")
+    pq.write_table(pa.table({"id": names}), folder / "one.parquet")
+    files = [("ids.npy",), ("two.parquet", "--ids-key", "id"), ("one.parquet",)]
+    if kind == "strings":
+        (folder / "ids.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+        files.append(("ids.txt",))
+    return names, files
+
+
+@pytest.mark.parametrize("kind", ["strings", "whole numbers"])
+def test_an_index_with_ids_finds_ids(kind, folder):
+    names, files = ids_files(folder, kind)
+    exact = cosines(Q, X)
+    best = np.argsort(-exact, axis=1)[:, :3].reshape(-1)
+    for name, *options in files:
+        status, _, said = run(
+            "index", "build", folder / "x.npy", "-o", folder / "x.index",
+            "--ids", folder / name, *options,
+        )  # fmt: skip
+        assert status == 0, said
+        for suffix in FORMATS:
+            out = folder / f"out{suffix}"
+            status, _, said = run(
+                "index", "search", folder / "q.npy", folder / "x.index", "-k", 3, "-o", out,
+                "--texts", folder / "x.txt",
+            )  # fmt: skip
+            assert status == 0, said
+            found = read(out)
+            assert list(found) == ["query", "rank", "id", "score", "text"]
+            assert found["id"] == [names[row] for row in best]
+            assert found["text"] == [f"text {row} é" for row in best]
+    _, out, _ = run_on_terminal("index", "search", folder / "q.npy", folder / "x.index")
+    assert str(names[best[0]]) in out
+
+
+def test_texts_stand_beside_their_rows_after_some_were_removed(folder):
+    index = CosineIndex(X)
+    index.remove([0, 5])
+    index.save(folder / "x.index")
+    left = [i for i in range(70) if i not in (0, 5)]
+    (folder / "left.txt").write_text("".join(f"text {i}\n" for i in left))
+    command = ["index", "search", folder / "q.npy", folder / "x.index", "-k", 68]
+    _, out, _ = run(*command, "--texts", folder / "left.txt")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert len(lines) == 6 * 68
+    assert all(line["text"] == f"text {line['id']}" for line in lines)
 
 
 def test_a_terminal_gets_a_table_of_its_width(folder):

@@ -11,13 +11,15 @@ import sys
 from unittest import mock
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from cli_run import run, run_on_terminal
 from cossim_fast import CosineIndex
 from cossim_fast.cli import outputs
-from cossim_fast.retrieval import checkpoint, join_checkpoint, rounds, sources
+from cossim_fast.retrieval import checkpoint, engine, join_checkpoint, rounds, sources, sweep
 
 X = torch.randn(300, 8, generator=torch.Generator().manual_seed(2)).numpy()
 
@@ -28,11 +30,17 @@ def folder(tmp_path):
     np.save(tmp_path / "narrow.npy", X[:, :5])
     np.save(tmp_path / "whole.npy", np.ones((4, 8), int))
     np.save(tmp_path / "flat.npy", X[0])
+    np.save(tmp_path / "halves.npy", np.arange(300) / 2)
     bad = X.copy()
     bad[7, 1] = np.inf
     np.save(tmp_path / "bad.npy", bad)
     (tmp_path / "x.csv").write_text("1,2\n")
     (tmp_path / "cut.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:500])
+    (tmp_path / "x.txt").write_text("".join(f"text {i}\n" for i in range(300)))
+    (tmp_path / "same.txt").write_text("a\n" * 300)
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
+    gaps = pa.array([None, *range(299)])
+    pq.write_table(pa.table({"a": list(range(300)), "b": gaps}), tmp_path / "two.parquet")
     (tmp_path / "three.txt").write_text("a\nb\nc\n")
     (tmp_path / "latin.txt").write_bytes(b"\xe9\n" * 300)
     CosineIndex(X).save(tmp_path / "x.index")
@@ -64,6 +72,17 @@ TROUBLE = {
     "dedup x.npy --keep most": "keep",
     "index build bad.npy -o out.index": "row 7 of bad.npy",
     "index build x.npy -o nowhere/out.index": "nowhere: expected a folder",
+    "index build x.npy -o out.index --ids three.txt": "expected ids of shape (300,), got (3,)",
+    "index build x.npy -o out.index --ids latin.txt": "expected UTF-8 text in latin.txt",
+    "index build x.npy -o out.index --ids none.txt": "none.txt: No such file or directory",
+    "index build x.npy -o out.index --ids none.parquet": "expected a file at none.parquet",
+    "index build x.npy -o out.index --ids cut.parquet": "cut.parquet cannot be read as .parquet",
+    "index build x.npy -o out.index --ids two.parquet": "expected one column in two.parquet",
+    "index build x.npy -o out.index --ids two.parquet --ids-key c": "expected 'c' in two.parquet",
+    "index build x.npy -o out.index --ids two.parquet --ids-key b": "'b' of two.parquet without ga",
+    "index build x.npy -o out.index --ids x.npy": "expected one array of 1 axes in x.npy",
+    "index build x.npy -o out.index --ids halves.npy": "whole numbers or str, got float",
+    "index build x.npy -o out.index --ids same.txt": "expected ids that are not taken",
     "index search x.npy x.npy": "x.npy is",
     "index search x.npy none.index": "none.index: No such file or directory",
     "index search narrow.npy x.index": "expected queries of shape (q, 8)",
@@ -175,8 +194,8 @@ def interrupted(monkeypatch):
     saved = []
 
     def pressing(save):
-        def save_and_press(self, *arguments):
-            save(self, *arguments)
+        def save_and_press(self, *arguments, **options):
+            save(self, *arguments, **options)
             if self._path is not None:
                 saved.append(self)
             if self._path is not None and len(saved) == 2:
@@ -190,29 +209,139 @@ def interrupted(monkeypatch):
     signal.signal(signal.SIGINT, handler)
 
 
-LONG = [("topk", "x.npy", "x.npy", "-k", "3"), ("pairs", "x.npy", "--threshold=0.5")]
+LONG = [
+    ("topk", "x.npy", "x.npy", "-k", "3"),
+    ("pairs", "x.npy", "--threshold=0.5"),
+    ("pairs", "x.npy", "--threshold=0.5", "--texts", "x.txt"),
+]
+SUFFIXES = (".jsonl", ".parquet", ".npz")
 
 
+def rows_of(path):
+    """What was written, as text."""
+    if path.suffix == ".jsonl":
+        return path.read_text()
+    if path.suffix == ".parquet":
+        return str(pq.read_table(path).to_pydict())
+    with np.load(path) as held:
+        return str({name: held[name].tolist() for name in held.files})
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("command", LONG, ids=" ".join)
 def test_interruption_leaves_a_checkpoint_that_the_same_command_goes_on_from(
-    command, folder, monkeypatch, interrupted
+    command, suffix, folder, monkeypatch, interrupted
 ):
     monkeypatch.chdir(folder)
-    expected = run(*command)[1]
-    command = (*command, "-o", "out.jsonl")
+    (folder / "whole").mkdir()
+    interrupted.extend([None] * 9)  # too late to be pressed
+    assert run(*command, "-o", f"whole/out{suffix}")[0] == 0
+    interrupted.clear()
+    before = sorted(os.listdir())
+    out, command = folder / f"out{suffix}", (*command, "-o", f"out{suffix}")
     status, _, err = run(*command)
     assert (status, len(interrupted)) == (130, 2)
     assert err == (
-        "cossim: interrupted; out.jsonl.checkpoint has what was found: "
+        f"cossim: interrupted; {out.name}.checkpoint has what was found: "
         "the same command goes on from it\n"
     )
-    assert not (folder / "out.jsonl").exists()
+    assert not out.exists()
     status, _, err = run(*command)
     assert status == 0
-    assert err.startswith("cossim: going on from out.jsonl.checkpoint\n")
+    assert err.startswith(f"cossim: going on from {out.name}.checkpoint\n")
     assert len(interrupted) == 5  # of 300 rows by 64: nothing was done twice
+    assert rows_of(out) == rows_of(folder / "whole" / out.name)
+    assert sorted(os.listdir()) == sorted([*before, out.name])
+
+
+def test_pairs_after_the_checkpoint_are_neither_lost_nor_there_twice(
+    folder, monkeypatch, interrupted
+):
+    monkeypatch.chdir(folder)
+    command = ("pairs", "x.npy", "--threshold=0.5")
+    expected = run(*command)[1]
+    command = (*command, "-o", "out.jsonl")
+    assert run(*command)[0] == 130
+    # As if the process had ended while it wrote pairs of the next rows.
+    kind = [("i", "<i8"), ("j", "<i8"), ("score", "<f4")]
+    with open("out.jsonl.checkpoint.pairs", "ab") as spool:
+        spool.write(np.array([(128, 130, 0.9), (140, 299, 0.8)], kind).tobytes()[:-7])
+    assert run(*command)[0] == 0
     assert (folder / "out.jsonl").read_text() == expected
-    assert not (folder / "out.jsonl.checkpoint").exists()
+    # Without them the checkpoint says too much.
+    interrupted.clear()
+    assert run(*command)[0] == 130
+    os.unlink("out.jsonl.checkpoint.pairs")
+    status, _, err = run(*command)
+    assert status == 2
+    assert "expected out.jsonl.checkpoint.pairs beside out.jsonl.checkpoint" in err
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("command", LONG, ids=" ".join)
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space"), KeyboardInterrupt()])
+def test_what_was_found_is_kept_until_it_is_written(command, suffix, failure, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    expected = run(*command)[1]
+    before = sorted(os.listdir())
+    out, command = folder / f"out{suffix}", (*command, "-o", f"out{suffix}")
+
+    def written_in_part(file, columns):
+        file.write(b"some")
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setitem(outputs._WRITERS, suffix, written_in_part)
+        status, _, err = run(*command)
+    assert status == (2 if isinstance(failure, OSError) else 130)
+    assert f"{out.name}.checkpoint has what was found: the same command goes on" in err
+    assert not out.exists()
+    # The same command writes it, and searches for nothing.
+    for kind in (sweep.Sweep, engine.Batches):
+        monkeypatch.setattr(kind, "through", mock.Mock(side_effect=AssertionError))
+    assert run(*command)[0] == 0
+    assert sorted(os.listdir()) == sorted([*before, out.name])
+    if suffix == ".jsonl":
+        assert out.read_text() == expected
+
+
+@contextlib.contextmanager
+def little_memory(megabytes):
+    """No more than that beside what the process has."""
+    with open("/proc/self/status") as status:
+        (held,) = [line.split()[1] for line in status if line.startswith("VmData")]
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, ((int(held) << 10) + (megabytes << 20), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def test_too_little_memory_is_one_line(folder):
+    np.save(folder / "many.npy", np.ones((1 << 20, 16), "f"))
+    with little_memory(8):
+        status, out, err = run("topk", folder / "many.npy", folder / "many.npy")
+    assert (status, out) == (2, "")
+    assert err == "cossim: there is not enough memory\n"
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
+def test_pairs_need_no_memory_for_all_of_them(suffix, tmp_path, monkeypatch):
+    for name, size in (("ROOM", 1 << 17), ("BATCH", 128), ("FIRST_ROUND", 256)):
+        monkeypatch.setattr(rounds, name, size)
+    monkeypatch.setattr(outputs, "_GROUP", 1 << 17)
+    n = 4000  # 160 MB of pairs
+    rows = 1 + torch.rand(n, 2, generator=torch.Generator().manual_seed(0)).numpy()
+    np.save(tmp_path / "x.npy", rows)
+    np.save(tmp_path / "few.npy", rows[:500])
+    for name, out in (("few", f"few{suffix}"), ("x", f"out{suffix}")):
+        with little_memory(64 if name == "x" else 1000):
+            status, _, err = run(
+                "pairs", tmp_path / f"{name}.npy", "--threshold=0", "-o", tmp_path / out
+            )
+        assert status == 0, err
+    assert f"{n * (n - 1) // 2} pairs of {n} rows" in err
 
 
 def test_a_checkpoint_of_other_rows_is_not_gone_on_from(folder, monkeypatch, interrupted):

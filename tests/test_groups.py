@@ -1,7 +1,5 @@
 """`deduplicate` and `communities` against their definitions, followed step by step in float64."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +8,6 @@ from hypothesis import strategies as st
 
 from cossim_fast import _cpu_screen, communities, deduplicate
 from cossim_fast.retrieval import groups, rounds
-
-REAL = Path(__file__).parent.parent / "examples" / "data" / "wordnet_minilm_4k_f16.npy"
 
 
 def matrix(x):
@@ -128,16 +124,6 @@ def test_any_input(n, threshold, spread, min_size, kept, room, seed):
         wanted[:3]
     )
     assert [community.tolist() for community in grouped] == communities_of(x, threshold, min_size)
-
-
-def test_communities_of_real_embeddings_are_those_of_sentence_transformers():
-    util = pytest.importorskip("sentence_transformers.util")
-    x = np.load(REAL).astype(np.float32)
-    wanted = util.community_detection(torch.from_numpy(x), threshold=0.6, min_community_size=4)
-    found = communities(x, 0.6, 4)
-    assert len(found) > 10
-    assert [set(community.tolist()) for community in found] == [set(each) for each in wanted]
-    assert [int(community[0]) for community in found] == [each[0] for each in wanted]
 
 
 def test_all_duplicates_are_one_group():

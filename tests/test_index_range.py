@@ -48,6 +48,33 @@ def test_removed_rows_ids_and_containers():
     assert nothing.lims.tolist() == [0, 0]
 
 
+def test_excluded_rows_are_not_returned():
+    queries, corpus = make("clustered", 300, 16, 4, torch.float32)
+    index = CosineIndex(corpus[:120], ids=torch.arange(1000, 1120))
+    index.add(corpus[120:], ids=torch.arange(1120, 1300))
+    index.remove([1001, 1299])
+    pairs, scores = brute_force(queries, corpus, 0.2)
+    there = ~torch.isin(pairs[:, 1], torch.tensor([1, 299]))
+    for_all = [1000, 1001, 1150, 7]  # one is removed and one was never there
+    nearest = index.search(queries, 5).indices
+    per_query = torch.cat([nearest, torch.full((4, 1), -1)], 1)
+    for exclude, hidden in (
+        (for_all, torch.isin(pairs[:, 1] + 1000, torch.tensor(for_all))),
+        (set(for_all), torch.isin(pairs[:, 1] + 1000, torch.tensor(for_all))),
+        (per_query, (nearest[pairs[:, 0]] == pairs[:, 1:] + 1000).any(1)),
+        ([], torch.zeros(len(pairs), dtype=torch.bool)),
+    ):
+        kept = there & ~hidden
+        found = index.range_search(queries, 0.2, exclude=exclude)
+        assert torch.equal(found.indices, pairs[kept, 1] + 1000)
+        assert torch.equal(found.scores, scores[kept].float())
+        assert found.lims.tolist() == [int((pairs[kept, 0] < i).sum()) for i in range(5)]
+    with pytest.raises(TypeError, match="strings"):
+        index.range_search(queries, 0.2, exclude=["a"])
+    with pytest.raises(ValueError, match="4"):
+        index.range_search(queries, 0.2, exclude=[[1000], [1001]])
+
+
 @pytest.mark.parametrize(
     ("queries", "threshold", "error", "message"),
     [

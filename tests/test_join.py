@@ -193,7 +193,7 @@ def test_streams_give_the_same_in_blocks_of_whole_rows(small_rounds):
     x = rows_of_every_kind(400, 16, torch.float32)
     for other, threshold in ((None, 0.4), (x[:50], 0.4), (None, -1.0)):
         blocks = list(iter_pairs_above(x, other, threshold))
-        assert len(blocks) > 3
+        assert len(blocks) > 2
         whole = Pairs(*(torch.cat(column) for column in zip(*blocks, strict=True)))
         same(whole, brute(x, other, threshold))
         for block, after in itertools.pairwise(blocks):
@@ -343,7 +343,8 @@ class TestCheckpoint:
         in_hand = next(stream)
         stream.close()
         rest = list(iter_pairs_above(x, threshold=0.6, checkpoint=path))
-        assert torch.equal(rest[0].i[: len(in_hand.i)], in_hand.i)
+        again = torch.cat([block.i for block in rest])
+        assert torch.equal(again[: len(in_hand.i)], in_hand.i)
         whole = Pairs(*(torch.cat(column) for column in zip(*done, *rest, strict=True)))
         same(whole, brute(x, None, 0.6))
         assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,9 @@
 """`cossim index`: rows that are coded once, kept in a file, and searched many times."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from cossim_fast import CosineIndex
@@ -19,13 +20,20 @@ app = typer.Typer(
 def build(
     embeddings: inputs.Embeddings,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file of the index.")],
+    ids: inputs.Ids = None,
+    ids_key: inputs.IdsKey = None,
     key: inputs.Key = None,
     skip_nan: inputs.SkipNan = False,
 ) -> None:
-    """Write an index of EMBEDDINGS, vectors and codes, to a safetensors file."""
+    """Write an index of EMBEDDINGS, vectors and codes, to a safetensors file.
+
+    With ids, a search shows them in place of row numbers: strings, as the lines of a text file
+    are, or whole numbers.
+    """
     with one_line_errors():
-        outputs.check_place(output, (embeddings,))
-        index = CosineIndex(inputs.embeddings(embeddings, key=key, skip_nan=skip_nan))
+        outputs.check_place(output, (embeddings, ids))
+        rows = inputs.embeddings(embeddings, key=key, skip_nan=skip_nan)
+        index = CosineIndex(rows, inputs.ids(ids, key=ids_key))
         index.save(output)
     note(f"wrote {output}: {len(index)} rows of {index.d}")
 
@@ -45,7 +53,7 @@ def search(
 ) -> None:
     """Find the k rows of an INDEX with the largest cosine to each row of QUERIES, exactly.
 
-    Writes the same lines as `cossim topk`.
+    Writes the same lines as `cossim topk`, with the ids of the index if it has any.
     """
     with one_line_errors():
         outputs.check(output, (queries, index, texts, query_texts))
@@ -53,7 +61,14 @@ def search(
         asked = inputs.embeddings(queries, key=key, skip_nan=skip_nan)
         shown, shown_queries = inputs.texts(texts, len(held)), inputs.texts(query_texts, len(asked))
         found = held.search(asked, k, progress=bar_wanted(progress))
-        columns = columns_of(found.scores, found.indices, shown, shown_queries)
+        columns = columns_of(
+            found.scores, found.indices, shown, shown_queries, ids=_named(held.ids)
+        )
         outputs.write(output, columns, show)
     if output is not None:
-        note(f"wrote {output}: {len(columns['row'])} rows for {len(asked)} queries")
+        note(f"wrote {output}: {outputs.length(columns)} rows for {len(asked)} queries")
+
+
+def _named(ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+    """Ids that are more than the numbers of the rows."""
+    return None if np.array_equal(ids, np.arange(len(ids))) else ids

@@ -19,6 +19,11 @@ Key = Annotated[str | None, typer.Option(help="Which array of a file that holds 
 QueryKey = Annotated[str | None, typer.Option(help="The same for the queries.")]
 Texts = Annotated[Path | None, typer.Option(help="A text file, one line a row, to be shown.")]
 QueryTexts = Annotated[Path | None, typer.Option(help="The same for the queries.")]
+Ids = Annotated[
+    Path | None,
+    typer.Option(help="Ids of the rows: a text file, one a line, or a column of .npy or .parquet."),
+]
+IdsKey = Annotated[str | None, typer.Option(help="Which column of the ids' .parquet.")]
 SkipNan = Annotated[
     bool, typer.Option("--skip-nan", help="Leave out rows that hold NaN or an infinity.")
 ]
@@ -65,12 +70,26 @@ def texts(path: Path | None, rows: int) -> list[str] | None:
     """
     if path is None:
         return None
+    lines = _lines(path)
+    if len(lines) != rows:
+        raise ValueError(f"expected {rows} lines in {path}, one a row, got {len(lines)}")
+    return lines
+
+
+def _lines(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"expected UTF-8 text in {path}: {error}") from error
     if lines[-1] == "":  # a final newline ends the last line
         lines.pop()
-    if len(lines) != rows:
-        raise ValueError(f"expected {rows} lines in {path}, one a row, got {len(lines)}")
     return lines
+
+
+def ids(path: Path | None, *, key: str | None = None) -> Any:
+    """Read ids: the column of a .npy or .parquet, or the lines of a text file."""
+    if path is None:
+        return None
+    if path.suffix.lower() == ".parquet":
+        return files.load_column(path, key)
+    return files.load(path, ndim=1) if path.suffix.lower() == ".npy" else _lines(path)

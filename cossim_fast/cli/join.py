@@ -7,8 +7,10 @@ import typer
 
 import cossim_fast
 from cossim_fast.cli import inputs, outputs
+from cossim_fast.cli.spool import Spool
 from cossim_fast.cli.terminal import bar_wanted, checkpoint_beside, note, one_line_errors
-from cossim_fast.retrieval import TooManyPairsError
+from cossim_fast.retrieval import Pairs, TooManyPairsError
+from cossim_fast.retrieval.join import JoinBlocks
 
 PAIRS_EXAMPLE = "Example: cossim pairs embeddings.npy --threshold 0.9 -o pairs.parquet"
 DEDUP_EXAMPLE = "Example: cossim dedup embeddings.npy --threshold 0.95 -o rows.parquet"
@@ -41,28 +43,38 @@ def pairs(
         shown = inputs.texts(texts, len(rows))
         kept = checkpoint_beside(output, checkpoint, (embeddings,))
     with one_line_errors(kept):
+        blocks = JoinBlocks(
+            rows,
+            threshold=threshold,
+            screen=screen,
+            max_pairs=max_pairs,
+            progress=bar_wanted(progress),
+            checkpoint=kept,
+        )
         try:
-            found = cossim_fast.pairs_above(
-                rows,
-                threshold=threshold,
-                screen=screen,
-                max_pairs=max_pairs,
-                progress=bar_wanted(progress),
-                checkpoint=kept,
-            )
+            if kept is None:
+                count = outputs.stream((_columns(some, shown) for some in blocks.blocks()), show)
+            else:
+                with Spool(kept, blocks.done, double=blocks.double) as spool:
+                    for some in blocks.blocks(spool.count):
+                        spool.add(some)
+                    outputs.write(output, _columns(spool.pairs(), shown), show)
+                    blocks.checkpoint.remove()
+                count = spool.count
         except TooManyPairsError as error:
             fix = "" if error.suggested is None else f"; --threshold {error.suggested:.4f} may do"
             raise ValueError(f"more than {max_pairs} pairs reach {threshold:g}{fix}") from error
-        columns: dict[str, Any] = {
-            "i": np.asarray(found.i),
-            "j": np.asarray(found.j),
-            "score": np.asarray(found.scores),
-        }
-        if shown is not None:
-            columns |= {f"text_{name}": [shown[row] for row in columns[name]] for name in "ij"}
-        outputs.write(output, columns, show)
     wrote = "" if output is None else f"wrote {output}: "
-    note(f"{wrote}{len(columns['i'])} pairs of {len(rows)} rows reach {threshold:g}")
+    note(f"{wrote}{count} pairs of {len(rows)} rows reach {threshold:g}")
+
+
+def _columns(pairs: Pairs, texts: list[str] | None) -> outputs.Columns:
+    """One line for each pair."""
+    i, j, scores = (np.asarray(column) for column in pairs)
+    columns: dict[str, Any] = {"i": i, "j": j, "score": scores}
+    if texts is not None:
+        columns |= {"text_i": outputs.Texts(texts, i), "text_j": outputs.Texts(texts, j)}
+    return columns
 
 
 def dedup(
@@ -101,8 +113,8 @@ def dedup(
             "score": scores[listed],
         }
         if shown is not None:
-            columns["text"] = [shown[row] for row in listed]
-            columns["kept_text"] = [shown[row] for row in columns["kept_row"]]
+            columns["text"] = outputs.Texts(shown, listed)
+            columns["kept_text"] = outputs.Texts(shown, columns["kept_row"])
         outputs.write(output, columns, show)
     wrote = "" if output is None else f"wrote {output}: "
     note(f"{wrote}{len(found.kept)} of {len(rows)} rows kept, {len(dropped)} dropped")

@@ -16,7 +16,8 @@ from rich.table import Table
 
 from cossim_fast._extras import require
 
-# One array or list of texts a column, all of one length.
+# One array or sequence of texts a column, all of one length. It may lie on the disk: it is read by
+# slices.
 Columns = Mapping[str, np.ndarray[Any, Any] | Sequence[str]]
 
 Output = Annotated[
@@ -24,8 +25,22 @@ Output = Annotated[
     typer.Option("-o", "--output", help=".parquet, .npz or .jsonl.", show_default=False),
 ]
 Show = Annotated[int, typer.Option(min=0, help="Lines of the table on a terminal.")]
-# Lines that are turned into text together.
-_LINES = 1 << 14
+# Lines that are turned into text together, and rows of a group in .parquet.
+_LINES, _GROUP = 1 << 14, 1 << 20
+
+
+class Texts(Sequence[str]):
+    """The texts of rows (n,), looked up as they are needed."""
+
+    def __init__(self, texts: Sequence[str], rows: np.ndarray[Any, Any]) -> None:
+        self._texts, self._rows = texts, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, some: Any) -> Any:
+        rows = self._rows[some]
+        return [self._texts[row] for row in rows] if rows.ndim else self._texts[rows]
 
 
 def check(output: Path | None, inputs: Iterable[Path | None]) -> None:
@@ -64,10 +79,38 @@ def write(output: Path | None, columns: Columns, show: int) -> None:
         with replacing(output) as file:
             _WRITERS[output.suffix.lower()](file, columns)
     elif sys.stdout.isatty():
-        _print_table(columns, show)
+        _print_table(columns, show, length(columns))
     else:
         _write_lines(sys.stdout, columns)
         sys.stdout.flush()
+
+
+def stream(pieces: Iterable[Columns], show: int) -> int:
+    """Write pieces of a table to a pipe as they come, or the first rows to a terminal.
+
+    Returns how many rows there were.
+    """
+    head: list[Columns] = []
+    count = 0
+    terminal = sys.stdout.isatty()
+    for some in pieces:
+        if not terminal:
+            _write_lines(sys.stdout, some)
+            sys.stdout.flush()
+        elif count < show:
+            head.append({name: column[: show - count] for name, column in some.items()})
+        count += length(some)
+    if head:
+        _print_table(
+            {name: _joined([some[name] for some in head]) for name in head[0]}, show, count
+        )
+    return count
+
+
+def _joined(columns: list[Any]) -> Any:
+    if isinstance(columns[0], np.ndarray):
+        return np.concatenate(columns)
+    return [text for column in columns for text in column]
 
 
 @contextmanager
@@ -90,12 +133,27 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def _parquet(file: BinaryIO, columns: Columns) -> None:
     pyarrow = require("pyarrow", extra="cli")
-    writer = require("pyarrow.parquet", extra="cli")
-    writer.write_table(pyarrow.table(dict(columns)), file)
+    parquet = require("pyarrow.parquet", extra="cli")
+    schema = pyarrow.schema(
+        [
+            (name, pyarrow.array(column[:1] if _numbers(column) else [""]).type)
+            for name, column in columns.items()
+        ]
+    )
+    with parquet.ParquetWriter(file, schema) as writer:
+        for some in _slices(columns, _GROUP):
+            writer.write_table(pyarrow.table(dict(some), schema=schema))
+
+
+def _numbers(column: np.ndarray[Any, Any] | Sequence[str]) -> bool:
+    return isinstance(column, np.ndarray) and column.dtype != object
 
 
 def _npz(file: BinaryIO, columns: Columns) -> None:
-    held: dict[str, Any] = {name: np.asarray(column) for name, column in columns.items()}
+    held: dict[str, Any] = {
+        name: column if _numbers(column) else np.array(list(column), dtype=str)
+        for name, column in columns.items()
+    }
     np.savez(file, **held)
 
 
@@ -114,30 +172,39 @@ def _write_lines(file: TextIO, columns: Columns) -> None:
 
 def _lines(columns: Columns) -> Iterator[str]:
     """Yield JSON lines, many at a time."""
-    count = len(next(iter(columns.values())))
-    for start in range(0, count, _LINES):
-        some = [_plain(column[start : start + _LINES]) for column in columns.values()]
-        rows = (dict(zip(columns, row, strict=True)) for row in zip(*some, strict=True))
-        yield "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    names = (json.dumps(name).replace("%", "%%") for name in columns)
+    line = "{" + ", ".join(f"{name}: %s" for name in names) + "}\n"
+    for some in _slices(columns, _LINES):
+        yield "".join(line % row for row in zip(*map(_coded, some.values()), strict=True))
 
 
-def _plain(column: np.ndarray[Any, Any] | Sequence[str]) -> list[Any]:
-    """The values as JSON knows them: a float32 by its own digits, NaN as null."""
-    if not isinstance(column, np.ndarray):
-        return list(column)
-    if column.dtype.kind == "f":
-        return [None if np.isnan(value) else float(str(value)) for value in column]
-    return list(column.tolist())
+def length(columns: Columns) -> int:
+    """How many rows there are."""
+    return len(next(iter(columns.values())))
 
 
-def _print_table(columns: Columns, show: int) -> None:
+def _slices(columns: Columns, size: int) -> Iterator[Columns]:
+    """Cut columns into pieces of ``size`` rows."""
+    for start in range(0, length(columns), size):
+        yield {name: column[start : start + size] for name, column in columns.items()}
+
+
+def _coded(column: np.ndarray[Any, Any] | Sequence[str]) -> list[str]:
+    """The values in JSON: a float32 by its own digits, NaN as null."""
+    if not _numbers(column):
+        return [json.dumps(text, ensure_ascii=False) for text in column]
+    return ["null" if text == "nan" else text for text in map(str, column)]
+
+
+def _print_table(columns: Columns, show: int, count: int) -> None:
+    """Show the first of ``count`` rows."""
     console = Console(highlight=False, markup=False)
     cells = {name: [_cell(value) for value in column[:show]] for name, column in columns.items()}
     # Numbers are never cut; texts share the rest of the line. Between columns stand two blanks.
     widths = {
         name: max(map(len, [name, *cells[name]]))
         for name, column in columns.items()
-        if isinstance(column, np.ndarray)
+        if _numbers(column)
     }
     left = console.width - sum(widths.values()) - 2 * (len(columns) - 1)
     texts = len(columns) - len(widths)
@@ -149,7 +216,6 @@ def _print_table(columns: Columns, show: int) -> None:
             table.add_column(name, no_wrap=True, width=max(left // texts, len(name)))
     for row in zip(*cells.values(), strict=True):
         table.add_row(*row)
-    count = len(next(iter(columns.values())))
     if count:
         console.print(table)
     if count > show:

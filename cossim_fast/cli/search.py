@@ -5,9 +5,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-import cossim_fast
 from cossim_fast.cli import inputs, outputs
 from cossim_fast.cli.terminal import bar_wanted, checkpoint_beside, note, one_line_errors
+from cossim_fast.retrieval.search import topk_and_checkpoint
 
 EXAMPLE = "Example: cossim topk queries.npy corpus.npy -k 10 -o nearest.parquet"
 
@@ -40,29 +40,47 @@ def topk(
         shown_queries = inputs.texts(query_texts, len(asked))
         kept = checkpoint_beside(output, checkpoint, (queries, corpus))
     with one_line_errors(kept):
-        found = cossim_fast.topk(
-            asked, rows, k, screen=screen, progress=bar_wanted(progress), checkpoint=kept
+        found, done = topk_and_checkpoint(
+            asked, rows, k, screen, progress=bar_wanted(progress), checkpoint=kept
         )
         columns = columns_of(found.scores, found.indices, shown, shown_queries)
         outputs.write(output, columns, show)
+        done.remove()
     if output is not None:
-        note(f"wrote {output}: {len(columns['row'])} rows for {len(asked)} queries")
+        note(f"wrote {output}: {outputs.length(columns)} rows for {len(asked)} queries")
 
 
 def columns_of(
-    scores: Any, ids: Any, texts: list[str] | None, query_texts: list[str] | None
+    scores: Any,
+    found: Any,
+    texts: list[str] | None,
+    query_texts: list[str] | None,
+    *,
+    ids: np.ndarray[Any, Any] | None = None,
 ) -> outputs.Columns:
-    """One line for each row that was found; queries that hold NaN find none."""
-    scores, ids = np.asarray(scores), np.asarray(ids)
+    """One line for each row that was found; queries that hold NaN find none.
+
+    Args:
+        scores: (q, k).
+        found: (q, k) numbers of rows, or ids.
+        texts: of the rows, in their order.
+        query_texts: of the queries.
+        ids: of the rows, in their order; None where they are numbered.
+    """
+    scores, found = np.asarray(scores), np.asarray(found)
     query, rank = np.nonzero(~np.isnan(scores))
     columns: dict[str, Any] = {
         "query": query,
         "rank": rank + 1,
-        "row": ids[query, rank],
+        "row" if ids is None else "id": found[query, rank],
         "score": scores[query, rank],
     }
     if query_texts is not None:
-        columns["query_text"] = [query_texts[number] for number in query]
+        columns["query_text"] = outputs.Texts(query_texts, query)
     if texts is not None:
-        columns["text"] = [texts[row] for row in columns["row"]]
+        rows = found[query, rank]
+        if ids is not None:
+            place = {name: row for row, name in enumerate(ids.tolist())}
+            rows = np.array([place[name] for name in rows.tolist()], dtype=np.int64)
+        columns["text"] = outputs.Texts(texts, rows)
     return columns

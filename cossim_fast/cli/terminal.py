@@ -17,23 +17,32 @@ def note(text: str) -> None:
 
 @contextmanager
 def one_line_errors(checkpoint: Path | None = None) -> Iterator[None]:
-    """Turn trouble into one line and an exit status, and Ctrl-C into a word on how to go on."""
+    """Turn trouble into one line and an exit status; say how to go on if there is a checkpoint."""
     try:
         yield
     except KeyboardInterrupt:
-        if checkpoint is not None and checkpoint.exists():
-            note(f"interrupted; {checkpoint} has what was found: the same command goes on from it")
-        else:
-            note("interrupted; nothing was written")
+        note(f"interrupted{_way_on(checkpoint) or '; nothing was written'}")
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         raise  # the reader has had enough: typer ends quietly
     except OSError as error:
-        note(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
+        words = (str(part) for part in (error.filename, error.strerror or error) if part)
+        note(": ".join(words) + _way_on(checkpoint))
         raise typer.Exit(TROUBLE) from error
     except (ValueError, TypeError, ModuleNotFoundError, MemoryError) as error:
         note(" ".join(str(error).split()) or type(error).__name__)
         raise typer.Exit(TROUBLE) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # torch has no class of its own for it
+            raise
+        note(f"there is not enough memory{_way_on(checkpoint)}")
+        raise typer.Exit(TROUBLE) from error
+
+
+def _way_on(checkpoint: Path | None) -> str:
+    if checkpoint is None or not checkpoint.exists():
+        return ""
+    return f"; {checkpoint} has what was found: the same command goes on from it"
 
 
 def bar_wanted(asked: bool | None) -> bool:

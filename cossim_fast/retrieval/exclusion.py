@@ -15,6 +15,7 @@ from cossim_fast.retrieval.engine import Forbidden
 from cossim_fast.retrieval.ids import Ids
 from cossim_fast.retrieval.parts import Part, without
 from cossim_fast.retrieval.results import Oracle
+from cossim_fast.retrieval.sweep import Found
 
 
 class Hidden:
@@ -59,9 +60,21 @@ class Hidden:
         here = (self._query >= some.start) & (self._query < some.stop)
         return self._query[here] - some.start, self._position[here]
 
+    def left(self, found: Found) -> Found:
+        """What some queries found, without what may not be returned to them."""
+        if self._query is None:
+            return found
+        hit = torch.isin(found.query * self._rows + found.position, self._keys())
+        return Found(*(column[~hit] for column in found))
+
+    def _keys(self) -> Tensor:
+        """One number for each pair that may not meet."""
+        assert self._query is not None
+        return self._query * self._rows + self._position
+
     def oracle(self, asked: Tensor, segments: Sequence[Segment]) -> Oracle:
         """The scores of all pairs of some queries and some rows; NaN where they may not meet."""
-        keys = None if self._query is None else self._query * self._rows + self._position
+        keys = None if self._query is None else self._keys()
 
         def scores(query: Tensor, position: Tensor) -> Tensor:
             found = torch.full((len(query), len(position)), torch.nan, dtype=torch.float64)

@@ -34,6 +34,8 @@ PARTS = 4
 SHARES = (1 / 4, 1 / 3, 5 / 12, 1 / 2, 2 / 3)
 # To score a pair takes as long as so many scores of a product of whole codes.
 _PAIR_COST = 256
+# What a head may take of the time of a product of whole codes, to be worth its while.
+_WORTH = 0.8
 # Rows from which the directions are found, and queries on which they are tried.
 _SAMPLE, _TRIED = 4096, 256
 # Not worth the eigenvectors of a d x d matrix, unless there are so many times d^2 pairs.
@@ -154,10 +156,14 @@ def choose_head(
     asked = _finite(queries[1 :: step * max(n // step // _TRIED, 1)])
     if not len(asked) or not len(y):
         return None
+    # Where so many pairs reach the threshold, no bound rules out enough.
+    cosines = asked @ (y + centre.double()).mT
+    if float((cosines >= threshold).double().mean()) * _PAIR_COST >= _WORTH:
+        return None
     along = torch.linalg.eigh(y.mT @ y).eigenvectors.flip(1)  # largest first
     y_along, q_along = (y @ along).float(), (asked @ along).float()
     offset = (asked @ centre.double()).float()[:, None]
-    best, least = 0, 0.8
+    best, least = 0, _WORTH
     for share in SHARES:
         width = round(share * d / 32) * 32
         k = max(width - PARTS, 1)

@@ -299,12 +299,13 @@ class CosineIndex:
         named = ids if ids.dtype == object else like(queries, torch.from_numpy(ids))
         return result._replace(indices=named)
 
-    def range_search(self, queries: Any, threshold: float) -> RangeHits:
+    def range_search(self, queries: Any, threshold: float, *, exclude: Any = None) -> RangeHits:
         """Find every row whose cosine to a query is at least a threshold, exactly.
 
         Args:
             queries: (q, d) tensor or array of float16, bfloat16, float32 or float64.
             threshold: -1 to 1; compared with the score in float64.
+            exclude: ids that are not to be returned, as in `search`.
 
         Returns:
             RangeHits(lims, scores, indices): the hits of query i are at ``lims[i]:lims[i + 1]``, in
@@ -314,7 +315,7 @@ class CosineIndex:
         that most rows reach gives most of q · n hits.
 
         Raises:
-            TypeError: for integer, complex or sparse queries.
+            TypeError: for integer, complex or sparse queries, and excluded ids of another kind.
             ValueError: for shapes that do not match, and a threshold that is no cosine.
         """
         one_thread_after_fork()
@@ -323,15 +324,15 @@ class CosineIndex:
         threshold = _checks.threshold(threshold)
         with self._lock:
             state = self._state
+            hidden = Hidden(self._ids, state.parts, exclude, len(asked))
         double = torch.float64 in (asked.dtype, self.dtype)
-        segments = Hidden(self._ids, state.parts, None, len(asked)).segments(
-            [part.segment for part in state.parts]
-        )
-        blocks = list(
-            range_search(
+        segments = hidden.segments([part.segment for part in state.parts])
+        blocks = [
+            hidden.left(block)
+            for block in range_search(
                 asked, segments, state.centre, threshold, screen=self.screen, double=double
             )
-        )
+        ]
         found = Found.join(blocks, torch.float64 if double else torch.float32)
         lims = torch.searchsorted(found.query, torch.arange(len(asked) + 1))
         ids = ids_at(state.parts, found.position, self._ids.missing())

@@ -155,21 +155,71 @@ def iter_pairs_above(
     >>> sum(len(block.i) for block in iter_pairs_above(x, threshold=0.6))
     2
     """
-    join = _Join(x, y, threshold, screen)
-    return _blocks(x, join, join.checkpoint(checkpoint, "blocks"), progress)
+    blocks = JoinBlocks(x, y, threshold, screen=screen, progress=progress, checkpoint=checkpoint)
+    return blocks.to_the_end()
 
 
-def _blocks(x: Any, join: _Join, kept: JoinCheckpoint, progress: bool) -> Iterator[Pairs]:
-    done, _ = kept.restore(join.sweep.dtype)
-    rounds = join.rounds(done)
-    with Progress(progress, "pairs_above", join.x.n, done) as bar:
-        for found in rounds:
-            if found.scores.numel():
-                yield _pairs(x, found)
-            kept.save(rounds.done, [], join.sweep.dtype)
-            bar.update(rounds.done - done)
-            done = rounds.done
-    kept.remove()
+class JoinBlocks:
+    """The blocks of `iter_pairs_above`, for a caller who has still to put them somewhere.
+
+    The checkpoint stays when the last block was given: the caller removes it.
+
+    Args:
+        x: as for `pairs_above`, and so are the others.
+
+    Attributes:
+        done: how many rows of x are finished.
+        double: whether scores are float64.
+        checkpoint: what keeps ``done``.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any = None,
+        threshold: float = 0.8,
+        *,
+        screen: str = "auto",
+        max_pairs: int | None = None,
+        progress: bool = False,
+        checkpoint: str | Path | None = None,
+    ) -> None:
+        if max_pairs is not None:
+            _checks.whole_number("max_pairs", max_pairs, least=0)
+        self._x, self._join = x, _Join(x, y, threshold, screen)
+        self._most, self._progress = max_pairs, progress
+        self.double = self._join.sweep.double
+        self.checkpoint = self._join.checkpoint(checkpoint, "blocks")
+        self.done, _ = self.checkpoint.restore(self._join.sweep.dtype)
+
+    def blocks(self, before: int = 0) -> Iterator[Pairs]:
+        """Yield the pairs of rows that are not done; each block is done when the next is wanted.
+
+        Args:
+            before: pairs of rows that are done, which ``max_pairs`` counts too.
+        """
+        join, kept = self._join, self.checkpoint
+        most = None if self._most is None else self._most - before
+        rounds = join.rounds(self.done, most)
+        scores: list[Tensor] = []
+        with Progress(self._progress, "pairs_above", join.x.n, self.done) as bar:
+            try:
+                for found in rounds:
+                    if found.scores.numel():
+                        yield _pairs(self._x, found)
+                    if most is not None:
+                        scores.append(found.scores)
+                    kept.save(rounds.done, [], join.sweep.dtype, last=rounds.done == join.x.n)
+                    bar.update(rounds.done - self.done)
+                    self.done = rounds.done
+            except TooManyError as error:
+                assert self._most is not None
+                raise _too_many(torch.cat([*scores, error.scores]), self._most, join) from None
+
+    def to_the_end(self) -> Iterator[Pairs]:
+        """Yield them, and remove the checkpoint then."""
+        yield from self.blocks()
+        self.checkpoint.remove()
 
 
 def range_search(

@@ -58,10 +58,15 @@ class JoinCheckpoint:
         except (KeyError, ValueError) as error:
             raise FileError(f"{self._path} is damaged: {error!r}; delete it") from error
 
-    def save(self, done: int, found: list[Found], dtype: torch.dtype) -> None:
-        """Write how many queries are finished, unless that was done a moment ago."""
+    def save(
+        self, done: int, found: list[Found], dtype: torch.dtype, *, last: bool = False
+    ) -> None:
+        """Write how many queries are finished, unless that was done a moment ago.
+
+        The last time, when all are, it is done in any case.
+        """
         began = time.monotonic()
-        if self._path is None or began < self._next:
+        if self._path is None or (began < self._next and not last):
             return
         held = Found.join(found, dtype)._asdict()
         write_tensors(self._path, _KIND, held, {"join": json.dumps(self._of), "done": str(done)})

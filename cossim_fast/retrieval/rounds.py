@@ -71,22 +71,20 @@ class Rounds:
             if self._skip is not None:
                 places = places[~self._skip(self._order[places])]
             batches = self._round(self._order[places])
-            if batches is None:
-                size = max(min(size, places.numel()) // 4, 1)
-                continue
             finished = sum(len(batch) for batch, _ in batches)
             if finished < places.numel():
                 stop = int(places[finished])
             found = Found.join([in_order(*batch) for batch in batches], self._sweep.dtype)
-            size = max(stop - self.done, 1)
-            if found.scores.numel() < ROOM // 4:
-                size = min(2 * size, self._longest)
-            self._found += found.scores.numel()
+            # As many as there promises to be room for, but not many more at once.
+            count, size = found.scores.numel(), stop - self.done
+            size = min(2 * size, size * ROOM * 7 // (8 * max(count, 1)), self._longest)
+            size = max(size, 1)
+            self._found += count
             self.done = stop
             yield found
 
-    def _round(self, numbers: Tensor) -> list[tuple[Batch, list[Found]]] | None:
-        """What the first queries found: of as many batches as there is room for; None for none."""
+    def _round(self, numbers: Tensor) -> list[tuple[Batch, list[Found]]]:
+        """What the first queries found: as many as there is room for, at least one."""
         sweep = self._sweep
         made = [
             (Batch(some, self._queries(some), sweep.screens, sweep.centre), list[Found]())
@@ -98,16 +96,20 @@ class Rounds:
             at = 0
             while at < len(made):
                 batch, parts = made[at]
-                part = sweep.through(batch, segment, ROOM - _held(made))
-                if part is not None:
-                    parts.append(part)
-                    self._count(made)
-                    at += 1
-                elif len(made) > 1:
-                    # Make room: the last ones come again in the next round.
-                    del made[at or len(made) // 2 :]
-                else:
-                    return None
+                asked, room = len(batch), ROOM - _held(made[: at + 1])
+                if at and room < ROOM // 8:
+                    del made[at:]
+                    break
+                part = sweep.through(batch, segment, room)
+                if len(batch) < asked:
+                    # The last ones come again in the next round.
+                    parts[:] = [before.of_first(len(batch)) for before in parts]
+                    del made[at + 1 :]
+                parts.append(part)
+                while len(made) > at + 1 and _held(made) > ROOM:
+                    del made[-1]
+                self._count(made)
+                at += 1
         return made
 
     def _count(self, made: list[tuple[Batch, list[Found]]]) -> None:
@@ -122,9 +124,11 @@ def _held(made: list[tuple[Batch, list[Found]]]) -> int:
 
 def in_order(batch: Batch, parts: list[Found]) -> Found:
     """What a batch found, query by query, positions in the order in which they came."""
-    query, position, scores = Found.join(
-        parts, torch.float32 if not parts else parts[0].scores.dtype
-    )
-    # numpy sorts 16-bit numbers by their digits.
-    order = torch.from_numpy(np.argsort(query.numpy().astype(np.uint16), kind="stable"))
-    return Found(batch.numbers[query[order]], position[order], scores[order])
+    found = Found.join(parts, torch.float32 if not parts else parts[0].scores.dtype)
+    if not found.in_order():
+        # numpy sorts 16-bit numbers by their digits.
+        keys = found.query.numpy().astype(np.uint16)
+        order = torch.from_numpy(np.argsort(keys, kind="stable"))
+        found = Found(*(column[order] for column in found))
+    stops = torch.searchsorted(found.query, torch.arange(len(batch) + 1))
+    return found._replace(query=torch.repeat_interleave(batch.numbers, stops.diff()))

@@ -81,6 +81,28 @@ def topk(
     """
     if isinstance(queries, Tensor) and queries.is_cuda:
         return _topk_on_device(queries, corpus, k, screen, certify, checkpoint)
+    result, kept = topk_and_checkpoint(
+        queries, corpus, k, screen, certify=certify, progress=progress, checkpoint=checkpoint
+    )
+    kept.remove()
+    return result
+
+
+def topk_and_checkpoint(
+    queries: Any,
+    corpus: Any,
+    k: int,
+    screen: str = "auto",
+    *,
+    certify: bool = False,
+    progress: bool = False,
+    checkpoint: str | Path | None = None,
+) -> tuple[TopK | CertifiedTopK, Checkpoint]:
+    """Search as `topk` does on CPU, and leave the checkpoint to the caller to remove.
+
+    For a caller who has still to put the result somewhere: if that fails, the same search again
+    takes no time.
+    """
     asked = _checks.embedding_rows("queries", queries)
     source = open_corpus(corpus, asked.shape[1])
     _checks.same_width(asked.shape[1], source.d)
@@ -105,9 +127,7 @@ def topk(
     _checks.number_of_neighbours(k, found.seen)
     double = torch.float64 in (asked.dtype, source.dtype)  # of an iterator known by now
     oracle = oracle_of(wide, source.rows) if isinstance(source, ArrayCorpus) else None
-    result = assemble(queries, found.best(), double=double, oracle=oracle)
-    kept.remove()
-    return result
+    return assemble(queries, found.best(), double=double, oracle=oracle), kept
 
 
 def _topk_on_device(

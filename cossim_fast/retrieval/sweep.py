@@ -2,9 +2,7 @@
 
 A tile of scores is screened, and pairs whose upper bound reaches the threshold are scored one by
 one. Where a screen lets too much through, the next is tried; where every screen does, since most
-of those pairs are results, the tile is multiplied in float64. That product has other bits than the
-score, but is so near to it that nearly always both round to one float32; where they may not, the
-pair is scored.
+of those pairs are results, the tile is multiplied in float64 (`dense`).
 """
 
 from __future__ import annotations
@@ -13,20 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cossim_fast import _cpu_screen
+from cossim_fast.retrieval import dense
 from cossim_fast.retrieval.codes import BLOCK, Segment
-from cossim_fast.retrieval.scan import Tile, passing, tile_rows, tiles
+from cossim_fast.retrieval.scan import Tile, passing, tile_rows
 from cossim_fast.retrieval.screens import QueryTerms, Screen
 
 # To score a pair takes as long as so many scores of a tile in the next wider product: a screen
 # that lets more than one pair in so many through is not used.
 PAIR_COST = 64
-# Numbers of the rows of a product in float64: 2 MB, which stay in cache.
-_NUMBERS = 1 << 18
-_UNIT64 = 2.0**-53
 
 
 class Found(NamedTuple):
@@ -39,9 +36,23 @@ class Found(NamedTuple):
     @classmethod
     def join(cls, parts: Sequence[Found], dtype: torch.dtype) -> Found:
         """One after another; nothing of a dtype where there are none."""
+        if len(parts) == 1:
+            return parts[0]
         none = torch.empty(0, dtype=torch.int64)
         columns = [[none, none, torch.empty(0, dtype=dtype)], *parts]
         return cls(*(torch.cat(column) for column in zip(*columns, strict=True)))
+
+    def of_first(self, queries: int) -> Found:
+        """What the first queries of a batch found."""
+        if self.in_order():
+            kept: slice | Tensor = slice(int(torch.searchsorted(self.query, queries)))
+        else:
+            kept = self.query < queries
+        return Found(*(column[kept] for column in self))
+
+    def in_order(self) -> bool:
+        """Whether pairs stand query by query."""
+        return bool((self.query[1:] >= self.query[:-1]).all())
 
 
 class Batch:
@@ -72,10 +83,18 @@ class Batch:
             self._terms[level] = self._screens[level].queries(self.wide, self._centre)
         return self._terms[level]
 
+    def cut(self, size: int) -> None:
+        """Go on with the first queries alone."""
+        self.numbers, self.finite = self.numbers[:size], self.finite[:size]
+        self.wide = _cpu_screen.WideRows(*(column[:size] for column in self.wide))
+        self._unit = None if self._unit is None else self._unit[:size]
+        self._terms.clear()
+
     def unit(self) -> Tensor:
-        """Unit rows (q, d) in float64."""
+        """Unit rows (q, d) in float64; NaN in those that are not finite."""
         if self._unit is None:
             self._unit = self.wide.unit()
+            self._unit[~self.finite] = torch.nan
         return self._unit
 
 
@@ -109,24 +128,31 @@ class Sweep:
         """Of scores."""
         return torch.float64 if self.double else torch.float32
 
-    def through(self, batch: Batch, segment: Segment, room: int) -> Found | None:
-        """Every pair of a batch with a segment, or None as soon as there are more than ``room``.
+    def through(self, batch: Batch, segment: Segment, room: int) -> Found:
+        """Every pair of a batch with a segment.
 
-        For one query there is always room.
+        Where more pairs promise to come than there is room for, the batch is cut to its first
+        queries, as many as there is room for, at least one.
         """
         start = 0
         if self.later:
             start = max(int(batch.numbers.min()) + 1 - segment.first, 0) // BLOCK * BLOCK
         parts: list[Found] = []
-        held = 0
-        for rows in tiles(max(len(segment) - start, 0), tile_rows(len(batch), 1)):
-            part = self._tile(batch, segment, slice(start + rows.start, start + rows.stop))
-            self.compared += len(batch) * (rows.stop - rows.start)
-            held += part.scores.numel()
-            if held > room and len(batch) > 1:
-                return None
-            parts.append(part)
-        return self._scored(batch, segment, Found.join(parts, torch.float64))
+        at = first = start
+        while at < len(segment):
+            stop = min(at + tile_rows(len(batch), 1), len(segment))
+            parts.append(self._tile(batch, segment, slice(at, stop)))
+            self.compared += len(batch) * (stop - at)
+            at = stop
+            while len(batch) > 1:
+                held = sum(part.scores.numel() for part in parts)
+                # One that is half full is taken to go on as it began.
+                promised = held * (len(segment) - first) // (at - first) if 2 * held > room else 0
+                if max(promised, held) <= room:
+                    break
+                batch.cut(max(len(batch) * room * 7 // (8 * max(promised, held)), 1))
+                parts = [part.of_first(len(batch)) for part in parts]
+        return self._scored(batch, segment, Found.join(parts, self.dtype))
 
     def _tile(self, batch: Batch, segment: Segment, rows: slice) -> Found:
         """Pairs of a tile that may reach the threshold; a score of NaN is to be computed."""
@@ -135,17 +161,11 @@ class Sweep:
             if candidates is not None:
                 self._note(level)
                 query, row = candidates
-                unknown = torch.full(query.shape, torch.nan, dtype=torch.float64)
+                unknown = torch.full(query.shape, torch.nan, dtype=self.dtype)
                 found = Found(query, row + rows.start, unknown)
                 return self._allowed(batch, segment, rows.start, found)
         self._note(len(self.screens))
-        size = max(_NUMBERS // segment.rows.shape[1], 1)
-        parts = []
-        for start in range(rows.start, rows.stop, size):
-            some = slice(start, min(start + size, rows.stop))
-            found = self._multiplied(batch, segment, some)
-            parts.append(self._allowed(batch, segment, start, found))
-        return Found.join(parts, torch.float64)
+        return self._multiplied(batch, segment, rows)
 
     def _note(self, level: int) -> None:
         self._level = level
@@ -181,27 +201,15 @@ class Sweep:
         return Tile(segment.first + rows.start, values, terms, blocks)
 
     def _multiplied(self, batch: Batch, segment: Segment, rows: slice) -> Found:
-        """Pairs of some rows by their product in float64, whose order of additions is open.
-
-        Against the score it is off by the roundings of d products and additions there, of d / 128
-        and 7 additions here, and of a few divisions: each 2^-53 of a sum of at most 1. The norms
-        are the same.
-        """
-        d = segment.rows.shape[1]
-        error = (d + d / 64 + 32) * _UNIT64
-        stored = segment.rows[rows]
-        wide = _cpu_screen.in_range(stored.double(), stored.dtype)
-        unit = _cpu_screen.WideRows(wide, segment.norms[rows]).unit()
-        cosines = (unit @ batch.unit().mT).clamp_(-1.0, 1.0)  # (rows, q)
-        cosines[~segment.eligible[rows]] = torch.nan  # reaches nothing
-        row, query = (cosines >= self.threshold - error).nonzero(as_tuple=True)
-        near = cosines.view(-1)[row * len(batch) + query]
-        unsure = (near < self.threshold + error) | (
-            torch.ones_like(near, dtype=torch.bool)
-            if self.double
-            else (near - error).float() != (near + error).float()
+        """Pairs of a tile by their product in float64."""
+        hit, scores = dense.cosines_above(
+            batch.unit(), segment, rows, self.threshold, double=self.double
         )
-        return Found(query, row + rows.start, near.masked_fill_(unsure, torch.nan))
+        if self.later and segment.first + rows.start <= int(batch.numbers.max()):
+            position = torch.arange(segment.first + rows.start, segment.first + rows.stop)
+            hit &= position > batch.numbers[:, None]
+        query, row, found = dense.listed(hit, scores)
+        return Found(query, row.add_(rows.start), found)
 
     def _allowed(self, batch: Batch, segment: Segment, start: int, found: Found) -> Found:
         """Without pairs of a row with itself or with an earlier one, if they are not wanted."""
@@ -213,16 +221,17 @@ class Sweep:
     def _scored(self, batch: Batch, segment: Segment, found: Found) -> Found:
         """Compute the scores that are NaN, drop what misses the threshold, and number the rest."""
         query, row, scores = found
-        wanted = scores.isnan().nonzero()[:, 0]
+        wanted = torch.from_numpy(np.flatnonzero(scores.isnan().numpy()))
         if wanted.numel():
-            scores[wanted] = exact = _cpu_screen.score_pairs(
+            exact = _cpu_screen.score_pairs(
                 batch.wide, segment.rows, query[wanted], row[wanted], segment.norms
             )
+            scores[wanted] = exact.to(scores.dtype)
             if not bool((exact >= self.threshold).all()):
                 missed = torch.zeros_like(scores, dtype=torch.bool)
                 missed[wanted] = ~(exact >= self.threshold)
                 query, row, scores = query[~missed], row[~missed], scores[~missed]
-        return Found(query, segment.first + row, scores if self.double else scores.float())
+        return Found(query, row.add_(segment.first), scores)
 
 
 def few_above(tile: Tile, threshold: float) -> tuple[Tensor, Tensor] | None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sentence_transformers import util
 
+from cossim_fast import communities
 from cossim_fast.integrations import sentence_transformers as face
 from cossim_fast.integrations.faiss import IndexFlatCosine
 
@@ -68,6 +69,14 @@ def test_communities_are_the_same(threshold, least):
     ]
     assert len(found[0]) == len(found[1]) > 0
     assert [(one[0], set(one)) for one in found[0]] == [(one[0], set(one)) for one in found[1]]
+
+
+def test_communities_by_our_own_name_are_the_same():
+    wanted = util.community_detection(ROWS, threshold=0.6, min_community_size=4)
+    found = communities(ROWS, 0.6, 4)
+    assert len(found) > 10
+    assert [set(community.tolist()) for community in found] == [set(each) for each in wanted]
+    assert [int(community[0]) for community in found] == [each[0] for each in wanted]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,114 @@
+"""Products in float64 in place of scores: the same bits wherever they are taken, few are left."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cossim_fast import _cpu_screen
+from cossim_fast.retrieval import dense
+from cossim_fast.retrieval.codes import centre_of, encode
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def made(kind, n, d, dtype, g):
+    x = torch.randn(n, d, generator=g, dtype=torch.float64)
+    if kind == "cone":
+        x = 1 + 1e-3 * x
+    elif kind == "copies":
+        x = x[:1] * 2.0 ** torch.randint(-3, 4, (n, 1), generator=g)
+    elif kind == "one of each":  # cosines of 0 and of a few values
+        x = x.sign() * (x.abs() > 0.8)
+    elif kind == "zeros and no numbers":
+        x[::3] = 0
+        x[1::5, -1] = torch.nan
+        x[2::7, 0] = torch.inf
+    elif kind == "large and small":
+        x *= 10.0 ** torch.randint(-4, 4, (n, d), generator=g)
+    return x.to(dtype)
+
+
+def both(q, x, threshold, double):
+    """(q, n) whether pairs may reach the threshold and their scores; the true scores."""
+    wide = _cpu_screen.widen(q)
+    unit = wide.unit()
+    unit[~wide.norms.isfinite()] = torch.nan
+    segment = encode(x, centre_of(x), codes=False)
+    hit, scores = dense.cosines_above(unit, segment, slice(0, len(x)), threshold, double=double)
+    pairs = torch.cartesian_prod(torch.arange(len(q)), torch.arange(len(x))).view(-1, 2)
+    exact = _cpu_screen.score_pairs(wide, x, pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
+    return hit, scores, exact.view(len(q), len(x)), segment.eligible
+
+
+KINDS = ["random", "cone", "copies", "one of each", "zeros and no numbers", "large and small"]
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    dtype=st.sampled_from(DTYPES),
+    q=st.integers(1, 12),
+    n=st.integers(1, 40),
+    d=st.integers(1, 300),
+    seed=st.integers(0, 2**31),
+    where=st.sampled_from(["a score", "just above", "just below", "any"]),
+    any_threshold=st.floats(-1, 1),
+    at_a_time=st.sampled_from([1, 500, 1 << 18]),
+)
+def test_what_is_decided_is_the_score(kind, dtype, q, n, d, seed, where, any_threshold, at_a_time):
+    g = torch.Generator().manual_seed(seed)
+    asked, x = made(kind, q, d, dtype, g), made(kind, n, d, dtype, g)
+    exact = both(asked, x, -1.0, double=False)[2]
+    some = exact[exact.isfinite()]
+    threshold = any_threshold
+    if len(some) and where != "any":
+        score = float(some[seed % len(some)])
+        aside = {"a score": score, "just above": 2.0, "just below": -2.0}[where]
+        threshold = min(max(math.nextafter(score, aside), -1.0), 1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense, "_NUMBERS", at_a_time)
+        hit, scores, exact, eligible = both(asked, x, threshold, double=False)
+        assert not hit[:, ~eligible].any()
+        assert hit[exact >= threshold].all()
+        sure = hit & ~scores.isnan()
+        assert torch.equal(scores[sure], exact[sure].float())
+        assert (exact[sure] >= threshold).all()
+        # No score in float64 is taken from a product.
+        hit, scores, exact, _ = both(asked, x, threshold, double=True)
+        assert hit[exact >= threshold].all()
+        assert scores.isnan().all()
+
+
+@pytest.mark.parametrize("d", [1, 7, 128, 129, 384, 5000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_are_within_their_error(kind, d):
+    g = torch.Generator().manual_seed(d)
+    x = made(kind, 60, d, torch.float32, g)
+    pairs = torch.cartesian_prod(torch.arange(60), torch.arange(60))
+    wide = _cpu_screen.widen(x)
+    exact = _cpu_screen.score_pairs(wide, x, pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
+    product = (wide.unit() @ wide.unit().mT).view(-1)
+    off = (product - exact)[exact.isfinite()].abs()
+    assert off.max() <= dense.product_error(d)
+
+
+def test_few_are_left_to_be_scored():
+    g = torch.Generator().manual_seed(0)
+    for kind in ("random", "cone", "copies"):
+        q, x = made(kind, 500, 384, torch.float32, g), made(kind, 2000, 384, torch.float32, g)
+        unit = _cpu_screen.widen(q).unit()
+        segment = encode(x, centre_of(x), codes=False)
+        hit, scores = dense.cosines_above(unit, segment, slice(0, 2000), -1.0, double=False)
+        assert hit.all()
+        assert scores.isnan().sum() < 1000  # of a million
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 2**31))
+def test_pairs_are_listed_query_by_query(q, n, seed):
+    g = torch.Generator().manual_seed(seed)
+    hit, scores = torch.rand(q, n, generator=g) < 0.5, torch.rand(q, n, generator=g)
+    query, row, found = dense.listed(hit, scores)
+    assert torch.stack([query, row], 1).tolist() == hit.nonzero().tolist()
+    assert torch.equal(found, scores[hit])
