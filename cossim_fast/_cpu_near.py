@@ -85,6 +85,30 @@ def near_scores(
     return near
 
 
+def float32_scores(
+    queries: WideRows,
+    corpus: Tensor,
+    query_index: Tensor,
+    corpus_index: Tensor,
+    corpus_norms: Tensor,
+    threshold: float,
+) -> Tensor:
+    """Numbers (p,) in float64 that stand for the scores of pairs in float32.
+
+    They round to the same float32, and reach the threshold if the scores do. Arguments as in
+    `near_scores`.
+    """
+    pairs, error = (query_index, corpus_index), near_error(corpus.shape[1])
+    near = near_scores(queries, corpus, *pairs, corpus_norms)
+    unsure = undecided(near, error) | ((near - threshold).abs() <= 2 * error)
+    places = unsure.nonzero()[:, 0]
+    if places.numel():
+        near[places] = _cpu_screen.score_pairs(
+            queries, corpus, query_index[places], corpus_index[places], corpus_norms
+        )
+    return near
+
+
 def undecided(near: Tensor, error: float) -> Tensor:
     """Which near scores may round to another float32 than the score does; those of NaN may."""
     return (near - error).float() != (near + error).float()

@@ -163,7 +163,7 @@ class Pool:
         chosen = ~self._known
         if likely is not None:
             chosen &= likely
-        place = chosen.nonzero()[:, 0]
+        place = places(chosen)
         query = self._query[place]
         near = score.near(query, self._row[place])
         self._upper[place], self._lower[place] = near + score.error, near - score.error
@@ -172,7 +172,7 @@ class Pool:
 
     def _make_exact(self, score: Score, chosen: Tensor) -> None:
         """Replace near scores (by mask) by the scores."""
-        place = (chosen & (self._upper > self._lower)).nonzero()[:, 0]
+        place = places(chosen & (self._upper > self._lower))
         if place.numel():
             exact = score.exact(self._query[place], self._row[place])
             self._upper[place] = self._lower[place] = exact
@@ -268,12 +268,17 @@ class Pool:
         self._keep(~dropped)
 
     def _keep(self, kept: Tensor) -> None:
-        self._take(kept.nonzero()[:, 0])
+        self._take(places(kept))
 
     def _take(self, place: Tensor) -> None:
         self._query, self._row = self._query[place], self._row[place]
         self._upper, self._lower = self._upper[place], self._lower[place]
         self._known = self._known[place]
+
+
+def places(mask: Tensor) -> Tensor:
+    """Where a mask (p,) is True; numpy's search takes a third of the time of torch's."""
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
 def kth_largest(group: Tensor, value: Tensor, k: int, groups: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cossim_fast._cpu_screen import WideRows
 from cossim_fast.retrieval.codes import BLOCK, Segment
-from cossim_fast.retrieval.pool import NO_THRESHOLD, Pool, Score
+from cossim_fast.retrieval.pool import NO_THRESHOLD, Pool, Score, places
 from cossim_fast.retrieval.screens import SLACK, BlockTerms, QueryTerms, Screen
 
 # Scores of a tile: 8 MB of float32, which stay in a shared cache.
@@ -271,7 +271,8 @@ def emit(pool: Pool, tile: Tile, needed: Tensor, group: int) -> int:
     if pool.excluded is not None:
         over = maxima.masked_fill(reached, -torch.inf).amax(1).double()
         pool.exclude((over * scale + margin).amax(0) + offset)
-    hit_group, hit_query = reached.view(-1, width).nonzero(as_tuple=True)
+    hit = places(reached.view(-1))
+    hit_group, hit_query = hit // width, hit % width
     hit_block = hit_group // per
     found = tile.values.view(-1, group, width)[hit_group, :, hit_query]  # (hits, group)
     passed = found >= needed[hit_block, hit_query][:, None]
@@ -279,9 +280,10 @@ def emit(pool: Pool, tile: Tile, needed: Tensor, group: int) -> int:
         rest = found.masked_fill(passed, -torch.inf).amax(1).double()
         upper = rest * scale[hit_block, hit_query] + margin[hit_block, hit_query]
         pool.excluded.scatter_reduce_(0, hit_query, upper + offset[hit_query], "amax")
-    hit, row = passed.nonzero(as_tuple=True)
+    flat = places(passed.view(-1))
+    hit, row = flat // group, flat % group
     query, block = hit_query[hit], hit_block[hit]
-    middle = found[passed].double() * scale[block, query] + offset[query]
+    middle = found.view(-1)[flat].double() * scale[block, query] + offset[query]
     error = margin[block, query]
     row += tile.first + hit_group[hit] * group
     pool.add(query, row, middle + error, middle - error)
