@@ -165,7 +165,12 @@ class Sweep:
                 found = Found(query, row + rows.start, unknown)
                 return self._allowed(batch, segment, rows.start, found)
         self._note(len(self.screens))
-        return self._multiplied(batch, segment, rows)
+        after = batch.numbers if self.later else None
+        return Found(
+            *dense.pairs_above(
+                batch.unit(), segment, rows, self.threshold, double=self.double, after=after
+            )
+        )
 
     def _note(self, level: int) -> None:
         self._level = level
@@ -199,17 +204,6 @@ class Sweep:
             values[:, ~batch.finite] = -torch.inf
         blocks = screen.blocks(segment, slice(rows.start // BLOCK, -(-rows.stop // BLOCK)))
         return Tile(segment.first + rows.start, values, terms, blocks)
-
-    def _multiplied(self, batch: Batch, segment: Segment, rows: slice) -> Found:
-        """Pairs of a tile by their product in float64."""
-        hit, scores = dense.cosines_above(
-            batch.unit(), segment, rows, self.threshold, double=self.double
-        )
-        if self.later and segment.first + rows.start <= int(batch.numbers.max()):
-            position = torch.arange(segment.first + rows.start, segment.first + rows.stop)
-            hit &= position > batch.numbers[:, None]
-        query, row, found = dense.listed(hit, scores)
-        return Found(query, row.add_(rows.start), found)
 
     def _allowed(self, batch: Batch, segment: Segment, start: int, found: Found) -> Found:
         """Without pairs of a row with itself or with an earlier one, if they are not wanted."""
