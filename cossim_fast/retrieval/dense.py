@@ -30,9 +30,9 @@ def product_error(d: int) -> float:
     (d + 2) u S of the cosine, to first order, whatever their order (Higham, Accuracy and Stability,
     2002, section 4.2); fewer where additions are fused. The score sums the products, of one
     rounding each, in pairs of halves down to 128, these in eight sums: at most d / 128 + 30
-    additions on the way of a term. The product of the norms and the division add two. Two more
+    additions on the way of a term. The product of the norms and the division add two. Three more
     roundings are those of the sums that are compared below. Together
-    (d + d / 128 + 37) u S; 64 hold the second order and the rounding of the norms.
+    (d + d / 128 + 38) u S; 64 hold the second order and the rounding of the norms.
     """
     return (d + d / 64 + 64) * _UNIT
 
@@ -71,16 +71,18 @@ def pairs_above(
     if after is not None and segment.first + rows.start <= int(after.max()):
         hit &= torch.arange(rows.start, rows.stop) + segment.first > after[:, None]
     # numpy searches and counts in a third of the time of torch.
-    flat = torch.from_numpy(np.flatnonzero(hit.numpy()))
+    if bool(hit.all()):
+        flat, near = torch.arange(hit.numel()), cosines.view(-1)
+    else:
+        flat = torch.from_numpy(np.flatnonzero(hit.numpy()))
+        near = cosines.view(-1)[flat]
     query = torch.repeat_interleave(torch.from_numpy(np.count_nonzero(hit.numpy(), axis=1)))
-    near = cosines.view(-1)[flat]
     row = flat.sub_(query * count).add_(rows.start)
     if double:
         return query, row, near.fill_(torch.nan)
-    lowest = near - error
-    unsure = lowest < threshold
     scores = near.add_(error).float()
-    unsure |= lowest.float() != scores
+    lowest = near.sub_(2 * error)
+    unsure = (lowest.float() != scores).logical_or_(lowest < threshold)
     # What lies beyond 1 rounds to 1 in the score.
     return query, row, scores.clamp_(-1.0, 1.0).masked_fill_(unsure, torch.nan)
 
