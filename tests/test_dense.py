@@ -31,16 +31,30 @@ def made(kind, n, d, dtype, g):
     return x.to(dtype)
 
 
-def both(q, x, threshold, double):
-    """(q, n) whether pairs may reach the threshold and their scores; the true scores."""
+def both(q, x, threshold, double, after=None):
+    """(q, n) whether a pair is listed and its score; the true scores."""
     wide = _cpu_screen.widen(q)
     unit = wide.unit()
     unit[~wide.norms.isfinite()] = torch.nan
-    segment = encode(x, centre_of(x), codes=False)
-    hit, scores = dense.cosines_above(unit, segment, slice(0, len(x)), threshold, double=double)
+    first = 3
+    segment = encode(x, centre_of(x), first=first, codes=False)
+    some = slice(0, len(x))
+    query, row, found = dense.pairs_above(
+        unit, segment, some, threshold, double=double, after=after
+    )
+    assert found.dtype == (torch.float64 if double else torch.float32)
+    keys = query * len(x) + row
+    assert (keys.diff() > 0).all()
+    listed = torch.zeros(len(q), len(x), dtype=torch.bool)
+    listed[query, row] = True
+    scores = torch.full(listed.shape, torch.nan, dtype=found.dtype)
+    scores[query, row] = found
     pairs = torch.cartesian_prod(torch.arange(len(q)), torch.arange(len(x))).view(-1, 2)
     exact = _cpu_screen.score_pairs(wide, x, pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
-    return hit, scores, exact.view(len(q), len(x)), segment.eligible
+    exact = exact.view(len(q), len(x))
+    if after is not None:
+        exact[torch.arange(len(x)) + first <= after[:, None]] = torch.nan
+    return listed, scores, exact
 
 
 KINDS = ["random", "cone", "copies", "one of each", "zeros and no numbers", "large and small"]
@@ -69,15 +83,16 @@ def test_what_is_decided_is_the_score(kind, dtype, q, n, d, seed, where, any_thr
         threshold = min(max(math.nextafter(score, aside), -1.0), 1.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dense, "_NUMBERS", at_a_time)
-        hit, scores, exact, eligible = both(asked, x, threshold, double=False)
-        assert not hit[:, ~eligible].any()
-        assert hit[exact >= threshold].all()
-        sure = hit & ~scores.isnan()
+        after = torch.randint(0, n + 6, (q,), generator=g) if seed % 2 else None
+        listed, scores, exact = both(asked, x, threshold, double=False, after=after)
+        assert not listed[exact.isnan()].any()
+        assert listed[exact >= threshold].all()
+        sure = listed & ~scores.isnan()
         assert torch.equal(scores[sure], exact[sure].float())
         assert (exact[sure] >= threshold).all()
         # No score in float64 is taken from a product.
-        hit, scores, exact, _ = both(asked, x, threshold, double=True)
-        assert hit[exact >= threshold].all()
+        listed, scores, exact = both(asked, x, threshold, double=True, after=after)
+        assert listed[exact >= threshold].all()
         assert scores.isnan().all()
 
 
@@ -100,15 +115,6 @@ def test_few_are_left_to_be_scored():
         q, x = made(kind, 500, 384, torch.float32, g), made(kind, 2000, 384, torch.float32, g)
         unit = _cpu_screen.widen(q).unit()
         segment = encode(x, centre_of(x), codes=False)
-        hit, scores = dense.cosines_above(unit, segment, slice(0, 2000), -1.0, double=False)
-        assert hit.all()
-        assert scores.isnan().sum() < 1000  # of a million
-
-
-@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 2**31))
-def test_pairs_are_listed_query_by_query(q, n, seed):
-    g = torch.Generator().manual_seed(seed)
-    hit, scores = torch.rand(q, n, generator=g) < 0.5, torch.rand(q, n, generator=g)
-    query, row, found = dense.listed(hit, scores)
-    assert torch.stack([query, row], 1).tolist() == hit.nonzero().tolist()
-    assert torch.equal(found, scores[hit])
+        *_, scores = dense.pairs_above(unit, segment, slice(0, 2000), -1.0, double=False)
+        assert len(scores) == 500 * 2000
+        assert scores.isnan().sum() < 1000

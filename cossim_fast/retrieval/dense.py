@@ -30,17 +30,23 @@ def product_error(d: int) -> float:
     (d + 2) u S of the cosine, to first order, whatever their order (Higham, Accuracy and Stability,
     2002, section 4.2); fewer where additions are fused. The score sums the products, of one
     rounding each, in pairs of halves down to 128, these in eight sums: at most d / 128 + 30
-    additions on the way of a term. The product of the norms and the division add two. Two more
-    roundings are those of the sums by which `unsure` is decided. Together
-    (d + d / 128 + 37) u S; 64 hold the second order and the rounding of the norms.
+    additions on the way of a term. The product of the norms and the division add two. Three more
+    roundings are those of the sums that are compared below. Together
+    (d + d / 128 + 38) u S; 64 hold the second order and the rounding of the norms.
     """
     return (d + d / 64 + 64) * _UNIT
 
 
-def cosines_above(
-    queries: Tensor, segment: Segment, rows: slice, threshold: float, *, double: bool
-) -> tuple[Tensor, Tensor]:
-    """Which pairs may reach the threshold, and their scores.
+def pairs_above(
+    queries: Tensor,
+    segment: Segment,
+    rows: slice,
+    threshold: float,
+    *,
+    double: bool,
+    after: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """List the pairs that may reach the threshold, query by query.
 
     Args:
         queries: (q, d) unit rows in float64; NaN in those that reach nothing.
@@ -48,33 +54,37 @@ def cosines_above(
         rows: of the segment.
         threshold: -1 to 1.
         double: scores are wanted in float64, which a product never has.
+        after: (q,) positions; only rows behind them are wanted.
 
     Returns:
-        (q, rows) bool, and (q, rows) scores as they are returned; NaN where they are to be
-        computed, anything where the threshold is not reached.
+        Query, row of the segment and score (p,), as it is returned; NaN where it is to be computed.
     """
     d, count = segment.rows.shape[1], rows.stop - rows.start
     error = product_error(d)
-    hit = torch.empty((len(queries), count), dtype=torch.bool)
-    if double:
-        scores = torch.full(hit.shape, torch.nan, dtype=torch.float64)
-    else:
-        scores = torch.empty(hit.shape, dtype=torch.float32)
+    cosines = torch.empty((len(queries), count), dtype=torch.float64)
     step = max(_NUMBERS // max(d, 1), 1)
     for start in range(0, count, step):
         at = slice(start, min(start + step, count))
         unit = _unit_rows(segment, slice(rows.start + at.start, rows.start + at.stop))
-        cosines = (queries @ unit.mT).add_(error)
-        torch.ge(cosines, threshold, out=hit[:, at])
-        if double:
-            continue
-        highest = cosines.float()
-        sure = cosines.sub_(2 * error) >= threshold
-        sure &= highest == cosines.float()
-        # What lies beyond 1 rounds to 1 in the score.
-        highest.clamp_(-1.0, 1.0)
-        scores[:, at] = highest.masked_fill_(~sure, torch.nan)
-    return hit, scores
+        torch.mm(queries, unit.mT, out=cosines[:, at])
+    hit = cosines >= threshold - error
+    if after is not None and segment.first + rows.start <= int(after.max()):
+        hit &= torch.arange(rows.start, rows.stop) + segment.first > after[:, None]
+    # numpy searches and counts in a third of the time of torch.
+    if bool(hit.all()):
+        flat, near = torch.arange(hit.numel()), cosines.view(-1)
+    else:
+        flat = torch.from_numpy(np.flatnonzero(hit.numpy()))
+        near = cosines.view(-1)[flat]
+    query = torch.repeat_interleave(torch.from_numpy(np.count_nonzero(hit.numpy(), axis=1)))
+    row = flat.sub_(query * count).add_(rows.start)
+    if double:
+        return query, row, near.fill_(torch.nan)
+    scores = near.add_(error).float()
+    lowest = near.sub_(2 * error)
+    unsure = (lowest.float() != scores).logical_or_(lowest < threshold)
+    # What lies beyond 1 rounds to 1 in the score.
+    return query, row, scores.clamp_(-1.0, 1.0).masked_fill_(unsure, torch.nan)
 
 
 def _unit_rows(segment: Segment, rows: slice) -> Tensor:
@@ -84,13 +94,3 @@ def _unit_rows(segment: Segment, rows: slice) -> Tensor:
     unit = _cpu_screen.WideRows(wide, segment.norms[rows]).unit()
     unit[~segment.eligible[rows]] = torch.nan
     return unit
-
-
-def listed(hit: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, row and score (p,) of the pairs (q, rows) that hit, query by query."""
-    width = hit.shape[1]
-    # numpy's search of a flat array takes a third of the time of torch's.
-    flat = torch.from_numpy(np.flatnonzero(hit.numpy()))
-    query = torch.repeat_interleave(hit.sum(1))
-    found = scores.view(-1)[flat]
-    return query, flat.sub_(query * width), found

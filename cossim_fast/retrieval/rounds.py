@@ -77,8 +77,7 @@ class Rounds:
             found = Found.join([in_order(*batch) for batch in batches], self._sweep.dtype)
             # As many as there promises to be room for, but not many more at once.
             count, size = found.scores.numel(), stop - self.done
-            size = min(2 * size, size * ROOM * 7 // (8 * max(count, 1)), self._longest)
-            size = max(size, 1)
+            size = max(min(2 * size, size * ROOM * 7 // (8 * max(count, 1)), self._longest), 1)
             self._found += count
             self.done = stop
             yield found
@@ -96,11 +95,11 @@ class Rounds:
             at = 0
             while at < len(made):
                 batch, parts = made[at]
-                asked, room = len(batch), ROOM - _held(made[: at + 1])
+                asked, room = len(batch), ROOM - _held(made[:at])
                 if at and room < ROOM // 8:
                     del made[at:]
                     break
-                part = sweep.through(batch, segment, room)
+                part = sweep.through(batch, segment, room, _held(made[at : at + 1]))
                 if len(batch) < asked:
                     # The last ones come again in the next round.
                     parts[:] = [before.of_first(len(batch)) for before in parts]

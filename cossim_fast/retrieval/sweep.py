@@ -129,11 +129,17 @@ class Sweep:
         """Of scores."""
         return torch.float64 if self.double else torch.float32
 
-    def through(self, batch: Batch, segment: Segment, room: int) -> Found:
+    def through(self, batch: Batch, segment: Segment, room: int, before: int = 0) -> Found:
         """Every pair of a batch with a segment.
 
         Where more pairs promise to come than there is room for, the batch is cut to its first
         queries, as many as there is room for, at least one.
+
+        Args:
+            batch: of queries.
+            segment: of rows.
+            room: for so many pairs of the batch, with those of other segments.
+            before: how many other segments gave.
         """
         start = 0
         if self.later:
@@ -146,13 +152,16 @@ class Sweep:
             self.compared += len(batch) * (stop - at)
             at = stop
             while len(batch) > 1:
-                held = sum(part.scores.numel() for part in parts)
-                # One that is half full is taken to go on as it began.
-                promised = held * (len(segment) - first) // (at - first) if 2 * held > room else 0
-                if max(promised, held) <= room:
+                here = sum(part.scores.numel() for part in parts)
+                if 2 * (before + here) > room:
+                    # It is taken to go on as it began.
+                    here = here * (len(segment) - first) // (at - first)
+                if before + here <= room:
                     break
-                batch.cut(max(len(batch) * room * 7 // (8 * max(promised, held)), 1))
-                parts = [part.of_first(len(batch)) for part in parts]
+                kept = max(len(batch) * room * 7 // (8 * (before + here)), 1)
+                before = before * kept // len(batch)
+                batch.cut(kept)
+                parts = [part.of_first(kept) for part in parts]
         return self._scored(batch, segment, Found.join(parts, self.dtype))
 
     def _tile(self, batch: Batch, segment: Segment, rows: slice) -> Found:
@@ -166,7 +175,12 @@ class Sweep:
                 found = Found(query, row + rows.start, unknown)
                 return self._allowed(batch, segment, rows.start, found)
         self._note(len(self.screens))
-        return self._multiplied(batch, segment, rows)
+        after = batch.numbers if self.later else None
+        return Found(
+            *dense.pairs_above(
+                batch.unit(), segment, rows, self.threshold, double=self.double, after=after
+            )
+        )
 
     def _note(self, level: int) -> None:
         self._level = level
@@ -200,17 +214,6 @@ class Sweep:
             values[:, ~batch.finite] = -torch.inf
         blocks = screen.blocks(segment, slice(rows.start // BLOCK, -(-rows.stop // BLOCK)))
         return Tile(segment.first + rows.start, values, terms, blocks)
-
-    def _multiplied(self, batch: Batch, segment: Segment, rows: slice) -> Found:
-        """Pairs of a tile by their product in float64."""
-        hit, scores = dense.cosines_above(
-            batch.unit(), segment, rows, self.threshold, double=self.double
-        )
-        if self.later and segment.first + rows.start <= int(batch.numbers.max()):
-            position = torch.arange(segment.first + rows.start, segment.first + rows.stop)
-            hit &= position > batch.numbers[:, None]
-        query, row, found = dense.listed(hit, scores)
-        return Found(query, row.add_(rows.start), found)
 
     def _allowed(self, batch: Batch, segment: Segment, start: int, found: Found) -> Found:
         """Without pairs of a row with itself or with an earlier one, if they are not wanted."""
