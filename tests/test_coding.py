@@ -1,7 +1,6 @@
 """Rows on their way to codes: by two bodies, by several threads, with the same norms."""
 
 import math
-import pickle
 import threading
 import tracemalloc
 
@@ -11,7 +10,6 @@ import torch
 from cossim_fast import _cpu_screen
 from cossim_fast.retrieval import codes
 from cossim_fast.retrieval.codes import BLOCK, centre_of, encode
-from cossim_fast.retrieval.memory import empty
 from search_data import CORPORA, make
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -113,17 +111,18 @@ def test_threads_and_layout_change_nothing(dtype, layout, threads, monkeypatch):
     }[layout]
     threads(1)
     alone = encode(rows, centre_of(rows))
-    seen = set()
-    chunk = codes._Coder._code
+    helped = threading.Event()
+    caller, chunk = threading.get_ident(), codes._Coder._code
 
     def watched(self, *args):
-        seen.add(threading.get_ident())
+        if threading.get_ident() != caller:
+            helped.set()
+        assert helped.wait(60)
         return chunk(self, *args)
 
     monkeypatch.setattr(codes._Coder, "_code", watched)
     threads(3)
     shared = encode(given, centre_of(rows))
-    assert threading.get_ident() not in seen
     for name in ("norms", "eligible", "radius", "scale", "residual", "codes"):
         one, other = getattr(alone, name), getattr(shared, name)
         assert torch.equal(one.nan_to_num(-1), other.nan_to_num(-1)), name
@@ -157,19 +156,5 @@ def test_scratch_is_bounded_whatever_the_threads(d, threads):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert segment.codes.numel() < peak < segment.codes.numel() + (64 << 20)
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, *DTYPES], ids=str)
-@pytest.mark.parametrize("shape", [(0, 3), (5, 3), (1 << 13, 1 << 10)])
-def test_empty_is_memory_of_its_own(shape, dtype):
-    x = empty(shape, dtype)
-    assert (x.shape, x.dtype, x.is_contiguous()) == (shape, dtype, True)
-    if x.numel():
-        assert x.data_ptr() % 64 == 0
-    x.fill_(3)
-    assert torch.equal(pickle.loads(pickle.dumps(x)), torch.full(shape, 3, dtype=dtype))
-
-
-def test_empty_elsewhere():
-    assert empty((2, 3), torch.int8, "meta").is_meta
+    assert len(segment) == len(rows)
+    assert 0 < peak < 64 << 20  # what is kept is torch's, and not counted

@@ -45,7 +45,8 @@ RULES = {
     "__init__": {"_ops", "diagnose", "functional", "modules", "retrieval"},
     # Rooms of several files; a room may import itself.
     "retrieval": {
-        "_checks", "_cpu_near", "_cpu_screen", "_dtypes", "_extras", "_ops", "_screened_topk"
+        "_checks", "_cpu_near", "_cpu_screen", "_dtypes", "_extras", "_memory", "_ops",
+        "_screened_topk", "_threads",
     },
     "diagnose": {"functional", "modules", "_checks", "_extras", "retrieval"},
     "integrations": {

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,7 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cossim_fast import _cpu_screen
-from cossim_fast.retrieval.memory import empty
+from cossim_fast._memory import in_large_pages
+from cossim_fast._threads import together
 
 # Rows that share a scale, a residual bound and a radius.
 BLOCK = 64
@@ -133,7 +133,8 @@ def encode(rows: Tensor, centre: Tensor, *, first: int = 0, codes: bool = True) 
         radius=rows.new_empty(blocks, dtype=torch.float32),
     )
     if codes:
-        segment.codes = empty((blocks * BLOCK, d), torch.int8, rows.device)
+        codes_shape = (blocks * BLOCK, d)
+        segment.codes = in_large_pages(rows.new_empty(codes_shape, dtype=torch.int8))
         segment.scale = torch.empty_like(segment.radius)
         segment.residual = torch.empty_like(segment.radius)
     step = max(_CHUNK // max(d, 1) // BLOCK, 1) * BLOCK
@@ -159,18 +160,16 @@ def _share(segment: Segment, centre: Tensor, step: int) -> None:
     room = _SCRATCH // max(step * segment.rows.shape[1], 1)
     # A thread takes as long to start as a quarter of a chunk.
     threads = min(torch.get_num_threads(), room, len(starts) // 2)
-    if threads <= 1:
-        _Coder(segment, centre, step).through(starts)
-        return
     left = iter(starts)
-    with ThreadPoolExecutor(threads) as pool:
+
+    def work() -> None:
         try:
-            coders = [_Coder(segment, centre, step, shared=True) for _ in range(threads)]
-            for done in [pool.submit(coder.through, left) for coder in coders]:
-                done.result()
+            _Coder(segment, centre, step, shared=threads > 1).through(left)
         except BaseException:
             deque(left, maxlen=0)  # so that the other threads stop
             raise
+
+    together(max(threads, 1), work)
 
 
 class _Coder:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _cpu_screen
+from cossim_fast._memory import in_large_pages
 from cossim_fast.retrieval.codes import BLOCK, Segment, encode
 from cossim_fast.retrieval.files import FileError
-from cossim_fast.retrieval.memory import empty
 from cossim_fast.retrieval.store import RowFile, Rows
 
 # Rows whose norms are compared when a file is opened again. Each may take 2 MB for a moment, as
@@ -124,7 +124,8 @@ def _encode(rows: Rows, centre: Tensor, *, codes: bool) -> Segment:
         for name, values in tensors_of(piece).items():
             if name not in whole:  # a block of rows is whole blocks of codes
                 most = len(values) * -(-n // BLOCK) // (len(block) // BLOCK)
-                whole[name] = empty((most, *values.shape[1:]), values.dtype)
+                fresh = torch.empty((most, *values.shape[1:]), dtype=values.dtype)
+                whole[name] = in_large_pages(fresh)
             first = filled.get(name, 0)
             filled[name] = first + len(values)
             whole[name][first : filled[name]] = values

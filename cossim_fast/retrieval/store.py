@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
+from cossim_fast._memory import in_large_pages
 from cossim_fast.retrieval.files import (
     PAGE,
     Blocks,
@@ -23,7 +24,6 @@ from cossim_fast.retrieval.files import (
     pieces,
     write_tensors,
 )
-from cossim_fast.retrieval.memory import empty
 from cossim_fast.retrieval.sources import ArrayCorpus, block_rows, file_map, let_go, shared_map
 
 _KIND = "cossim_fast vectors"
@@ -120,7 +120,7 @@ def rows_of(given: Any, dtype: torch.dtype) -> Rows:
     rows = _checks.embedding_rows("embeddings", given)
     if file_map(given) is not None and rows.dtype == dtype and rows.data_ptr() == given.ctypes.data:
         return Rows(rows, shared_map(given))
-    held, first = empty(tuple(rows.shape), dtype), 0
+    held, first = in_large_pages(torch.empty(tuple(rows.shape), dtype=dtype)), 0
     for block in converted(given, dtype):
         held[first : first + len(block)] = block
         first += len(block)
