@@ -47,7 +47,7 @@ RUN := $(BENCH) run $(if $(REAL),--real "$(REAL)") $(if $(DEVICE),--device "$(DE
 bench: $(VENV)/.bench  ## measure the quick cases beside their peers, print them, keep the figures
 	$(RUN)
 
-bench-full: $(VENV)/.bench  ## measure every case; takes more than an hour
+bench-full: $(VENV)/.bench  ## measure what `make bench` has not; goes on where it was interrupted
 	$(RUN) --full
 
 bench-report: $(VENV)/.bench  ## write the kept figures into README and docs, draw the plots

@@ -19,12 +19,27 @@ class Part(NamedTuple):
     times: float
 
 
+class Inside(NamedTuple):
+    """A call of which a part alone counts: it returns the seconds of that part."""
+
+    call: Callable[[], float]
+
+
+def plain(call: Call | Part | Inside) -> Call:
+    """What is called."""
+    return call.call if isinstance(call, Part | Inside) else call
+
+
 def _as_it_is(answer: Any, case: Case) -> Any:
     return answer
 
 
 def _always(case: Case) -> bool:
     return True
+
+
+def _never(case: Case) -> bool:
+    return False
 
 
 class Contender(NamedTuple):
@@ -36,12 +51,13 @@ class Contender(NamedTuple):
     """
 
     name: str
-    prepare: Callable[..., Call | Part]
+    prepare: Callable[..., Call | Part | Inside]
     module: str = "torch"  # what has to be installed; "module:name" where it has to have that name
     floor: bool = False  # does less than the task: shows its limit
     approximate: bool = False  # does not claim the exact answer
     read: Callable[[Any, Case], Any] = _as_it_is
     takes: Callable[[Case], bool] = _always
+    too_slow: Callable[[Case], bool] = _never  # it would take minutes: left out with a line
     devices: tuple[str, ...] = ("cpu",)
 
     def missing(self) -> str | None:

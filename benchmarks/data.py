@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Data = Literal["gaussian", "real", "clustered", "spiky", "cone", "duplicates"]
+Data = Literal["gaussian", "real", "clustered", "spiky", "cone", "duplicates", "copies", "equal"]
 
 SHIPPED = Path(__file__).parent.parent / "examples" / "data" / "wordnet_minilm_4k_f16.npy"
 # Names the file; an environment variable, since child processes have to see it too.
@@ -98,6 +98,21 @@ def duplicates(n: int, d: int, generator: torch.Generator) -> Tensor:
     return few[torch.randint(len(few), (n,), generator=generator)]
 
 
+def copies(n: int, d: int, generator: torch.Generator) -> Tensor:
+    """Clustered rows of which a tenth are others with noise: 0.89 to 0.98 in cosine."""
+    x = clustered(n, d, generator)
+    count = n // 10
+    noise = torch.rand(count, 1, generator=generator).mul_(0.3).add_(0.2)
+    noise = noise * x[:count].norm(dim=1, keepdim=True) / d**0.5
+    x[n - count :] = x[:count] + noise * gaussian(count, d, generator)
+    return x[torch.randperm(n, generator=generator)]
+
+
+def equal(n: int, d: int, generator: torch.Generator) -> Tensor:
+    """One row, n times."""
+    return gaussian(1, d, generator).repeat(n, 1)
+
+
 MAKERS = {
     "gaussian": gaussian,
     "real": real,
@@ -105,6 +120,8 @@ MAKERS = {
     "spiky": spiky,
     "cone": cone,
     "duplicates": duplicates,
+    "copies": copies,
+    "equal": equal,
 }
 
 

@@ -73,6 +73,14 @@ def half_product(case: Case, x: Tensor) -> Part:
     return Part(call, times * x.shape[0] / min(1024, x.shape[0]) / 2)
 
 
+def half_product_mapped(case: Case, corpus: np.ndarray[Any, Any]) -> Part:
+    """The same for rows in a file; a corner of the matrix stands for all."""
+    some = torch.from_numpy(np.asarray(corpus[:32768], np.float32))
+    few = some[:1024]
+    call, times = product(case, few, some)
+    return Part(call, times * len(corpus) ** 2 / (len(few) * len(some)) / 2)
+
+
 def bfloat16_product(case: Case, x: Tensor, y: Tensor | None = None) -> Part:
     """The same in bfloat16."""
     x, y, times = _slice(x, x if y is None else y, torch.bfloat16)
@@ -131,4 +139,5 @@ COPIES = (Contender(COPY, copy, floor=True, devices=BOTH),)
 GRADIENT = (
     Contender("3 × torch.mm(x, y.T, out=...)", products_of_gradient, floor=True, devices=BOTH),
 )
+HALF_MAPPED = (Contender(HALF_PRODUCT, half_product_mapped, floor=True),)
 HALVES = (Contender(HALF_PRODUCT, half_product, floor=True), *PRODUCTS[2:])

@@ -8,6 +8,7 @@ bandwidth, a matrix product for each dtype. ``share`` is the time that the roofl
 median time taken. The result goes to benchmarks/results/DEVICE.json; nothing is claimed elsewhere.
 """
 
+import importlib.util
 import json
 import platform
 import re
@@ -21,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import cossim_fast._ops  # noqa: F401  (registers the ops)
+import cossim_fast
+import cossim_fast._ops  # registers the ops
 from cossim_fast.functional import cosine_similarity, pairwise_cosine
 
 RESULTS = Path(__file__).parent / "results"
@@ -159,6 +161,51 @@ def _with_gradients(function: Run) -> Run:
     return run
 
 
+K = 10
+
+
+def _topk_oracle(inputs: dict[str, Tensor]) -> Tensor:
+    return _pairs_oracle(inputs).topk(K).values
+
+
+def _topk_case(scale: int) -> Case:
+    """Search by the product and torch's selection, ours, and those that are installed."""
+    queries, corpus, d = 4096 // scale, 2**20 // scale, 384
+
+    def selected(inputs: dict[str, Tensor]) -> Tensor:
+        return _normalised_product({"x": inputs["x"], "y": inputs["y"]}).topk(K).values
+
+    contenders: dict[str, Run] = {
+        "cossim_fast": lambda inputs: cossim_fast.topk(inputs["x"], inputs["y"], K).scores,
+        "torch.topk of the product": selected,
+    }
+    for module, name, run in (("faiss", "FAISS GPU", _faiss_gpu), ("cuvs", "cuVS", _cuvs)):
+        if importlib.util.find_spec(module) is not None and torch.cuda.is_available():
+            contenders[name] = run
+    shapes = {"x": (queries, d), "y": (corpus, d)}
+    moved, operations = (queries + corpus) * d * 4, 2 * queries * corpus * d
+    return Case("topk", torch.float32, shapes, contenders, moved, operations, _topk_oracle)
+
+
+def _faiss_gpu(inputs: dict[str, Tensor]) -> Tensor:
+    # https://github.com/facebookresearch/faiss/wiki/Faiss-on-the-GPU, knn_gpu on torch tensors
+    import faiss  # noqa: PLC0415
+    import faiss.contrib.torch_utils  # noqa: PLC0415
+
+    unit = (F.normalize(inputs[name]) for name in "xy")
+    resources = faiss.StandardGpuResources()
+    return faiss.knn_gpu(resources, *unit, K, metric=faiss.METRIC_INNER_PRODUCT)[0]
+
+
+def _cuvs(inputs: dict[str, Tensor]) -> Tensor:
+    # https://docs.rapids.ai/api/cuvs/stable/python_api/neighbors_brute_force/
+    from cuvs.neighbors import brute_force  # noqa: PLC0415
+
+    queries, corpus = (F.normalize(inputs[name]) for name in "xy")
+    found = brute_force.search(brute_force.build(corpus, metric="inner_product"), queries, K)
+    return torch.as_tensor(found[0], device=queries.device)
+
+
 def cases(compiled: Callable = torch.compile, scale: int = 1) -> list[Case]:
     """What is measured; ``scale`` divides the numbers of rows."""
     found = []
@@ -201,6 +248,7 @@ def cases(compiled: Callable = torch.compile, scale: int = 1) -> list[Case]:
         found.append(
             Case("pairwise, with gradients", dtype, shapes, gradients, 3 * moved, 6 * n * n * d)
         )
+    found.append(_topk_case(scale))
     queries, corpus, width = 4096 // scale, 2**20 // scale, 128
     found.append(
         Case(

@@ -18,11 +18,11 @@ from torch import Tensor
 import cossim_fast
 import floors
 import search_peers
+import training
 from cases import METRICS, NO_MONITOR, NORMALIZE, OURS, OURS_OUT, SENTENCE, TORCH, Case, Task
 from contender import Call, Contender, calling
 from cossim_fast import diagnose
-from monitor_overhead import TimedMonitor, block, perceptron
-from pair_peers import JOIN
+from pair_peers import JOIN, MAPPED_JOIN
 
 BOTH = floors.BOTH
 SKLEARN_PAIRWISE = "sklearn.metrics.pairwise"
@@ -125,18 +125,6 @@ def _cosine_of_distance(answer: Any, case: Case) -> Tensor:
     return 1 - torch.from_numpy(np.asarray(answer))
 
 
-def _with_monitor(case: Case, *inputs: Tensor) -> Call:
-    network, images = perceptron()
-    monitor = TimedMonitor(network, every=100, warn=False)
-    monitor.__enter__()
-    return lambda: block(network, images, 100, monitor)
-
-
-def _without_monitor(case: Case, *inputs: Tensor) -> Call:
-    network, images = perceptron()
-    return lambda: block(network, images, 100, None)
-
-
 def _mean_cosine(report: Any, case: Case) -> Tensor:
     return torch.tensor([report.mean_cosine], dtype=torch.float64)
 
@@ -197,14 +185,15 @@ CONTENDERS: dict[Task, tuple[Contender, ...]] = {
     ),
     **search_peers.CONTENDERS,
     "join": JOIN,
+    "mapped join": MAPPED_JOIN,
     "report": (
         Contender(OURS, calling(diagnose.embeddings), read=_mean_cosine),
         *floors.READS_ONE,
         *floors.HALVES[:1],
     ),
     "monitor": (
-        Contender(OURS, _with_monitor),
-        Contender(NO_MONITOR, _without_monitor, floor=True),
+        Contender(OURS, training.inside),
+        Contender(NO_MONITOR, training.alone, floor=True),
     ),
 }
 

@@ -37,6 +37,10 @@ CODING = (
     "The rows are coded in some twenty passes over blocks in cache, and copied; FAISS's flat index "
     "copies them."
 )
+EVERY_PAIR = (
+    "Where most pairs pass, each of them is scored in float64 in a fixed order, sorted and "
+    "returned with its score; a float32 product that is compared with the threshold does less."
+)
 # Where a case gives no reason of its own.
 OF_TASK = {
     "top-k": EXACT_SEARCH,

@@ -1,7 +1,7 @@
 """Run the cases, print them beside their targets, keep the figures and publish them.
 
 Usage:
-    python benchmarks/report.py run [--full] [--only TEXT] [--device cuda] [--real FILE]
+    python benchmarks/report.py run [--full] [--fresh] [--only TEXT] [--device cuda] [--real FILE]
     python benchmarks/report.py publish     write the figures into README and docs, draw the plots
     python benchmarks/report.py check       exit 1 where README or docs say otherwise
 """
@@ -30,6 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("action", choices=("run", "publish", "check"))
     parser.add_argument("--full", action="store_true", help="every case, not only the quick ones")
+    parser.add_argument("--fresh", action="store_true", help="use nothing measured before")
     parser.add_argument("--only", default="", help="run cases whose name holds this text")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--real", type=Path, help="a .npy matrix of embeddings, for real rows")
@@ -40,7 +41,7 @@ def main() -> int:
             from data import REAL_ROWS  # noqa: PLC0415 - publish and check do without torch
 
             os.environ[REAL_ROWS] = str(args.real.resolve())
-        return run(args.full, args.only, args.device, args.json)
+        return run(args.full, args.only, args.device, args.json, args.fresh)
     path = args.json or newest()
     pages = render(json.loads(path.read_text(encoding="utf-8")), path.name)
     if args.action == "publish":
@@ -86,36 +87,95 @@ def with_figures(page: str, figures: str) -> str:
     return f"{before}{START}\n{figures}\n{END}{after}"
 
 
-def run(full: bool, only: str, device: str, path: Path | None) -> int:
-    """Measure, print and save; the exit status is 1 where a case could not be measured."""
+def run(full: bool, only: str, device: str, path: Path | None, fresh: bool = False) -> int:
+    """Measure, print and save; the exit status is 1 where a case could not be measured.
+
+    What was measured is kept as each case ends: after an interruption the next run goes on there,
+    where commit and machine are the same. All cases go on from the quick ones likewise.
+    """
     import environment  # noqa: PLC0415 - publish and check do without torch
     from cases import CASES  # noqa: PLC0415
 
-    start = time.perf_counter()
     results: dict[str, Any] = {"environment": environment.describe(device), "cases": []}
     print(tables.conditions(results["environment"]))
     for line in left_out(device):
         print(line)
-    for case in CASES:
-        if only in case.name and (full or only or case.quick):
-            before = time.perf_counter()
-            record = measure(case._replace(device=device))
-            record["took"] = round(time.perf_counter() - before, 1)
-            results["cases"].append(record)
-            print("\n" + tables.as_text(record), flush=True)
-    results["environment"]["minutes"] = round((time.perf_counter() - start) / 60, 1)
+    chosen = [case._replace(device=device) for case in CASES if full or only or case.quick]
+    chosen = [case for case in chosen if only in case.name]
+    path = path or (None if only else results_file(full, device))
+    partial = path and path.with_suffix(".partial.json")
+    before = [partial, *([results_file(False, device)] if full else [])]
+    known = {} if fresh else measured_before(before, results["environment"])
+    known = {case.name: known[case.name] for case in chosen if case.name in known}
+    print(f"{len(chosen)} cases, {len(known)} of them measured before at this commit.")
+    for case in chosen:
+        record = known.get(case.name)
+        if record is None:
+            start = time.perf_counter()
+            record = measure(case)
+            record["took"] = round(time.perf_counter() - start, 1)
+        results["cases"].append(record)
+        judge_growth(results["cases"])
+        minutes = sum(each["took"] for each in results["cases"]) / 60
+        results["environment"]["minutes"] = round(minutes, 1)
+        if case.name not in known:
+            place = f"{len(results['cases'])} of {len(chosen)}"
+            print(f"\n{place}, {minutes:.0f} minutes: {tables.as_text(record)}", flush=True)
+        if partial:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            # Written beside and renamed: an interruption leaves the one before.
+            draft = partial.with_suffix(".new")
+            draft.write_text(json.dumps(results), encoding="utf-8")
+            draft.replace(partial)
     print("\n" + tables.summary(results))
+    if partial:
+        partial.unlink(missing_ok=True)
     if device == "cuda" and all("not_run" in case for case in results["cases"]):
         print("Not saved: nothing was run, for want of a device.")
         return 0
-    if only and path is None:
+    if path is None:
         print("Not saved: only some cases were run; --json FILE saves them.")
     else:
-        path = path or results_file(full, device)
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(f"Saved to {path}.")
     return int(any("failed" in case for case in results["cases"]))
+
+
+def measured_before(files: list[Path | None], environment: dict[str, Any]) -> dict[str, Any]:
+    """By name, the cases in these files that the same commit gave on the same machine.
+
+    None where the commit is not known or the package was changed since, and none that failed.
+    """
+    if environment["commit"] == "unknown" or environment["commit"].endswith("with changes"):
+        return {}
+    found: dict[str, Any] = {}
+    for file in files:
+        if file is None or not file.exists():
+            continue
+        results = json.loads(file.read_text(encoding="utf-8"))
+        kept = {key: value for key, value in results["environment"].items() if key != "minutes"}
+        if kept == environment:
+            cases = [case for case in results["cases"] if "failed" not in case]
+            found = {case["name"]: case for case in cases} | found
+    return found
+
+
+def judge_growth(records: list[dict[str, Any]]) -> None:
+    """Measure the targets of growth between cases, where both are there."""
+    ours = {
+        record["name"]: (record["sizes"]["n"], record["contenders"]["cossim_fast"]["seconds"])
+        for record in records
+        if "seconds" in record["contenders"].get("cossim_fast", {})
+    }
+    for record in records:
+        for target in record["targets"]:
+            if target["kind"] == "growth" and {record["name"], target["against"]} <= set(ours):
+                (n, taken), (base, before) = ours[record["name"]], ours[target["against"]]
+                allowed = (n / base) ** target["power"]
+                ends = (("median", "median"), ("low", "high"), ("high", "low"))
+                measured = {end: taken[end] / before[other] / allowed for end, other in ends}
+                reached = measured["median"] <= target["bound"]
+                target |= {"measured": measured, "reached": reached}
 
 
 def left_out(device: str) -> list[str]:
@@ -167,7 +227,8 @@ def measure(case: Any) -> dict[str, Any]:
                 compared |= {timed["fastest"], *(target.against for target in case.targets)}
             for contender in contenders(case):
                 entry = timed["contenders"][contender.name]
-                if contender.name in compared and not contender.floor and "left_out" not in entry:
+                known = "left_out" in entry or "peak_bytes" in entry
+                if contender.name in compared and not (contender.floor or known):
                     entry["peak_bytes"] = in_child(peak_bytes, case, contender.name, Path(folder))
         except RuntimeError as error:
             return record | {"failed": str(error)}

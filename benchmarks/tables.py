@@ -51,6 +51,11 @@ def outcome(target: dict[str, Any]) -> str:
         return f"{measured['median']:.1f} MB"
     if target["kind"] == "extra":
         return times(measured, " µs")
+    if target["kind"] == "share":
+        middle, low, high = (f"{100 * measured[key]:.2g} %" for key in ("median", "low", "high"))
+        return f"{middle} ({low} to {high})"
+    if target["kind"] == "growth":
+        return times(measured) + " the time"
     if target["kind"] == "rate":
         return times(measured, " GB/s")
     if target["bound"] < 1:

@@ -28,20 +28,29 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import answers
 import data
 from cases import FASTEST, OURS, Case, Target
-from contender import Call, Part
+from contender import Call, Inside, Part, plain
 from gpu import DeviceClock
+from held import extra_bytes, held_bytes
 from peers import CONTENDERS, contenders
 
 # Seconds for the rounds of a case, and how many rounds that may give; a slow contender
 # whose first call took longer is not called again.
 BUDGET = 1.5
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 61
+# Where a round takes longer than the first, there are three; than the second, one: the first call,
+# of which the warming up is little.
+LONG_ROUND, LONGEST_ROUND = 5.0, 20.0
 # A contender that needs more than so many seconds, and so many times the fastest, is called once.
 SLOW, SLOWER = 0.5, 4.0
 # A sample of a short call is a loop of at least this many seconds.
 SHORTEST_SAMPLE = 2e-3
+# Tasks whose last input lies in a file.
+MAPPED = ("mapped", "mapped join")
 # Rows of a memory map that are made at a time.
 MAPPED_BLOCK = 100_000
+
+
+Timed = Call | Part | Inside
 
 
 def in_child(function: Callable[..., Any], *args: Any) -> Any:
@@ -99,19 +108,20 @@ def make_inputs(case: Case, folder: Path | None = None, most_rows: int | None = 
     A memory map lies in the folder, and is made there at the first call.
     """
     shapes = [(*(min(n, most_rows or n) for n in s[:-1]), s[-1]) for s in case.shapes]
-    if case.task != "mapped":
+    if case.task not in MAPPED:
         made = data.make(case.data, tuple(shapes), case.dtype)
         return [x.to(case.device) for x in made]
     if folder is None:
         raise ValueError("expected a folder for the memory map of the case")
-    (queries,) = data.make(case.data, (shapes[0],), case.dtype)
-    return [queries, mapped_rows(case, folder)[: shapes[1][0]]]
+    rows = mapped_rows(case, folder)[: shapes[-1][0]]
+    others = data.make(case.data, tuple(shapes[:-1]), case.dtype) if shapes[:-1] else []
+    return [*others, rows]
 
 
 def mapped_rows(case: Case, folder: Path) -> np.ndarray[Any, Any]:
     """The rows of the case from a file, as a memory map; the file is made where there is none."""
     path = folder / "rows.npy"
-    n, d = case.shapes[1]
+    n, d = case.shapes[-1]
     if not path.exists():
         rows = np.lib.format.open_memmap(path, "w+", np.float16, (n, d))
         for start in range(0, n, MAPPED_BLOCK):
@@ -154,16 +164,14 @@ def time_case(case: Case, folder: Path | None = None) -> dict[str, Any]:
     }
 
 
-def prepare(
-    case: Case, inputs: list[Any]
-) -> tuple[dict[str, tuple[Call | Part, float]], dict[str, Any]]:
+def prepare(case: Case, inputs: list[Any]) -> tuple[dict[str, tuple[Timed, float]], dict[str, Any]]:
     """Check every contender; return the calls of those that are right, and what was found of all.
 
     With each call comes how many seconds its first one took.
     """
     on_cpu = [x.cpu() if isinstance(x, torch.Tensor) else x for x in inputs]
     exact = answers.expected(case, on_cpu)
-    calls: dict[str, tuple[Call | Part, float]] = {}
+    calls: dict[str, tuple[Timed, float]] = {}
     found: dict[str, Any] = {}
     for contender in contenders(case):
         kind = {"floor": contender.floor, "approximate": contender.approximate}
@@ -171,12 +179,20 @@ def prepare(
         if lacks is not None:
             found[contender.name] = kind | {"left_out": lacks}
             continue
+        if contender.too_slow(case):
+            found[contender.name] = kind | {"left_out": "it would take minutes"}
+            continue
         try:
             call = contender.prepare(case, *inputs)
             pin(case.threads)  # of libraries that prepare has loaded
+            before = held_bytes(case.device, reset=True)
             start = time.perf_counter()
-            answer = call.call() if isinstance(call, Part) else call()
+            answer = plain(call)()
             first = time.perf_counter() - start
+            if first > LONGEST_ROUND and contender.name == OURS:
+                # To call it again in a child would take as long again, and what is held beside
+                # inputs by a call that is long is more than code that is loaded by it.
+                kind["peak_bytes"] = extra_bytes(before, answer, case.device)
             checked = answers.Checked(None)
             if not contender.floor:
                 checked = answers.check(case, contender, answer, on_cpu, exact)
@@ -222,7 +238,7 @@ def _measured(
 ) -> dict[str, float] | None:
     """What the target bounds, where it is a time and both contenders ran."""
     against = fastest_peer(found) if target.against == FASTEST else target.against
-    if target.kind == "memory" or target.ours not in samples:
+    if target.kind in ("memory", "growth") or target.ours not in samples:
         return None
     ours = samples[target.ours]
     if target.kind == "rate":
@@ -233,11 +249,13 @@ def _measured(
     theirs = samples[against]
     if target.kind == "speed":
         return median_interval(_ratios(theirs, ours))
+    if target.kind == "share":
+        return median_interval([b / a for a, b in _by_round(theirs, ours)])
     return median_interval([(b - a) * 1e6 for a, b in _by_round(theirs, ours)])
 
 
 def alternate(
-    calls: dict[str, tuple[Call | Part, float]], floors: set[str], device: str = "cpu"
+    calls: dict[str, tuple[Timed, float]], floors: set[str], device: str = "cpu"
 ) -> dict[str, list[float]]:
     """Time the calls in turns, in a new order each round: seconds a call, by name.
 
@@ -247,48 +265,52 @@ def alternate(
     times = {
         name: call.times if isinstance(call, Part) else 1.0 for name, (call, _) in calls.items()
     }
-    plain = {
-        name: call.call if isinstance(call, Part) else call for name, (call, _) in calls.items()
-    }
     sample = sampler(device)
+    # The first call of these was timed as a whole.
+    whole = {name for name, (call, _) in calls.items() if not isinstance(call, Inside)}
     once = {}
     for name, (_, first) in calls.items():
         once[name] = first
-        if first < BUDGET / 10:  # the first of short calls is mostly warming up
-            once[name] = min(sample(plain[name], 1) for _ in range(3))
+        if first < BUDGET / 10 and name in whole:  # the first of short calls is mostly warming up
+            once[name] = min(sample(calls[name][0], 1) for _ in range(3))
     fastest = min((t for name, t in once.items() if name not in floors), default=0.0)
     slow = {name for name, t in once.items() if t > max(SLOW, SLOWER * fastest)} - {OURS}
     repeats = {name: max(1, math.ceil(SHORTEST_SAMPLE / once[name])) for name in calls}
     turns = [name for name in calls if name not in slow]
     total = sum(once[name] * repeats[name] for name in turns)
-    rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(BUDGET / max(total, 1e-9))))
+    if total > LONGEST_ROUND:
+        slow, turns = set(calls), []
+    fewest = FEWEST_ROUNDS if total < LONG_ROUND else 3
+    rounds = max(fewest, min(MOST_ROUNDS, int(BUDGET / max(total, 1e-9))))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for name in slow:
         # The warming up of the first call is little of a long one.
         first = calls[name][1]
-        again = first < BUDGET
-        samples[name].append((sample(plain[name], 1) if again else first) * times[name])
+        counts = first if first >= BUDGET and name in whole else sample(calls[name][0], 1)
+        samples[name].append(counts * times[name])
     order = random.Random(0)
     for _ in range(rounds):
         for name in order.sample(turns, len(turns)):
-            samples[name].append(sample(plain[name], repeats[name]) * times[name])
+            samples[name].append(sample(calls[name][0], repeats[name]) * times[name])
     return samples
 
 
-def sampler(device: str) -> Callable[[Call, int], float]:
+def sampler(device: str) -> Callable[[Timed, int], float]:
     """What times so many calls: seconds a call."""
 
     def loop(call: Call, repeats: int) -> None:
         for _ in range(repeats):
             call()
 
-    def on_cpu(call: Call, repeats: int) -> float:
+    def on_cpu(call: Timed, repeats: int) -> float:
+        if isinstance(call, Inside):
+            return sum(call.call() for _ in range(repeats)) / repeats
         start = time.perf_counter()
-        loop(call, repeats)
+        loop(plain(call), repeats)
         return (time.perf_counter() - start) / repeats
 
-    def on_device(call: Call, repeats: int) -> float:
-        return DeviceClock().milliseconds(lambda: loop(call, repeats)) / 1e3 / repeats
+    def on_device(call: Timed, repeats: int) -> float:
+        return DeviceClock().milliseconds(lambda: loop(plain(call), repeats)) / 1e3 / repeats
 
     return on_cpu if device == "cpu" else on_device
 

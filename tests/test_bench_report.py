@@ -1,8 +1,11 @@
 """The report: exponents, losses, targets, tables and plots, from figures made up here."""
 
+import json
+
 import pytest
 
 import growth
+import report
 import tables
 from growth import Point
 
@@ -180,3 +183,67 @@ def test_every_contender_of_a_figure_looks_different():
     # Without colour: by marker, line and width.
     grey = {(str(x.get("marker")), str(x.get("linestyle")), x["linewidth"]) for x in looks}
     assert len(grey) == len(names)
+
+
+def growing(n, ours, against, power=2):
+    target = {"kind": "growth", "bound": 1.1, "against": against, "power": power}
+    target |= {"measured": None, "reached": None}
+    return case(n=n, ours=ours, targets=[target])
+
+
+def test_growth_is_judged_against_another_case():
+    base = case(n=1000, ours=1.0)
+    right, wrong = growing(10000, 105.0, base["name"]), growing(20000, 24.0, base["name"], 1)
+    absent = growing(30000, 1.0, "no such case")
+    report.judge_growth([base, right, wrong, absent])
+    assert right["targets"][0]["measured"]["median"] == pytest.approx(1.05)
+    assert right["targets"][0]["reached"] is True
+    assert wrong["targets"][0]["measured"]["median"] == pytest.approx(1.2)
+    assert wrong["targets"][0]["reached"] is False
+    assert absent["targets"][0]["reached"] is None
+
+
+def test_what_the_same_commit_gave_before_is_kept(tmp_path):
+    file = tmp_path / "some.json"
+    found = results(case(), case(n=2000) | {"failed": "for once"})
+    found["cases"][1]["name"] = "failed"
+    file.write_text(json.dumps(found))
+    here = {key: value for key, value in found["environment"].items() if key != "minutes"}
+    files = [None, tmp_path / "absent.json", file]
+    assert list(report.measured_before(files, here)) == [case()["name"]]
+    assert report.measured_before(files, here | {"processor": "another"}) == {}
+    for commit in ("def", "unknown", "abc with changes"):
+        found["environment"]["commit"] = commit
+        file.write_text(json.dumps(found))
+        assert bool(report.measured_before(files, here | {"commit": commit})) == (commit == "def")
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+    environment = pytest.importorskip("environment")
+    import cases
+
+    monkeypatch.setattr(environment, "describe", lambda device: results()["environment"].copy())
+    monkeypatch.setattr(report, "left_out", lambda device: [])
+    described = environment.describe("cpu")
+    described.pop("minutes")
+    monkeypatch.setattr(environment, "describe", lambda device: dict(described))
+    chosen = cases.CASES[:3]
+    monkeypatch.setattr(cases, "CASES", chosen)
+    asked = []
+
+    def measure(wanted):
+        asked.append(wanted.name)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return case() | {"name": wanted.name}
+
+    monkeypatch.setattr(report, "measure", measure)
+    path = tmp_path / "full.json"
+    with pytest.raises(KeyboardInterrupt):
+        report.run(True, "", "cpu", path)
+    assert not path.exists()
+    assert report.run(True, "", "cpu", path) == 0
+    names = [each.name for each in chosen]
+    assert asked == [*names, names[2]]
+    assert [each["name"] for each in json.loads(path.read_text())["cases"]] == names
+    assert list(tmp_path.iterdir()) == [path]

@@ -3,16 +3,18 @@
 import importlib.util
 import multiprocessing
 import os
+import time
 
 import pytest
 import torch
 
 import data
+import held
 import memory
 import peers
 import timing
 from cases import CASES, FASTEST, OURS, Case, Target
-from contender import Contender, Part
+from contender import Contender, Inside, Part
 
 TINY = Case("rows", ((40, 8), (40, 8)), torch.float32, 1)
 NAMES = {task: {c.name for c in listed} for task, listed in peers.CONTENDERS.items()}
@@ -47,7 +49,7 @@ def test_rows_are_the_same_at_each_call_and_finite(kind):
     again = data.make(kind, shapes, torch.float16)
     assert torch.equal(first, again[0])
     assert torch.equal(second, again[1])
-    assert not torch.equal(first, second[:30])
+    assert torch.equal(first, second[:30]) == (kind == "equal")
     assert first.isfinite().all()
 
 
@@ -116,6 +118,25 @@ def test_a_part_counts_as_often_as_it_takes():
     calls = {name: (call, 1e-3) for name, call in (("part", Part(lambda: None, 1e6)),)}
     (seconds,) = timing.alternate(calls, {"part"}).values()
     assert min(seconds) > 1e-3  # a call of nothing takes nanoseconds
+
+
+def test_of_a_call_that_says_so_a_part_alone_counts():
+    def slow_with_a_part():
+        time.sleep(0.002)
+        return 1e-9
+
+    (seconds,) = timing.alternate({"part": (Inside(slow_with_a_part), 0.002)}, set()).values()
+    assert set(seconds) == {1e-9}
+    (long,) = timing.alternate({"long": (Inside(lambda: 1e-9), 100.0)}, set()).values()
+    assert long == [1e-9]
+
+
+def test_a_round_that_takes_long_is_the_first_call_alone():
+    def fail():
+        raise AssertionError
+
+    samples = timing.alternate({OURS: (fail, 21.0), "theirs": (fail, 30.0)}, set())
+    assert samples == {OURS: [21.0], "theirs": [30.0]}
 
 
 def test_the_fastest_peer_is_no_floor_not_approximate_and_not_ours():
@@ -204,6 +225,8 @@ def test_targets_are_measured_against_whom_they_name():
     assert measured(Target("speed", 3, "once"))["median"] == 8.0
     assert measured(Target("extra", 3, "theirs"))["median"] == pytest.approx(-3e6)
     assert measured(Target("extra", 3, "once"))["median"] == pytest.approx(-7e6)
+    assert measured(Target("share", 1, "theirs"))["median"] == 0.25
+    assert measured(Target("growth", 1, "theirs")) is None
     assert measured(Target("rate", 1))["median"] == pytest.approx(0.001 / 2)
     assert measured(Target("speed", 3, "absent")) is None
     assert measured(Target("speed", 3, "theirs", ours="absent")) is None
@@ -244,9 +267,9 @@ def test_a_case_from_end_to_end():
 
 
 def test_memory_says_how_large_results_are():
-    assert memory.result_bytes(torch.zeros(10)) == 40
-    assert memory.result_bytes((torch.zeros(10), torch.zeros(2, dtype=torch.int64))) == 56
-    assert memory.result_bytes([1, 2]) is None
+    assert held.result_bytes(torch.zeros(10)) == 40
+    assert held.result_bytes((torch.zeros(10), torch.zeros(2, dtype=torch.int64))) == 56
+    assert held.result_bytes([1, 2]) is None
 
 
 def test_floors_of_a_slice_count_for_the_whole(monkeypatch):

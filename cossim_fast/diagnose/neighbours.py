@@ -17,7 +17,8 @@ BINS = 400
 NEAR = chance.FLOAT16_STEP
 # Rows are crowded within a hundredth of it: the second decimal of what tells rows apart.
 CROWDED = 0.01
-_TILE = 512
+# Small, so that what is computed of a tile stays small beside the sample.
+_TILE = 64
 _QUERIES = 512
 _STRUCTURE_ROWS = 512
 _DRAWS = 16
@@ -118,7 +119,11 @@ def measure_neighbours(
     n = int(valid.sum())
     centred = sample - mean
     scale = math.sqrt(geometry.distance) if geometry.distance > 0 else 1.0
-    share, groups, crowd = _near_groups((centred / scale).float())
+    scaled = torch.empty(centred.shape)
+    for start, tile in _tiles(centred):
+        scaled[start : start + len(tile)] = tile / scale
+    share, groups, crowd = _near_groups(scaled)
+    del scaled
     checked = len(sample)
     if checked < n:
         share, checked = _near_share(rows, valid, mean, scale)
@@ -136,9 +141,13 @@ def measure_neighbours(
     )
 
 
-def _distances(x: Tensor, y: Tensor) -> Tensor:
-    """Return half the squared distance of row i of x and row j of y."""
-    return x.square().sum(1)[:, None] / 2 + y.square().sum(1) / 2 - x @ y.T
+def _half_squares(rows: Tensor) -> Tensor:
+    return rows.square().sum(1) / 2
+
+
+def _distances(x: Tensor, y: Tensor, half_x: Tensor, half_y: Tensor) -> Tensor:
+    """Return half the squared distance of row i of x and row j of y, given that to the origin."""
+    return half_x[:, None] + half_y - x @ y.T
 
 
 def _near_groups(rows: Tensor) -> tuple[float, int, float]:
@@ -146,15 +155,20 @@ def _near_groups(rows: Tensor) -> tuple[float, int, float]:
 
     A group is led by the first row of it: a row joins the first row that is near it.
     """
-    leaders, near, crowd = [], [], 0
+    # Filled in place: small tensors kept between the large ones would leave holes in the heap
+    # that no large one fits into again.
+    leader = torch.empty(len(rows), dtype=torch.int64)
+    has_near = torch.empty(len(rows), dtype=torch.bool)
+    half = _half_squares(rows)
+    crowd = 0
     for start, tile in _tiles(rows):
-        distances = _distances(tile, rows)
+        place = slice(start, start + len(tile))
+        distances = _distances(tile, rows, half[place], half)
         crowd = max(crowd, int((distances <= CROWDED).sum(1).max()))
         close = distances <= NEAR
-        close[torch.arange(len(tile)), torch.arange(start, start + len(tile))] = True
-        near.append(close.sum(1) > 1)
-        leaders.append(close.to(torch.uint8).argmax(1))
-    leader, has_near = torch.cat(leaders), torch.cat(near)
+        close[:, place].fill_diagonal_(True)
+        torch.gt(close.sum(1), 1, out=has_near[place])
+        leader[place] = close.to(torch.uint8).argmax(1)
     groups = len(leader[leader][has_near].unique())
     return float(has_near.float().mean()), groups, crowd / len(rows)
 
@@ -165,12 +179,13 @@ def _near_share(rows: Rows, valid: Tensor, mean: Tensor, scale: float) -> tuple[
     generator = torch.Generator().manual_seed(0)
     chosen = chosen[torch.randperm(len(chosen), generator=generator)[:_QUERIES]].sort().values
     queries = ((unit(rows[chosen])[0] - mean) / scale).float()
+    half = _half_squares(queries)
     found = torch.zeros(len(chosen), dtype=torch.int64)
     for place, block in rows.blocks():
         keep = valid[place]
         others = ((unit(block[keep])[0] - mean) / scale).float()
         for _, tile in _tiles(others):
-            found += (_distances(queries, tile) <= NEAR).sum(1)
+            found += (_distances(queries, tile, half, _half_squares(tile)) <= NEAR).sum(1)
     # Every query found itself.
     return float((found > 1).float().mean()), len(chosen)
 

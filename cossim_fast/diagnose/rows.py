@@ -50,10 +50,10 @@ class Rows:
 
 def unit(block: Tensor) -> tuple[Tensor, Tensor]:
     """Return unit rows and norms in float64; a row that is zero or not finite gives zeros."""
-    wide = block.to("cpu", torch.float64)
+    wide = block.to("cpu", torch.float64, copy=True)
     plain = torch.linalg.vector_norm(wide, dim=1)
     if bool(((plain > 2.0**-500) & (plain < 2.0**500)).all()):
-        return wide / plain[:, None], plain
+        return wide.div_(plain[:, None]), plain
     finite = wide.isfinite().all(1, keepdim=True)
     wide = torch.where(finite, wide, 0.0)
     scale = power_of_two(wide)
