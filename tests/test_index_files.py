@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cossim_fast import CosineIndex, topk
-from cossim_fast.retrieval import FileError, files
+from cossim_fast import CosineIndex, _cpu_screen, topk
+from cossim_fast.retrieval import FileError, engine, files
 
 
 def rows(n, d=16, seed=0):
@@ -384,3 +384,33 @@ def test_memory_holds_the_codes_alone(tmp_path):
         assert said[name] < 100, said
     assert said["save"] < 50, said
     assert codes < said["load"] < codes + 60, said
+
+
+def test_pages_that_scoring_read_are_let_go_by_stretches(tmp_path, monkeypatch):
+    x = rows(5000)
+    np.save(tmp_path / "x.npy", x.numpy())
+    mapped = CosineIndex(np.load(tmp_path / "x.npy", mmap_mode="r"))
+    expected = CosineIndex(x).search(QUERIES, 9)
+    done = []
+    score, let_go = _cpu_screen.score_pairs, engine.let_go
+
+    def scoring(queries, rows, query, row, norms):
+        done.append(("scored", int(row.min()) // 64, int(row.max()) // 64))
+        return score(queries, rows, query, row, norms)
+
+    def letting_go(whole, rows):
+        first = (rows.data_ptr() - whole.ctypes.data) // (16 * 4)
+        done.append(("let go", first // 64, (first + len(rows) - 1) // 64))
+        let_go(whole, rows)
+
+    monkeypatch.setattr(engine, "block_rows", lambda d: 64)
+    monkeypatch.setattr(_cpu_screen, "score_pairs", scoring)
+    monkeypatch.setattr(engine, "let_go", letting_go)
+    for index in (mapped, pickle.loads(pickle.dumps(mapped))):
+        done.clear()
+        assert_same(index.search(QUERIES, 9), expected)
+        assert len(done) > 10
+        for (what, *scored), (then, *gone) in zip(done[::2], done[1::2], strict=True):
+            assert (what, then) == ("scored", "let go")
+            assert scored == gone
+            assert gone[0] == gone[1]

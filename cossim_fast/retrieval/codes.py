@@ -69,6 +69,7 @@ class Segment:
     codes: Tensor | None = None  # (64 blocks, d) int8, 0 where there is no row
     scale: Tensor | None = None  # (blocks,) float32
     residual: Tensor | None = None  # (blocks,) float32
+    whole: np.memmap[Any, Any] | None = None  # the map of a file that the rows lie in
 
     def __len__(self) -> int:
         return self.rows.shape[0]

@@ -56,7 +56,10 @@ def _part(file: TensorFile, number: int, mapped: bool) -> Part:
         rows = Rows(file.read(f"{begin}rows"), owned=True)
     coded = {f.name for f in fields(Segment)} & there - {"rows"}
     segment = Segment(
-        first=0, rows=rows.tensor, **{name: file.read(f"{begin}{name}") for name in coded}
+        first=0,
+        rows=rows.tensor,
+        whole=rows.whole,
+        **{name: file.read(f"{begin}{name}") for name in coded},
     )
     names: np.ndarray[Any, Any] | None = None
     if "numbers" in there:

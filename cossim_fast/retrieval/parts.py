@@ -84,11 +84,11 @@ class Part:
     def __getstate__(self) -> dict[str, Any]:
         # The vectors are pickled once, and by the name of their file if they are in one.
         empty = torch.empty((0, 0), dtype=self.rows.tensor.dtype)
-        return {**self.__dict__, "segment": replace(self.segment, rows=empty)}
+        return {**self.__dict__, "segment": replace(self.segment, rows=empty, whole=None)}
 
     def __setstate__(self, held: dict[str, Any]) -> None:
         self.__dict__.update(held)
-        self.segment = replace(self.segment, rows=self.rows.tensor)
+        self.segment = replace(self.segment, rows=self.rows.tensor, whole=self.rows.whole)
         self.compare()
 
 
@@ -107,7 +107,7 @@ def part_of(
     alive: Tensor | None = None,
 ) -> Part:
     """Encode rows into a part."""
-    segment = _encode(rows, centre, codes=codes)
+    segment = replace(_encode(rows, centre, codes=codes), whole=rows.whole)
     part = Part(rows, segment, serials, names, torch.ones(len(segment), dtype=torch.bool))
     return part if alive is None else part.without((~alive).nonzero()[:, 0])
 
@@ -115,7 +115,7 @@ def part_of(
 def _encode(rows: Rows, centre: Tensor, *, codes: bool) -> Segment:
     """Encode rows; those of a file by blocks, whose memory is given back."""
     n = len(rows.tensor)
-    whole: dict[str, Tensor] = {}
+    whole: dict[str, Any] = {}
     filled: dict[str, int] = {}
     for block in rows.blocks():
         piece = encode(block, centre, codes=codes)
