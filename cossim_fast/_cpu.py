@@ -3,15 +3,16 @@
 Nothing fuses a dot product and two norms, so a block of rows is read three times, of which only
 the first comes from memory. Along unit strides numpy's vecdot, a BLAS dot product a row, reads
 and writes no more than that; torch would write all products and read them again: 106 µs against
-187 for 1024 cached pairs of 384 float32.
+187 for 1024 cached pairs of 384 float32. Around it stand as few operations as will do: each of
+torch's costs 3 to 8 µs between others, and (1000, 384) took 262 µs with 20 of them, 180 with five.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -20,21 +21,26 @@ from torch.linalg import vector_norm
 
 from cossim_fast import _composite
 from cossim_fast._dtypes import accumulation_dtype
+from cossim_fast._memory import in_large_pages
+from cossim_fast._threads import together
 
-# Elements of one operand in a block. (400000, 384) float32 rows on one thread took 1.45 times the
-# bare read of the inputs with 2^17 to 2^18 of them, 1.55 with 3 * 2^17 and 1.9 with 2^14, where
-# Python shows. What is widened or strided goes through torch, whose ops start more slowly.
+# Elements of one operand in a block of what is widened or strided: torch's ops start slowly.
 BLOCK = 3 << 17
+# Elements of one operand in a block of numpy's. (200000, 384) float32 rows on one thread took 1.3
+# times the bare read of the inputs with 2^17 to 2^18 of them, 1.36 with 3 * 2^17 and 1.5 with 2^15,
+# where Python shows.
+CACHED = 1 << 18
+# Bytes of a row below which einsum is faster than a BLAS dot product: 45 µs against 50 for 2000
+# cached pairs of 64 float32, 29 against 50 for pairs of 16, 56 against 53 for pairs of 96.
+NARROW = 384
 # Elements of one row that are summed at a time: BLAS would start its own threads beyond 10000.
 WIDE = 1 << 13
-# Elements of one operand from which threads of our own share the rows: with fewer, starting them
-# and passing the interpreter's lock around cost more (4 million: 3 ms on two, 2 ms on one).
-SHARED = 1 << 24
-# Of those threads, each of which keeps 3 MiB of scratch where rows are widened.
-MOST_THREADS = 16
+# Elements of one operand from which threads of our own share the rows: with fewer, waking them
+# costs as much as they save (1.2 million: 0.48 ms on two, 0.46 on one; 3.8 million: 2.0 and 2.4).
+SHARED = 1 << 21
 # From this many elements on, torch's elementwise ops start threads.
 GRAIN = 1 << 15
-# Rows whose sums are kept until they become cosines: 12 bytes each in float32.
+# Rows whose sums are kept until they become cosines: 24 bytes each in float32.
 STATISTICS = 1 << 19
 
 # Norms within these bounds have squares, and products of two, well inside the dtype's range.
@@ -42,8 +48,8 @@ NORM_BOUNDS = {
     torch.float32: (2.0**-50, 2.0**50),
     torch.float64: (2.0**-400, 2.0**400),
 }
-
-
+NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+Array: TypeAlias = "np.ndarray[Any, Any]"
 # numpy's type stubs leave out its axis.
 vecdot: Any = np.vecdot
 
@@ -60,11 +66,24 @@ def cosine_rows(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """Cosine along the last dimension of two tensors of one shape, as `dtype`."""
     shape = x.shape[:-1]
     if shape.numel() <= STATISTICS:
-        return row_cosines(x, y, eps, dtype).cosine.clamp_(-1.0, 1.0).to(dtype)
+        cosine = _clamped_cosines(x, y, eps, dtype)
+        return cosine if cosine.dtype is dtype else cosine.to(dtype)
     result = torch.empty(shape, dtype=dtype, device=x.device)
     for x_part, y_part, part in row_blocks(STATISTICS, shape, x, y, result):
-        part.copy_(row_cosines(x_part, y_part, eps, dtype).cosine.clamp_(-1.0, 1.0))
+        part.copy_(_clamped_cosines(x_part, y_part, eps, dtype))
     return result
+
+
+def _clamped_cosines(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    cosine, _ = _statistics(x, y, eps, dtype)
+    # Together these start sooner than np.clip.
+    return torch.from_numpy(np.minimum(np.maximum(cosine, -1.0, out=cosine), 1.0, out=cosine))
+
+
+def row_cosines(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> RowCosines:
+    """Cosines and norms along the last dimension, in the accumulation dtype of `dtype`."""
+    cosine, norms = _statistics(x, y, eps, dtype)
+    return RowCosines(torch.from_numpy(cosine), *torch.from_numpy(norms).unbind())
 
 
 @np.errstate(all="ignore")
@@ -73,65 +92,95 @@ def small_rows(x: Tensor, y: Tensor, dim: int, eps: float) -> Tensor:
 
     There no square of a float32 number leaves the range, and what exceeds 1 by rounding is
     rounded to 1 at the end. For inputs so small that starting the operations is what they cost:
-    one row of 8 takes 14 µs, against 26 by torch's operations with a check of the range.
+    one row of 8 takes 12 µs, against 26 by torch's operations with a check of the range.
     """
     a, b = x.numpy(force=True).astype(np.float64), y.numpy(force=True).astype(np.float64)
-    norm_a, norm_b = np.sqrt(vecdot(a, a, axis=dim)), np.sqrt(vecdot(b, b, axis=dim))
     eps = float(eps)
+    norm_a, norm_b = np.sqrt(vecdot(a, a, axis=dim)), np.sqrt(vecdot(b, b, axis=dim))
     cosine = vecdot(a, b, axis=dim) / np.maximum(norm_a, eps) / np.maximum(norm_b, eps)
     # Memory of torch's own would take 4 µs more; nothing but resize_ can tell.
     return torch.from_numpy(np.asarray(cosine, np.float32, order="C"))
 
 
 @np.errstate(all="ignore")
-def row_cosines(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> RowCosines:
-    """Cosines and norms along the last dimension, in the accumulation dtype of `dtype`."""
-    sums = _dots(x.detach(), y.detach(), accumulation_dtype(dtype))
-    # By numpy, which starts an operation in less time than torch does.
-    cosine, norms = sums.numpy()[0, ...], sums.numpy()[1:]
-    np.sqrt(norms, out=norms)
-    bounded = np.maximum(norms, float(eps))
-    cosine /= bounded[0] * bounded[1]
-    found = RowCosines(*sums.unbind())
-    low, high = NORM_BOUNDS[sums.dtype]
-    if norms.size > 0 and not (norms.min() >= low and norms.max() <= high):
-        for index in odd_rows(sums[1:], x.shape[-1]):
-            found.cosine[index] = _composite.cosine_rows(x[index], y[index], -1, eps, sums.dtype)
-    return found
+def _statistics(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> tuple[Array, Array]:
+    """Cosines before the clamp, and both norms stacked; numpy starts sooner than torch."""
+    wide = accumulation_dtype(dtype)
+    sums = _dots(x, y, wide)
+    norms = np.sqrt(sums[1:], out=sums[1:])
+    smallest = norms.min(initial=np.inf)
+    eps = float(eps)
+    bounded = norms if smallest >= eps else np.maximum(norms, eps)
+    # In memory of its own: the result does not keep the norms.
+    cosine = np.asarray(sums[0] / (bounded[0] * bounded[1]))
+    low, high = NORM_BOUNDS[wide]
+    if not (smallest >= low and norms.max(initial=0.0) <= high):
+        for index in odd_rows(torch.from_numpy(norms), x.shape[-1]):
+            odd = _composite.cosine_rows(x[index], y[index], -1, eps, wide)
+            torch.from_numpy(cosine)[index] = odd.detach()
+    return cosine, norms
 
 
-def _dots(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+def _dots(x: Tensor, y: Tensor, dtype: torch.dtype) -> Array:
     """Stack <x, y>, <x, x> and <y, y> along the last dimension: (3, ...) from (..., d)."""
-    if x.shape[-1] > WIDE:
-        parts = zip(x.split(WIDE, -1), y.split(WIDE, -1), strict=True)
-        return torch.stack([_dots(a, b, dtype) for a, b in parts], -1).sum(-1)
-    shape = x.shape[:-1]
-    sums = torch.empty((3, *shape), dtype=dtype, device=x.device)
-    tensors = (x, y, *sums.unbind())
-    threads = min(torch.get_num_threads(), MOST_THREADS)
-    if threads == 1 or x.numel() < SHARED or not x.stride(-1) == y.stride(-1) == 1:
-        _fill_dots(*tensors)
-        return sums
-    shares = row_blocks(-(-shape.numel() // threads), shape, *tensors)
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(lambda share: _fill_dots(*share, shared=True), shares):
-            pass
+    shape, width = x.shape[:-1], x.shape[-1]
+    if width > WIDE:
+        pairs = zip(x.split(WIDE, -1), y.split(WIDE, -1), strict=True)
+        total: Array = np.stack([_dots(a, b, dtype) for a, b in pairs], -1).sum(-1)
+        return total
+    sums = np.empty((3, *shape), NUMPY[dtype])
+    along = x.stride(-1) == y.stride(-1) == 1
+    threads = torch.get_num_threads() if along and x.numel() >= SHARED else 1
+    dense = x.dim() == 2 or (x.is_contiguous() and y.is_contiguous())
+    if along and dense and x.dtype is y.dtype is dtype:
+        flat = (shape.numel(), width)
+        p, q = x.numpy(force=True).reshape(flat), y.numpy(force=True).reshape(flat)
+        # Blocks of one size, and as many for each thread.
+        blocks = threads * -(-x.numel() // (threads * CACHED))
+        step = -(-flat[0] // max(blocks, 1)) or 1
+        starts = iter(range(0, flat[0], step))
+        together(threads, partial(_fill_dots, p, q, sums.reshape(3, -1), starts, step))
+    else:
+        tensors = (x.detach(), y.detach(), *torch.from_numpy(sums).unbind())
+        # A list, since threads may share its iterator, as they may not share a generator.
+        parts = iter(list(row_blocks(BLOCK // max(width, 1), shape, *tensors)))
+        scratch = partial(scratch_places, 3, min(x.numel(), BLOCK), dtype)
+        together(threads, partial(_fill_any_dots, parts, scratch, shared=threads > 1))
     return sums
 
 
 @np.errstate(all="ignore")
-def _fill_dots(
-    x: Tensor, y: Tensor, dot: Tensor, square_x: Tensor, square_y: Tensor, *, shared: bool = False
+def _fill_dots(x: Array, y: Array, sums: Array, starts: Iterator[int], step: int) -> None:
+    """Write <x, y>, <x, x> and <y, y> of the blocks of `step` rows that begin at `starts`."""
+    dots, squares_x, squares_y = sums
+    for start in starts:
+        rows = slice(start, start + step)
+        p, q = x[rows], y[rows]
+        # First, since the two come faster from memory together than one by one.
+        _dot_rows(p, q, dots[rows])
+        _dot_rows(p, p, squares_x[rows])
+        _dot_rows(q, q, squares_y[rows])
+
+
+def _dot_rows(x: Array, y: Array, out: Array) -> None:
+    if x.shape[-1] * x.itemsize < NARROW:
+        np.einsum("...i,...i->...", x, y, out=out)
+    else:
+        vecdot(x, y, out=out)
+
+
+@np.errstate(all="ignore")
+def _fill_any_dots(
+    blocks: Iterator[tuple[Tensor, ...]], scratch: Callable[[], list[Scratch]], *, shared: bool
 ) -> None:
-    """Write <x, y>, <x, x> and <y, y> along the last dimension, block after block."""
-    wide_x, wide_y, product = scratch_places(3, min(x.numel(), BLOCK), dot.dtype)
-    rows = BLOCK // max(x.shape[-1], 1)
-    for x_block, y_block, *sums in row_blocks(rows, dot.shape, x, y, dot, square_x, square_y):
-        a, b = wide_x.widen(x_block, shared), wide_y.widen(y_block, shared)
+    """Write <x, y>, <x, x> and <y, y> of blocks of any dtype and stride."""
+    wide_x, wide_y, product = scratch()
+    for x, y, *sums in blocks:
+        a, b = wide_x.widen(x, shared), wide_y.widen(y, shared)
         if a.stride(-1) == b.stride(-1) == 1:
             p, q = a.numpy(force=True), b.numpy(force=True)
             for factors, out in zip(((p, q), (p, p), (q, q)), sums, strict=True):
-                vecdot(*factors, out=out.numpy())
+                _dot_rows(*factors, out.numpy())
         else:
             for first, second, out in zip((a, a, b), (b, a, b), sums, strict=True):
                 torch.sum(torch.mul(first, second, out=product.like(first, second)), -1, out=out)
@@ -171,7 +220,7 @@ class Scratch:
         if self.tensor is None or self.tensor.shape != block.shape:
             template = other if other is not None and 0 in block.stride() else block
             if self.memory is None or self.memory.numel() < template.numel():
-                self.tensor = torch.empty_like(template, dtype=self.dtype)
+                self.tensor = in_large_pages(torch.empty_like(template, dtype=self.dtype))
             else:
                 dense = torch.empty_like(template, dtype=self.dtype, device="meta")
                 self.tensor = self.memory.as_strided(dense.shape, dense.stride())

@@ -13,6 +13,7 @@ from cossim_fast import _checks, _composite, _cpu, _cpu_matrix
 from cossim_fast._autograd import CosineMatrix, CosineRows
 from cossim_fast._broadcast import MatrixPlan, matrix_plan
 from cossim_fast._dispatch import Executor, autocast_is_on, choose_executor, without_autocast
+from cossim_fast._memory import in_large_pages
 
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
@@ -45,8 +46,8 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     Zero rows give 0 against everything (NaN for eps = 0, as in torch). A row that holds NaN or an
     infinity gives NaN, and no other. Empty rows give 0. Derivatives of every order, forward mode,
     ``vmap``, ``torch.compile`` and ``torch.export`` work; the clamp to [-1, 1] and the maximum
-    with eps are invisible to them, the latter as in torch. On CPU a small result lies in memory
-    of numpy's, which ``resize_`` cannot enlarge; the extra memory is a few MiB,
+    with eps are invisible to them, the latter as in torch. On CPU the result of paired rows
+    lies in memory of numpy's, which ``resize_`` cannot enlarge; the extra memory is a few MiB,
     and as many bytes as the inputs for their gradients.
 
     Raises:
@@ -78,7 +79,9 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
             x1, x2 = torch.broadcast_tensors(x1, x2)
         if x1.dim() == 0:
             x1, x2 = x1[None], x2[None]
-        return _rows(executor, x1.movedim(dim, -1), x2.movedim(dim, -1), eps, dtype)
+        if dim != -1:
+            x1, x2 = x1.movedim(dim, -1), x2.movedim(dim, -1)
+        return _rows(executor, x1, x2, eps, dtype)
 
 
 def pairwise_cosine(
@@ -209,15 +212,20 @@ class _Route(NamedTuple):
     plan: MatrixPlan | None
 
 
+# Made once: making one takes a tiny call 1 µs.
+_SMALL = _Route(Executor.SMALL, "few float32 elements on CPU, no derivative", None)
+_WIDENED = _Route(Executor.WIDENED, "few elements on CPU", None)
+
+
 def _route(x1: Tensor, x2: Tensor, dim: int, dtype: torch.dtype) -> _Route:
     executor, reason = choose_executor(x1, x2)
     by_stride = executor is Executor.BLOCKED
     if x1.shape == x2.shape:
         if 0 < x1.numel() <= SMALL and dtype is not torch.float64:
             if by_stride and x1.dtype is x2.dtype is torch.float32 and x1.dim() > 0:
-                return _Route(Executor.SMALL, "few float32 elements on CPU, no derivative", None)
+                return _SMALL
             if by_stride or executor is Executor.BLOCKED_AUTOGRAD:
-                return _Route(Executor.WIDENED, "few elements on CPU", None)
+                return _WIDENED
         if not (by_stride and (0 in x1.stride() or 0 in x2.stride())):
             return _Route(executor, reason, None)
     return _Route(executor, reason, matrix_plan(x1, x2, dim, by_stride=by_stride))
@@ -246,7 +254,7 @@ def _matrix(
 ) -> Tensor:
     if executor is Executor.BLOCKED:
         columns = (x if y is None else y).shape[1]
-        out = torch.empty((*x.shape[:2], columns), dtype=dtype, device=x.device)
+        out = in_large_pages(torch.empty((*x.shape[:2], columns), dtype=dtype, device=x.device))
         return _cpu_matrix.cosine_matrix(x, y, eps, out, precision)
     if executor is Executor.BLOCKED_AUTOGRAD:
         matrix: Tensor = CosineMatrix.apply(x, y, eps, dtype, precision)  # type: ignore[no-untyped-call]

@@ -21,12 +21,14 @@ RULES = {
     "_dispatch": set(),
     "_broadcast": set(),
     "testing": set(),
+    "_memory": set(),
+    "_threads": set(),
     "_composite": {"_dtypes"},
-    "_cpu": {"_composite", "_dtypes"},
+    "_cpu": {"_composite", "_dtypes", "_memory", "_threads"},
     "_cpu_matrix": {"_composite", "_cpu", "_dtypes"},
     "_cpu_gradients": {"_composite", "_cpu", "_cpu_matrix", "_dtypes"},
     "_autograd": {
-        "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_dispatch", "_dtypes"
+        "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_dispatch", "_dtypes", "_memory"
     },
     "_cpu_screen": set(),
     "_ops": {
@@ -36,7 +38,7 @@ RULES = {
     "_screened_topk": {"_checks", "_ops"},
     "functional": {
         "_autograd", "_broadcast", "_checks", "_composite", "_cpu", "_cpu_matrix", "_dispatch",
-        "_dtypes", "_ops",
+        "_dtypes", "_memory", "_ops",
     },
     "modules": {"_checks", "functional"},
     "__init__": {"_ops", "diagnose", "functional", "modules", "retrieval"},

@@ -60,11 +60,11 @@ def drop_in_eps(eps: float) -> None:
 
 def drop_in_dim(dim: int, ndim: int) -> int:
     """Return `dim` counted from the end (-ndim to -1); a 0-d pair counts as 1-d, as in torch."""
-    if isinstance(dim, bool) or not (isinstance(dim, int) or hasattr(dim, "__index__")):
+    if type(dim) is not int and (isinstance(dim, bool) or not hasattr(dim, "__index__")):
         raise TypeError(
             f"cosine_similarity(): argument 'dim' must be int, not {type(dim).__name__}"
         )
-    ndim = max(ndim, 1)
+    ndim = ndim or 1
     if not -ndim <= dim < ndim:
         raise IndexError(
             f"Dimension out of range (expected to be in range of [{-ndim}, {ndim - 1}], "

@@ -1,0 +1,153 @@
+"""Threads of our own: the answers of one thread, after a fork, at the end, and when one fails."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from cossim_fast import _reference, _threads, cosine_similarity
+from cossim_fast.testing import assert_close, make_inputs
+
+
+@pytest.fixture
+def shared(set_blocks):
+    """Rows are shared from few on, in blocks of a few rows, among three threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    set_blocks(SHARED=64, CACHED=256, BLOCK=256, SMALL=-1, GRAIN=100)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Record the threads of each call that are more than one."""
+    found = []
+    together = _threads.together
+
+    def recording(threads, work):
+        if threads > 1:
+            found.append(threads)
+        together(threads, work)
+
+    monkeypatch.setattr("cossim_fast._cpu.together", recording)
+    return found
+
+
+@pytest.mark.usefixtures("shared")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(1000, 7), (301, 100), (5, 60, 33)])
+def test_the_answer_is_that_of_one_thread(shape, dtype, runs):
+    x, y = make_inputs(shape, shape, dtype=dtype)
+    result = cosine_similarity(x, y, -1)
+    assert runs == [3]
+    assert_close(result, _reference.cosine_similarity(x, y, -1))
+    torch.set_num_threads(1)
+    assert torch.equal(result, cosine_similarity(x, y, -1))
+    assert runs == [3]
+
+
+@pytest.mark.usefixtures("shared")
+def test_rows_that_want_a_gradient_are_shared_without_a_graph(runs):
+    x, y = make_inputs((300, 100), (300, 100), dtype=torch.float16, requires_grad=True)
+    cosine_similarity(x, y).sum().backward()
+    with torch.inference_mode():
+        cosine_similarity(x, y)
+    assert runs == [3, 3]
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.usefixtures("shared")
+def test_several_threads_call_at_once():
+    pairs = [make_inputs((400, 64), (400, 64), seed=seed) for seed in range(4)]
+    expected = [_reference.cosine_similarity(x, y) for x, y in pairs]
+    results = [[] for _ in pairs]
+    callers = [
+        threading.Thread(
+            target=lambda x, y, found: found.extend(cosine_similarity(x, y) for _ in range(20)),
+            args=(*pair, found),
+        )
+        for pair, found in zip(pairs, results, strict=True)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    for found, wanted in zip(results, expected, strict=True):
+        assert len(found) == 20
+        for result in found:
+            assert_close(result, wanted)
+
+
+def test_helpers_work_at_the_same_time():
+    met = threading.Barrier(3, timeout=30)
+    _threads.together(3, met.wait)  # raises unless three come
+
+
+@pytest.mark.parametrize("failing", ["the caller", "a helper"])
+def test_an_error_reaches_the_caller_when_all_have_ended(failing):
+    caller = threading.current_thread()
+    met = threading.Barrier(2, timeout=30)
+    ended = []
+
+    def work():
+        met.wait()
+        if (threading.current_thread() is caller) == (failing == "the caller"):
+            raise ValueError(failing)
+        threading.Event().wait(0.05)
+        ended.append(True)
+
+    with pytest.raises(ValueError, match=failing):
+        _threads.together(2, work)
+    assert ended == [True]
+    _threads.together(2, lambda: None)  # and the helpers are fit for more
+
+
+def test_what_has_not_begun_is_called_off(monkeypatch):
+    busy = threading.Event()
+    pool = _threads.ThreadPoolExecutor(1)
+    monkeypatch.setattr(_threads, "_helpers", pool)
+    pool.submit(busy.wait)
+    runs = []
+    _threads.together(2, lambda: runs.append(threading.current_thread()))  # does not wait for it
+    busy.set()
+    pool.shutdown()
+    assert runs == [threading.current_thread()]
+
+
+# Shares rows, forks, shares rows in the child and at the ends of both.
+PROGRAM = """
+import atexit, os, sys, torch
+from cossim_fast import _cpu, _threads, cosine_similarity
+torch.set_num_threads(2)
+_cpu.SHARED, _cpu.CACHED = 64, 4096
+x = torch.arange(1.0, 60_001.0).reshape(300, 200)
+def check(where):
+    found = cosine_similarity(x, x)
+    assert (found - 1).abs().max() < 1e-6, found
+    print(where, flush=True)
+atexit.register(check, "end")
+check("parent")
+assert _threads._helpers is not None
+child = os.fork()
+if child == 0:
+    assert _threads._helpers is None
+    check("child")
+    assert _threads._helpers is not None
+else:
+    assert os.waitpid(child, 0)[1] == 0
+    check("parent")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_after_a_fork_and_at_the_end_of_the_interpreter():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["parent", "child", "end", "parent", "end"]
