@@ -18,7 +18,6 @@ from cossim_fast import _composite
 from cossim_fast._cpu import BLOCK, RowCosines, Scratch, all_in_bounds, odd_rows, row_blocks
 from cossim_fast._cpu_matrix import TILE, normalize, panel_rows, unit_rows
 from cossim_fast._dtypes import accumulation_dtype
-from cossim_fast._memory import in_large_pages
 
 
 def rows_gradients(
@@ -54,7 +53,6 @@ def _combine(other: Tensor, cross: Tensor, this: Tensor, own: Tensor) -> Tensor:
     """Return cross * other - own * this by blocks, as a tensor like `this`."""
     # An expanded tensor has a derivative at each place that its elements are seen.
     result = torch.empty_like(this) if 0 not in this.stride() else this.new_empty(this.shape)
-    in_large_pages(result)
     wide_other, wide_this, wide_result = (Scratch(cross.dtype) for _ in range(3))
     for other_block, c, this_block, o, block in row_blocks(
         BLOCK // max(this.shape[-1], 1), this.shape[:-1], other, cross, this, own, result
@@ -72,7 +70,7 @@ def matrix_gradient(grad: Tensor, x: Tensor, y: Tensor, eps: float) -> Tensor:
 
     That is (T - x <x, T> / (n |x|)) / n with T = grad @ unit_y and n = max(|x|, eps).
     """
-    result = in_large_pages(torch.empty(x.shape, dtype=x.dtype, device=x.device))
+    result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dtype = accumulation_dtype(torch.promote_types(x.dtype, y.dtype))
     rows = panel_rows(x.shape[-1])
     if grad.dtype != dtype or 0 in grad.stride():  # addmm copies what is expanded

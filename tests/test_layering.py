@@ -26,7 +26,7 @@ RULES = {
     "_composite": {"_dtypes"},
     "_cpu": {"_composite", "_dtypes", "_memory", "_threads"},
     "_cpu_matrix": {"_composite", "_cpu", "_dtypes"},
-    "_cpu_gradients": {"_composite", "_cpu", "_cpu_matrix", "_dtypes", "_memory"},
+    "_cpu_gradients": {"_composite", "_cpu", "_cpu_matrix", "_dtypes"},
     "_autograd": {
         "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_dispatch", "_dtypes", "_memory"
     },
