@@ -27,19 +27,19 @@ WIDENED = (
     "to the dtype of the inputs, as torch does, which is one more pass over it."
 )
 EXACT_SEARCH = (
-    "Ours scores every row that may be among the best once more in float64, and the peers return "
-    "float32's order: 1 µs a row, nearly all of the time for k = 100 and more. The int8 product "
+    "Ours scores every row that may be among the best once more in float64, and ranks by that: "
+    "most of the time for k = 100 and more, where peers return float32's order. The int8 product "
     "that pays for it runs at less than twice the rate of the float32 product on this processor, "
     "which has no 8-bit dot products; in small corpora and narrow rows the steps between cost "
     "more than the product saves."
 )
 CODING = (
-    "The rows are coded in some twenty passes over blocks in cache, and copied; FAISS's flat index "
+    "The rows are coded in a dozen passes over blocks in cache, and copied; FAISS's flat index "
     "copies them."
 )
 EVERY_PAIR = (
-    "Where most pairs pass, each of them is scored in float64 in a fixed order, sorted and "
-    "returned with its score; a float32 product that is compared with the threshold does less."
+    "Where most pairs pass, each of them is scored by a product in float64, which runs at half the "
+    "rate of one in float32, and every pair is returned in order with its score."
 )
 # Where a case gives no reason of its own.
 OF_TASK = {

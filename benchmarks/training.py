@@ -2,7 +2,7 @@
 
 The time inside the monitor's own calls is added up during training: the difference between steps
 with a monitor and without is smaller than the noise of the machine. Outside of its calls it costs
-one hook that is looked up at each forward call, well under a microsecond.
+one hook that is looked up at each forward call, which is not counted.
 """
 
 from __future__ import annotations

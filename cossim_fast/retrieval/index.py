@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks, _cpu_screen
-from cossim_fast.retrieval.codes import centre_of
 from cossim_fast.retrieval.engine import MOST_QUERIES, Batches, Best, joined
 from cossim_fast.retrieval.exclusion import Hidden
 from cossim_fast.retrieval.explanation import SearchExplanation, joined_traces, reason_for
@@ -22,7 +19,7 @@ from cossim_fast.retrieval.fork import one_thread_after_fork, watch
 from cossim_fast.retrieval.ids import Ids
 from cossim_fast.retrieval.index_file import load_parts, save_parts
 from cossim_fast.retrieval.join import range_search
-from cossim_fast.retrieval.parts import Part, Piece, ids_at, join, part_of, piece_of
+from cossim_fast.retrieval.parts import ids_at
 from cossim_fast.retrieval.progress import Progress
 from cossim_fast.retrieval.results import (
     CertifiedTopK,
@@ -33,33 +30,9 @@ from cossim_fast.retrieval.results import (
     like,
 )
 from cossim_fast.retrieval.scan import Trace
+from cossim_fast.retrieval.state import State, state_of, with_rows, without_rows
 from cossim_fast.retrieval.store import RowFile, Rows, rows_of
 from cossim_fast.retrieval.sweep import Found
-
-
-@dataclass(frozen=True)
-class _State:
-    """What an index holds at one moment. Never changed: a search goes on with the one it began."""
-
-    parts: tuple[Part, ...]
-    centre: Tensor
-
-    def live(self) -> int:
-        return sum(part.live for part in self.parts)
-
-    def rows(self) -> int:
-        return sum(len(part) for part in self.parts)
-
-
-def _state(parts: Sequence[Part], centre: Tensor) -> _State:
-    """Number the rows of parts through; parts of which all is removed are left out."""
-    numbered: list[Part] = []
-    first = 0
-    for part in parts:
-        if part.live:
-            numbered.append(part.starting_at(first))
-            first += len(part)
-    return _State(tuple(numbered), centre)
 
 
 class CosineIndex:
@@ -131,7 +104,7 @@ class CosineIndex:
         self.d = given.shape[1]
         self._codes = screen in ("auto", "int8")
         self._file: RowFile | None = None
-        self._state = _State((), torch.zeros(self.d))
+        self._state = State((), torch.zeros(self.d))
         self._ids = Ids()
         self._share()
         names = self._ids.accept((), ids, len(given))
@@ -160,7 +133,7 @@ class CosineIndex:
     @property
     def skipped(self) -> int:
         """How many rows hold NaN or an infinity, and are never returned."""
-        return sum(part.skipped for part in self._state.parts)
+        return self._state.skipped()
 
     @property
     def ids(self) -> np.ndarray[Any, Any]:
@@ -199,32 +172,13 @@ class CosineIndex:
         return self._file if self._file is not None and self._file.writable() else None
 
     def _append(self, new: Rows, names: np.ndarray[Any, Any] | None) -> None:
-        n, file = len(new.tensor), self._own_file()
-        if not n:
+        if not len(new.tensor):
             return
-        serials = self._ids.serials(n)
-        parts, last = list(self._state.parts), [Piece(new, serials, names, None)]
-        while (
-            parts
-            and self._joins(parts[-1], last[0], file)
-            and len(parts[-1]) < 2 * sum(map(len, last))
-        ):
-            last.insert(0, piece_of(parts.pop()))
-        whole = join(last, file)
-        # Every row is coded anew: the time to look where they lie now.
-        centre = self._state.centre if parts else centre_of(whole.rows.sample())
-        part = part_of(
-            whole.rows, whole.serials, whole.names, centre, codes=self._codes, alive=whole.alive
+        serials = self._ids.serials(len(new.tensor))
+        self._state = with_rows(
+            self._state, new, serials, names, self._own_file(), codes=self._codes
         )
-        self._state = _state([*parts, part], centre)
         self._ids.added(names, serials)
-
-    def _joins(self, part: Part, piece: Piece, file: RowFile | None) -> bool:
-        """Whether a part and what follows it can be one."""
-        if part.rows.owned or piece.rows.owned or file is None:
-            return part.rows.owned and piece.rows.owned
-        first, second = file.first_of(part.rows), file.first_of(piece.rows)
-        return first is not None and second == first + len(part)
 
     def remove(self, ids: Any) -> None:
         """Remove the rows with these ids (1-D).
@@ -240,20 +194,8 @@ class CosineIndex:
             state = self._state
             positions = self._ids.positions(state.parts, names)
             _checks.known_ids(names, (positions >= 0).numpy())
-            parts = []
-            for part in state.parts:
-                row = positions - part.segment.first
-                row = row[(row >= 0) & (row < len(part))]
-                parts.append(self._thinned(part.without(row), state.centre) if len(row) else part)
-            self._state = _state(parts, state.centre)
+            self._state = without_rows(state, positions, codes=self._codes)
             self._ids.removed(names)
-
-    def _thinned(self, part: Part, centre: Tensor) -> Part:
-        """The part, without its removed rows if they are many and can go."""
-        if not part.rows.owned or not 0 < 2 * part.live < len(part):
-            return part
-        piece = join([piece_of(part)], None)
-        return part_of(piece.rows, piece.serials, piece.names, centre, codes=self._codes)
 
     def search(
         self,
@@ -376,7 +318,7 @@ class CosineIndex:
         exclude: Any,
         progress: bool,
         traces: list[Trace],
-    ) -> tuple[Tensor, Best, Oracle, _State]:
+    ) -> tuple[Tensor, Best, Oracle, State]:
         one_thread_after_fork()
         asked = _checks.embedding_rows("queries", queries)
         _checks.same_width(asked.shape[1], self.d)
@@ -406,7 +348,7 @@ class CosineIndex:
                 bar.update(len(wide.norms))
                 for part in state.parts:
                     part.rows.let_go()
-        best = joined(found, skipped=sum(part.skipped for part in state.parts))
+        best = joined(found, skipped=state.skipped())
         return asked, best, hidden.oracle(asked, segments), state
 
     def save(self, path: str | Path) -> None:
@@ -450,7 +392,7 @@ class CosineIndex:
         index.screen, index.d = said["screen"], int(said["width"])
         index.dtype = getattr(torch, said["dtype"])
         index._codes = index.screen in ("auto", "int8")
-        index._file, index._state = None, _state(parts, centre)
+        index._file, index._state = None, state_of(parts, centre)
         index._ids = Ids(said["ids"] or None, int(said["count"]))  # type: ignore[arg-type]
         index._share()
         return index
