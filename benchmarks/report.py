@@ -163,7 +163,7 @@ def measured_before(files: list[Path | None], environment: dict[str, Any]) -> di
 def judge_growth(records: list[dict[str, Any]]) -> None:
     """Measure the targets of growth between cases, where both are there."""
     ours = {
-        record["name"]: (record["sizes"]["n"], record["contenders"]["cossim_fast"]["seconds"])
+        record["name"]: (record["sizes"].get("n"), record["contenders"]["cossim_fast"]["seconds"])
         for record in records
         if "seconds" in record["contenders"].get("cossim_fast", {})
     }

@@ -10,7 +10,7 @@ torch's costs 3 to 8 µs between others, and (1000, 384) took 262 µs with 20 of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -36,10 +36,8 @@ NARROW = 384
 # Elements of one row that are summed at a time: BLAS would start its own threads beyond 10000.
 WIDE = 1 << 13
 # Elements of one operand from which threads of our own share the rows: with fewer, waking them
-# costs as much as they save (1.2 million: 0.48 ms on two, 0.46 on one; 3.8 million: 2.0 and 2.4).
-SHARED = 1 << 21
-# From this many elements on, torch's elementwise ops start threads.
-GRAIN = 1 << 15
+# costs as much as they save (3.8 million: 5.7 ms on two, 4.5 on one; 15 million: 11.6 and 16.8).
+SHARED = 1 << 23
 # Rows whose sums are kept until they become cosines: 24 bytes each in float32.
 STATISTICS = 1 << 19
 
@@ -130,22 +128,18 @@ def _dots(x: Tensor, y: Tensor, dtype: torch.dtype) -> Array:
         return total
     sums = np.empty((3, *shape), NUMPY[dtype])
     along = x.stride(-1) == y.stride(-1) == 1
-    threads = torch.get_num_threads() if along and x.numel() >= SHARED else 1
     dense = x.dim() == 2 or (x.is_contiguous() and y.is_contiguous())
     if along and dense and x.dtype is y.dtype is dtype:
         flat = (shape.numel(), width)
         p, q = x.numpy(force=True).reshape(flat), y.numpy(force=True).reshape(flat)
+        threads = torch.get_num_threads() if x.numel() >= SHARED else 1
         # Blocks of one size, and as many for each thread.
         blocks = threads * -(-x.numel() // (threads * CACHED))
         step = -(-flat[0] // max(blocks, 1)) or 1
         starts = iter(range(0, flat[0], step))
         together(threads, partial(_fill_dots, p, q, sums.reshape(3, -1), starts, step))
     else:
-        tensors = (x.detach(), y.detach(), *torch.from_numpy(sums).unbind())
-        # A list, since threads may share its iterator, as they may not share a generator.
-        parts = iter(list(row_blocks(BLOCK // max(width, 1), shape, *tensors)))
-        scratch = partial(scratch_places, 3, min(x.numel(), BLOCK), dtype)
-        together(threads, partial(_fill_any_dots, parts, scratch, shared=threads > 1))
+        _fill_any_dots(x.detach(), y.detach(), *torch.from_numpy(sums).unbind())
     return sums
 
 
@@ -170,13 +164,16 @@ def _dot_rows(x: Array, y: Array, out: Array) -> None:
 
 
 @np.errstate(all="ignore")
-def _fill_any_dots(
-    blocks: Iterator[tuple[Tensor, ...]], scratch: Callable[[], list[Scratch]], *, shared: bool
-) -> None:
-    """Write <x, y>, <x, x> and <y, y> of blocks of any dtype and stride."""
-    wide_x, wide_y, product = scratch()
-    for x, y, *sums in blocks:
-        a, b = wide_x.widen(x, shared), wide_y.widen(y, shared)
+def _fill_any_dots(x: Tensor, y: Tensor, dot: Tensor, square_x: Tensor, square_y: Tensor) -> None:
+    """Write <x, y>, <x, x> and <y, y> of rows of any dtype and stride.
+
+    torch's threads widen them, several times as fast as they are multiplied afterwards: in blocks
+    that threads of our own share, (100000, 384) float16 rows took 44 ms, and so 33.
+    """
+    wide_x, wide_y, product = scratch_places(3, min(x.numel(), BLOCK), dot.dtype)
+    rows = BLOCK // max(x.shape[-1], 1)
+    for x_block, y_block, *sums in row_blocks(rows, dot.shape, x, y, dot, square_x, square_y):
+        a, b = wide_x.widen(x_block), wide_y.widen(y_block)
         if a.stride(-1) == b.stride(-1) == 1:
             p, q = a.numpy(force=True), b.numpy(force=True)
             for factors, out in zip(((p, q), (p, p), (q, q)), sums, strict=True):
@@ -226,20 +223,9 @@ class Scratch:
                 self.tensor = self.memory.as_strided(dense.shape, dense.stride())
         return self.tensor
 
-    def widen(self, block: Tensor, shared: bool = False) -> Tensor:
-        """Return the block in this dtype: itself where it has it.
-
-        Where the processors are shared out already, the copy starts no threads of torch's.
-        """
-        if block.dtype == self.dtype:
-            return block
-        wide = self.like(block)
-        if not shared:
-            return wide.copy_(block)
-        rows = (GRAIN - 1) // block.shape[-1]
-        wides, blocks = zip(*row_blocks(rows, block.shape[:-1], wide, block), strict=True)
-        torch._foreach_copy_(wides, blocks)
-        return wide
+    def widen(self, block: Tensor) -> Tensor:
+        """Return the block in this dtype: itself where it has it."""
+        return block if block.dtype == self.dtype else self.like(block).copy_(block)
 
 
 def scratch_places(count: int, elements: int, dtype: torch.dtype) -> list[Scratch]:

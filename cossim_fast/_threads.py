@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-# Of all threads that work on a call, each of which keeps 3 MiB of scratch where rows are widened.
+# Of all threads that work on a call.
 MOST_THREADS = 16
 
 _helpers: ThreadPoolExecutor | None = None

@@ -17,7 +17,7 @@ def shared(set_blocks):
     """Rows are shared from few on, in blocks of a few rows, among three threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    set_blocks(SHARED=64, CACHED=256, BLOCK=256, SMALL=-1, GRAIN=100)
+    set_blocks(SHARED=64, CACHED=256, BLOCK=256, SMALL=-1)
     yield
     torch.set_num_threads(before)
 
@@ -38,7 +38,7 @@ def runs(monkeypatch):
 
 
 @pytest.mark.usefixtures("shared")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(1000, 7), (301, 100), (5, 60, 33)])
 def test_the_answer_is_that_of_one_thread(shape, dtype, runs):
     x, y = make_inputs(shape, shape, dtype=dtype)
@@ -52,7 +52,7 @@ def test_the_answer_is_that_of_one_thread(shape, dtype, runs):
 
 @pytest.mark.usefixtures("shared")
 def test_rows_that_want_a_gradient_are_shared_without_a_graph(runs):
-    x, y = make_inputs((300, 100), (300, 100), dtype=torch.float16, requires_grad=True)
+    x, y = make_inputs((300, 100), (300, 100), requires_grad=True)
     cosine_similarity(x, y).sum().backward()
     with torch.inference_mode():
         cosine_similarity(x, y)
