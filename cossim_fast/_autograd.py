@@ -14,7 +14,6 @@ from torch import Tensor
 from cossim_fast import _composite, _cpu, _cpu_gradients, _cpu_matrix
 from cossim_fast._dispatch import Executor, choose_executor, without_autocast
 from cossim_fast._dtypes import cpu_products
-from cossim_fast._memory import in_large_pages
 
 
 class CosineRows(torch.autograd.Function):
@@ -51,7 +50,7 @@ class CosineMatrix(torch.autograd.Function):
         ctx.eps = eps
         ctx.precision = precision
         columns = (x if y is None else y).shape[1]
-        out = in_large_pages(torch.empty((*x.shape[:2], columns), dtype=dtype, device=x.device))
+        out = torch.empty((*x.shape[:2], columns), dtype=dtype, device=x.device)
         return _cpu_matrix.cosine_matrix(x, y, eps, out, precision)
 
     @staticmethod

@@ -21,7 +21,6 @@ from torch.linalg import vector_norm
 
 from cossim_fast import _composite
 from cossim_fast._dtypes import accumulation_dtype
-from cossim_fast._memory import in_large_pages
 from cossim_fast._threads import together
 
 # Elements of one operand in a block of what is widened or strided: torch's ops start slowly.
@@ -217,7 +216,7 @@ class Scratch:
         if self.tensor is None or self.tensor.shape != block.shape:
             template = other if other is not None and 0 in block.stride() else block
             if self.memory is None or self.memory.numel() < template.numel():
-                self.tensor = in_large_pages(torch.empty_like(template, dtype=self.dtype))
+                self.tensor = torch.empty_like(template, dtype=self.dtype)
             else:
                 dense = torch.empty_like(template, dtype=self.dtype, device="meta")
                 self.tensor = self.memory.as_strided(dense.shape, dense.stride())

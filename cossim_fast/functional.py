@@ -13,7 +13,6 @@ from cossim_fast import _checks, _composite, _cpu, _cpu_matrix
 from cossim_fast._autograd import CosineMatrix, CosineRows
 from cossim_fast._broadcast import MatrixPlan, matrix_plan
 from cossim_fast._dispatch import Executor, autocast_is_on, choose_executor, without_autocast
-from cossim_fast._memory import in_large_pages
 
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
@@ -254,7 +253,7 @@ def _matrix(
 ) -> Tensor:
     if executor is Executor.BLOCKED:
         columns = (x if y is None else y).shape[1]
-        out = in_large_pages(torch.empty((*x.shape[:2], columns), dtype=dtype, device=x.device))
+        out = torch.empty((*x.shape[:2], columns), dtype=dtype, device=x.device)
         return _cpu_matrix.cosine_matrix(x, y, eps, out, precision)
     if executor is Executor.BLOCKED_AUTOGRAD:
         matrix: Tensor = CosineMatrix.apply(x, y, eps, dtype, precision)  # type: ignore[no-untyped-call]

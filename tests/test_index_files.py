@@ -158,7 +158,7 @@ def test_an_index_that_cannot_be_built_leaves_no_file(tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cossim_fast.retrieval.index.part_of", interrupted)
+    monkeypatch.setattr("cossim_fast.retrieval.state.part_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
         CosineIndex(rows(5), path=tmp_path / "vectors")
     assert os.listdir(tmp_path) == []

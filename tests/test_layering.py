@@ -21,14 +21,13 @@ RULES = {
     "_dispatch": set(),
     "_broadcast": set(),
     "testing": set(),
-    "_memory": set(),
     "_threads": set(),
     "_composite": {"_dtypes"},
-    "_cpu": {"_composite", "_dtypes", "_memory", "_threads"},
+    "_cpu": {"_composite", "_dtypes", "_threads"},
     "_cpu_matrix": {"_composite", "_cpu", "_dtypes"},
     "_cpu_gradients": {"_composite", "_cpu", "_cpu_matrix", "_dtypes"},
     "_autograd": {
-        "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_dispatch", "_dtypes", "_memory"
+        "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_dispatch", "_dtypes"
     },
     "_cpu_screen": set(),
     "_cpu_near": {"_cpu_screen"},
@@ -39,13 +38,13 @@ RULES = {
     "_screened_topk": {"_checks", "_ops"},
     "functional": {
         "_autograd", "_broadcast", "_checks", "_composite", "_cpu", "_cpu_matrix", "_dispatch",
-        "_dtypes", "_memory", "_ops",
+        "_dtypes", "_ops",
     },
     "modules": {"_checks", "functional"},
     "__init__": {"_ops", "diagnose", "functional", "modules", "retrieval"},
     # Rooms of several files; a room may import itself.
     "retrieval": {
-        "_checks", "_cpu_near", "_cpu_screen", "_dtypes", "_extras", "_memory", "_ops",
+        "_checks", "_cpu_near", "_cpu_screen", "_dtypes", "_extras", "_ops",
         "_screened_topk", "_threads",
     },
     "diagnose": {"functional", "modules", "_checks", "_extras", "retrieval"},

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cossim_fast import _cpu_screen
-from cossim_fast._memory import in_large_pages
 from cossim_fast._threads import together
 
 # Rows that share a scale, a residual bound and a radius.
@@ -134,8 +133,7 @@ def encode(rows: Tensor, centre: Tensor, *, first: int = 0, codes: bool = True) 
         radius=rows.new_empty(blocks, dtype=torch.float32),
     )
     if codes:
-        codes_shape = (blocks * BLOCK, d)
-        segment.codes = in_large_pages(rows.new_empty(codes_shape, dtype=torch.int8))
+        segment.codes = rows.new_empty((blocks * BLOCK, d), dtype=torch.int8)
         segment.scale = torch.empty_like(segment.radius)
         segment.residual = torch.empty_like(segment.radius)
     step = max(_CHUNK // max(d, 1) // BLOCK, 1) * BLOCK

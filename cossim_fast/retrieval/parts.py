@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _cpu_screen
-from cossim_fast._memory import in_large_pages
 from cossim_fast.retrieval.codes import BLOCK, Segment, encode
 from cossim_fast.retrieval.files import FileError
 from cossim_fast.retrieval.store import RowFile, Rows
@@ -124,8 +123,7 @@ def _encode(rows: Rows, centre: Tensor, *, codes: bool) -> Segment:
         for name, values in tensors_of(piece).items():
             if name not in whole:  # a block of rows is whole blocks of codes
                 most = len(values) * -(-n // BLOCK) // (len(block) // BLOCK)
-                fresh = torch.empty((most, *values.shape[1:]), dtype=values.dtype)
-                whole[name] = in_large_pages(fresh)
+                whole[name] = values.new_empty((most, *values.shape[1:]))
             first = filled.get(name, 0)
             filled[name] = first + len(values)
             whole[name][first : filled[name]] = values

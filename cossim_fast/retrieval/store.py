@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
-from cossim_fast._memory import in_large_pages
 from cossim_fast.retrieval.files import (
     PAGE,
     Blocks,
@@ -120,7 +119,7 @@ def rows_of(given: Any, dtype: torch.dtype) -> Rows:
     rows = _checks.embedding_rows("embeddings", given)
     if file_map(given) is not None and rows.dtype == dtype and rows.data_ptr() == given.ctypes.data:
         return Rows(rows, shared_map(given))
-    held, first = in_large_pages(torch.empty(tuple(rows.shape), dtype=dtype)), 0
+    held, first = torch.empty(tuple(rows.shape), dtype=dtype), 0
     for block in converted(given, dtype):
         held[first : first + len(block)] = block
         first += len(block)
