@@ -172,7 +172,7 @@ class WideRows(NamedTuple):
 
 def widen(rows: Tensor) -> WideRows:
     """Rows (n, d) of any floating dtype as they enter a score, with their norms."""
-    wide = in_range(rows.double().contiguous(), rows.dtype)
+    wide = widened(rows)
     return WideRows(wide, _norms(wide))
 
 
@@ -182,7 +182,7 @@ def row_norms(rows: Tensor) -> Tensor:
     step = max(CHUNK // max(rows.shape[1], 1), 1)
     for start in range(0, rows.shape[0], step):
         some = slice(start, start + step)
-        norms[some] = _norms(in_range(rows[some].double(), rows.dtype))
+        norms[some] = _norms(widened(rows[some]))
     return norms
 
 
@@ -220,7 +220,7 @@ def score_pairs(
         size = dots[some].numel()
         torch.index_select(queries.rows, 0, query_index[some], out=q[:size])
         torch.index_select(corpus, 0, corpus_index[some], out=stored[:size])
-        gathered = in_range(x[:size].copy_(stored[:size]), corpus.dtype)
+        gathered = widened(stored[:size], out=x[:size])
         if corpus_norms is None:
             norms[some] = _norms(gathered)
         dots[some] = _row_sums(q[:size].mul_(gathered))
@@ -234,11 +234,12 @@ def or_one(norms: Tensor) -> Tensor:
     return norms.masked_fill(norms == 0, 1.0)
 
 
-def widened(rows: Tensor, out: Tensor) -> Tensor:
+def widened(rows: Tensor, out: Tensor | None = None) -> Tensor:
     """Rows (n, d) of any floating dtype in float64, as they enter a score; by way of ``out``."""
     if rows.dtype.itemsize == 2:
         rows = rows.float()  # straight to float64, narrow numbers take twice as long
-    return in_range(out.copy_(rows), rows.dtype)
+    wide = rows.double().contiguous() if out is None else out.copy_(rows)
+    return in_range(wide, rows.dtype)
 
 
 def in_range(rows: Tensor, stored: torch.dtype) -> Tensor:

@@ -99,7 +99,7 @@ def unit_rows(rows: Tensor, norms: Tensor, centre: Tensor) -> Tensor:
     inverse = norms.reciprocal()
     inverse.masked_fill_(~inverse.isfinite(), 0.0)  # zero rows; those of infinite norm give 0 too
     if rows.dtype == torch.float64 or _extreme(norms):
-        wide = _cpu_screen.in_range(rows.double(), rows.dtype)
+        wide = _cpu_screen.widened(rows)
         unit = (wide * inverse[:, None]).float()
     else:
         unit = rows.float() * inverse.float()[:, None]
@@ -294,7 +294,7 @@ def _norms(rows: Tensor) -> Tensor:
     """Norms in float64: on CPU those of a score, which no other device adds up in its order."""
     if rows.is_cpu:
         return _cpu_screen.row_norms(rows)
-    norms: Tensor = torch.linalg.vector_norm(_cpu_screen.in_range(rows.double(), rows.dtype), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(_cpu_screen.widened(rows), dim=1)
     return norms
 
 

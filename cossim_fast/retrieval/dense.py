@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cossim_fast import _cpu_screen
 from cossim_fast.retrieval.codes import Segment
+from cossim_fast.retrieval.pool import places
 
 # Numbers of the rows that are multiplied at a time: 2 MB, which stay in cache.
 _NUMBERS = 1 << 18
@@ -70,11 +71,11 @@ def pairs_above(
     hit = cosines >= threshold - error
     if after is not None and segment.first + rows.start <= int(after.max()):
         hit &= torch.arange(rows.start, rows.stop) + segment.first > after[:, None]
-    # numpy searches and counts in a third of the time of torch.
+    # numpy counts, as it searches (`places`), in a third of the time of torch.
     if bool(hit.all()):
         flat, near = torch.arange(hit.numel()), cosines.view(-1)
     else:
-        flat = torch.from_numpy(np.flatnonzero(hit.numpy()))
+        flat = places(hit.view(-1))
         near = cosines.view(-1)[flat]
     query = torch.repeat_interleave(torch.from_numpy(np.count_nonzero(hit.numpy(), axis=1)))
     row = flat.sub_(query * count).add_(rows.start)
@@ -89,8 +90,7 @@ def pairs_above(
 
 def _unit_rows(segment: Segment, rows: slice) -> Tensor:
     """Unit rows in float64; NaN in those that are not eligible."""
-    stored = segment.rows[rows]
-    wide = _cpu_screen.in_range(stored.double(), stored.dtype)
+    wide = _cpu_screen.widened(segment.rows[rows])
     unit = _cpu_screen.WideRows(wide, segment.norms[rows]).unit()
     unit[~segment.eligible[rows]] = torch.nan
     return unit

@@ -57,7 +57,7 @@ def search_on_device(queries: Tensor, corpus: Tensor, k: int, *, certify: bool) 
 
 def _code_queries(queries: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     """Codes (q, d) int8 and terms (4, q) float32 of queries, as `screened_topk` wants them."""
-    wide = _cpu_screen.in_range(queries.double(), queries.dtype)
+    wide = _cpu_screen.widened(queries)
     norms = torch.linalg.vector_norm(wide, dim=1)
     unit = wide / norms.masked_fill(norms == 0, 1.0)[:, None]
     unit = unit.masked_fill(~norms.isfinite()[:, None], 0.0)

@@ -13,7 +13,7 @@ from cossim_fast._cpu_near import near_error, near_scores
 from cossim_fast._cpu_screen import WideRows, score_pairs
 from cossim_fast.retrieval import screens
 from cossim_fast.retrieval.codes import Segment
-from cossim_fast.retrieval.pool import Pool
+from cossim_fast.retrieval.pool import Pool, places
 from cossim_fast.retrieval.scan import Scan, Trace
 from cossim_fast.retrieval.sources import block_rows, let_go
 
@@ -57,8 +57,8 @@ class Scorer:
         found = torch.full(query.shape, torch.nan, dtype=torch.float64)
         for segment in self._segments:
             row = position - segment.first
-            here = ((row >= 0) & (row < len(segment))).nonzero()[:, 0]
-            for some in _stretches(segment, row, here) if here.numel() else ():
+            here = places((row >= 0) & (row < len(segment)))
+            for some in _stretches(segment, row, here):
                 found[some] = score(
                     self._queries, segment.rows, query[some], row[some], segment.norms
                 )

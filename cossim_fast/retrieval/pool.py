@@ -109,10 +109,6 @@ class Pool:
         self.lift(kth_largest(self._query, value, rank, self.queries), rank)
         self._drop(self._upper < self.threshold[self._query])
 
-    def waiting(self) -> float:
-        """How many rows a query the pool holds whose score is not known."""
-        return float((~self._known).sum()) / max(self.queries, 1)
-
     def settle(self, score: Score, *, exact: bool) -> None:
         """Score every row that could be among the k best, and keep the k best of each query.
 
@@ -136,7 +132,7 @@ class Pool:
         wrong = (held < self.k) & (self._guessed > NO_THRESHOLD)
         kth = self._lower[(held.cumsum(0) - 1).clamp_min(0)] if len(self) else self._guessed
         wrong |= (held == self.k) & (kth < self._guessed)
-        return (wrong & self.threshold.isfinite()).nonzero()[:, 0]
+        return places(wrong & self.threshold.isfinite())
 
     def best(self) -> tuple[Tensor, Tensor]:
         """The k best of a settled pool: scores (q, k) float64 and positions (q, k).
