@@ -95,7 +95,9 @@ def pin(threads: int) -> None:
 
 
 def threads_kept(threads: int) -> None:
-    """Raise where a library that is loaded by now has more threads than it was given."""
+    """Raise where torch has other than so many threads, or another library that is loaded more."""
+    if torch.get_num_threads() != threads:
+        raise RuntimeError(f"torch has {torch.get_num_threads()} threads, expected {threads}")
     for pool in threadpool_info():
         if pool["num_threads"] > threads:
             name = Path(pool["filepath"]).name
@@ -143,12 +145,13 @@ def time_case(case: Case, folder: Path | None = None) -> dict[str, Any]:
     pin(case.threads)
     inputs = make_inputs(case, folder)
     calls, found = prepare(case, inputs)
-    threads_kept(case.threads)
+    pin(case.threads)  # a first call may set them: an index does so in a forked child, as this is
     gc.collect()
     gc.disable()  # for good: this process ends after the case
     busy, own, start = busy_seconds(), time.process_time(), time.perf_counter()
     floors = {name for name, entry in found.items() if entry["floor"]}
     samples = alternate(calls, floors, case.device)
+    threads_kept(case.threads)
     elapsed, own = time.perf_counter() - start, time.process_time() - own
     others = max(0.0, busy_seconds() - busy - own) / elapsed
     for name, seconds in samples.items():

@@ -1,20 +1,33 @@
-"""Threads of our own that stay, for loops of numpy's, which let go of the interpreter's lock.
+"""Threads of our own that stay: for loops of numpy's, and for work that falls into parts.
 
-Starting threads for a call costs more than most calls take; handing work to those that wait for
-it costs 10 to 30 µs.
+Both let go of the interpreter's lock. Starting threads for a call costs more than most calls take;
+handing work to those that wait for it costs 10 to 30 µs. On these threads torch's operations start
+no others: a part is worked on by one thread from its beginning to its end, and waits for nobody.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
 
 # Of all threads that work on a call.
 MOST_THREADS = 16
 
 _helpers: ThreadPoolExecutor | None = None
+_starting = threading.Lock()
+_here = threading.local()
+
+
+class StoppedError(Exception):
+    """Another part failed, or nobody waits for this one any more."""
 
 
 def together(threads: int, work: Callable[[], None]) -> None:
@@ -40,17 +53,79 @@ def together(threads: int, work: Callable[[], None]) -> None:
         future.result()
 
 
+def apart(parts: Sequence[Callable[[], Result]]) -> list[Result]:
+    """Run every part at the same time on a thread of its own, and return what they return.
+
+    In inference mode if the caller is. Where one fails, or the caller is interrupted, the others
+    are stopped as soon as they call `go_on`, and waited for.
+    """
+    stop, inference = threading.Event(), torch.is_inference_mode_enabled()
+
+    def run(part: Callable[[], Result]) -> Result:
+        _here.stop = stop
+        try:
+            with torch.inference_mode(inference):
+                return part()
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            _here.stop = None
+
+    futures: list[Future[Result]] = []
+    # At the interpreter's end no work can be handed out any more: this thread does it.
+    with contextlib.suppress(RuntimeError):
+        for part in parts if len(parts) > 1 else ():
+            futures.append(_pool().submit(run, part))
+    try:
+        here = [part() for part in parts[len(futures) :]]
+        wait(futures)
+    except BaseException:
+        stop.set()
+        wait(futures)
+        raise
+    failed = [error for error in (future.exception() for future in futures) if error is not None]
+    for error in failed:
+        if not isinstance(error, StoppedError):
+            raise error
+    return [*(future.result() for future in futures), *here]
+
+
+def go_on() -> None:
+    """Raise StoppedError in a part that is not wanted any more."""
+    stop = getattr(_here, "stop", None)
+    if stop is not None and stop.is_set():
+        raise StoppedError
+
+
 def _pool() -> ThreadPoolExecutor:
     global _helpers  # noqa: PLW0603 - the process has one
     if _helpers is None:
-        _helpers = ThreadPoolExecutor(MOST_THREADS - 1, thread_name_prefix="cossim_fast")
+        _helpers = ThreadPoolExecutor(
+            MOST_THREADS, thread_name_prefix="cossim_fast", initializer=_alone
+        )
     return _helpers
+
+
+def _alone() -> None:
+    """Keep torch's operations on this thread to it.
+
+    torch keeps the number of threads for each thread that calls it, and one more for threads that
+    have not called it yet; to set it sets both. A thread that does nothing else sets the latter
+    back.
+    """
+    with _starting:
+        others = torch.get_num_threads()
+        torch.set_num_threads(1)
+        back = threading.Thread(target=torch.set_num_threads, args=(others,))
+        back.start()
+        back.join()
 
 
 def _forget_helpers() -> None:
     """A forked child has its parent's pool without the threads: it makes its own."""
-    global _helpers  # noqa: PLW0603
-    _helpers = None
+    global _helpers, _starting
+    _helpers, _starting = None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -59,9 +59,7 @@ class Checkpoint:
         try:
             found.centre, found.seen = held["centre"], int(said["seen"])
             found.skipped = int(said["skipped"])
-            for number, search in enumerate(found.searches()):
-                search.pool.restore({key: held[f"{number}.{key}"] for key in search.pool.state()})
-                search.resume(found.seen)
+            found.restore(held)
         except (KeyError, ValueError) as error:
             raise FileError(f"{self._path} is damaged: {error!r}; delete it") from error
 
@@ -69,10 +67,7 @@ class Checkpoint:
         """Write what was found so far."""
         if self._path is None or found.centre is None:
             return
-        held = {"centre": found.centre}
-        for number, search in enumerate(found.searches()):
-            for key, value in search.pool.state().items():
-                held[f"{number}.{key}"] = value
+        held = {**found.state(), "centre": found.centre}
         said = {
             "search": json.dumps(self._of),
             "seen": str(found.seen),

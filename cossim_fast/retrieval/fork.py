@@ -8,7 +8,8 @@ from typing import Protocol
 
 import torch
 
-_PROCESS = os.getpid()
+# The process whose threads were last seen to: this one, until a child looks.
+_process = os.getpid()
 
 
 class Forkable(Protocol):
@@ -29,9 +30,12 @@ def watch(something: Forkable) -> None:
 def one_thread_after_fork() -> None:
     """Leave OpenMP's threads alone in a forked child, where a wait for them never ends.
 
-    They stay in the parent. torch's own DataLoader does the same in its workers.
+    They stay in the parent. torch's own DataLoader does the same in its workers. It is done once
+    in a child: one whose parent had started no threads may set their number again afterwards.
     """
-    if os.getpid() != _PROCESS and torch.get_num_threads() > 1:
+    global _process  # noqa: PLW0603 - the process is one
+    if os.getpid() != _process:
+        _process = os.getpid()
         torch.set_num_threads(1)
 
 

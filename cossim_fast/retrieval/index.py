@@ -63,10 +63,11 @@ class CosineIndex:
     ``exclude`` on.
 
     Threads: searching is safe while other threads add, remove or save: each search sees the index
-    as it was when it began. Processes: a forked child may search (torch is set to one thread in
-    it, since those of the parent are gone). Pickling writes what is in memory; rows in a file are
-    pickled as its name and the place in it, so the file must be there when they are unpickled. A
-    child and an unpickled copy keep in memory what they add, and leave the file alone.
+    as it was when it began. Processes: a forked child may search (its first search sets torch to
+    one thread, since those of the parent are gone; where the parent had started none, set their
+    number again after it). Pickling writes what is in memory; rows in a file are pickled as its
+    name and the place in it, so the file must be there when they are unpickled. A child and an
+    unpickled copy keep in memory what they add, and leave the file alone.
 
     Rows that hold NaN or an infinity are never returned, and counted (`skipped`). Zero rows score
     0. No gradients.
@@ -344,7 +345,7 @@ class CosineIndex:
                 )
                 batches.through(segments, last=True)
                 found.append(batches.best())
-                traces.append(batches.trace)
+                traces += batches.traces()
                 bar.update(len(wide.norms))
                 for part in state.parts:
                     part.rows.let_go()

@@ -243,11 +243,14 @@ class Pool:
         held |= {"threshold": self.threshold.clone(), "rescored": self.rescored.clone()}
         return held if self.excluded is None else {**held, "excluded": self.excluded.clone()}
 
-    def restore(self, held: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
-        self._join(held["query"], held["row"], held["score"], held["score"])
-        self.threshold, self.rescored = held["threshold"], held["rescored"]
-        self.excluded = held.get("excluded")
+    def restore(self, held: Mapping[str, Tensor], some: slice) -> None:
+        """Take back what `state` gave, or another pool's that held these queries among others."""
+        here = (held["query"] >= some.start) & (held["query"] < some.stop)
+        score = held["score"][here]
+        self._join(held["query"][here] - some.start, held["row"][here], score, score)
+        self.threshold, self.rescored = held["threshold"][some].clone(), held["rescored"][some]
+        if self.excluded is not None:
+            self.excluded = held["excluded"][some].clone()
 
     def _gather(self) -> None:
         new, self._new, self.pending = self._new, [], 0

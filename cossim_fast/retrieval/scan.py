@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from cossim_fast import _threads
 from cossim_fast._cpu_screen import WideRows
 from cossim_fast.retrieval.codes import BLOCK, Segment
 from cossim_fast.retrieval.pool import NO_THRESHOLD, Pool, Score, places
@@ -155,6 +156,7 @@ class Scan:
         stretches = [rows[::spread], *([r] for i, r in enumerate(rows) if i % spread)]
         seen = self._seen
         for stretch in stretches if rows else []:
+            _threads.go_on()
             some = [self._tile(segment, stretch[0])]
             if self._fresh and self._screens:
                 # What the tile says of itself. A threshold at the share of rows that is wanted of
