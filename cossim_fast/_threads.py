@@ -53,32 +53,39 @@ def together(threads: int, work: Callable[[], None]) -> None:
         future.result()
 
 
-def apart(parts: Sequence[Callable[[], Result]]) -> list[Result]:
-    """Run every part at the same time on a thread of its own, and return what they return.
+def apart(threads: int, parts: Sequence[Callable[[], Result]]) -> list[Result]:
+    """Run parts on so many threads, each on one from its beginning to its end; return the results.
 
-    In inference mode if the caller is. Where one fails, or the caller is interrupted, the others
+    In inference mode if the caller is. Where a part fails, or the caller is interrupted, the others
     are stopped as soon as they call `go_on`, and waited for.
     """
+    threads = min(threads, MOST_THREADS, len(parts))
+    if threads <= 1:
+        return [part() for part in parts]
+    found: dict[int, Result] = {}
+    left = iter(enumerate(parts))
     stop, inference = threading.Event(), torch.is_inference_mode_enabled()
 
-    def run(part: Callable[[], Result]) -> Result:
+    def work() -> None:
         _here.stop = stop
         try:
             with torch.inference_mode(inference):
-                return part()
+                for number, part in left:
+                    go_on()
+                    found[number] = part()
         except BaseException:
             stop.set()
             raise
         finally:
             _here.stop = None
 
-    futures: list[Future[Result]] = []
-    # At the interpreter's end no work can be handed out any more: this thread does it.
-    with contextlib.suppress(RuntimeError):
-        for part in parts if len(parts) > 1 else ():
-            futures.append(_pool().submit(run, part))
+    futures: list[Future[None]] = []
     try:
-        here = [part() for part in parts[len(futures) :]]
+        for _ in range(threads):
+            futures.append(_pool().submit(work))
+    except RuntimeError:  # at the interpreter's end no work can be handed out any more
+        work()
+    try:
         wait(futures)
     except BaseException:
         stop.set()
@@ -88,7 +95,7 @@ def apart(parts: Sequence[Callable[[], Result]]) -> list[Result]:
     for error in failed:
         if not isinstance(error, StoppedError):
             raise error
-    return [*(future.result() for future in futures), *here]
+    return [found[number] for number in range(len(parts))]
 
 
 def go_on() -> None:

@@ -232,10 +232,15 @@ def test_targets_are_measured_against_whom_they_name():
     assert measured(Target("speed", 3, "theirs", ours="absent")) is None
 
 
-def test_more_threads_than_were_given_are_an_error(monkeypatch):
+def test_other_threads_than_were_given_are_an_error(monkeypatch):
     pools = [{"num_threads": 4, "filepath": "/lib/libother.so"}]
     monkeypatch.setattr(timing, "threadpool_info", lambda: pools)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     timing.threads_kept(4)
+    # A call that leaves torch with fewer would slow down all that follow.
+    with pytest.raises(RuntimeError, match=r"torch has 4 threads, expected 8"):
+        timing.threads_kept(8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     with pytest.raises(RuntimeError, match=r"libother.so has 4 threads, expected 2"):
         timing.threads_kept(2)
 

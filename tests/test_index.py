@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cossim_fast import CosineIndex, topk
-from cossim_fast.retrieval import FileError, VerificationError, parts, scan, screens
+from cossim_fast.retrieval import FileError, VerificationError, fork, parts, scan, screens
 
 SCREENS = ["int8", "bfloat16", "float32"]
 
@@ -574,6 +574,19 @@ def test_a_forked_child_can_search(held, tmp_path):
         index.search(queries, 5, exclude=[0]),
         CosineIndex(torch.cat([x, queries])).search(queries, 5, exclude=[0]),
     )
+
+
+def test_a_forked_child_may_set_its_threads_again(monkeypatch, corpus, queries):
+    index, before = CosineIndex(corpus), torch.get_num_threads()
+    monkeypatch.setattr(fork, "_process", -1)  # as it is found in a child
+    try:
+        index.search(queries, 5)
+        assert torch.get_num_threads() == 1
+        torch.set_num_threads(2)
+        index.search(queries, 5)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_spawned_child_gets_an_index(corpus, queries):

@@ -151,3 +151,116 @@ def test_after_a_fork_and_at_the_end_of_the_interpreter():
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["parent", "child", "end", "parent", "end"]
+
+
+# Parts, each on a thread of its own.
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def _threads_of_torch():
+    return threading.get_ident(), torch.get_num_threads()
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_each_part_has_one_thread_and_nobody_else_loses_theirs():
+    met = threading.Barrier(2, timeout=30)
+
+    def part():
+        met.wait()
+        return _threads_of_torch()
+
+    # New helpers: to make one sets the number of threads.
+    _threads._forget_helpers()
+    found = _threads.apart(2, [part, part])
+    assert [count for _, count in found] == [1, 1]
+    assert len({thread for thread, _ in found} | {threading.get_ident()}) == 3
+    assert torch.get_num_threads() == 2
+    others = []
+    stranger = threading.Thread(target=lambda: others.append(torch.get_num_threads()))
+    stranger.start()
+    stranger.join()
+    assert others == [2]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 50])
+def test_results_come_in_the_order_of_the_parts(threads):
+    parts = [lambda number=number: number for number in range(20)]
+    assert _threads.apart(threads, parts) == list(range(20))
+    assert _threads.apart(threads, []) == []
+
+
+def test_no_more_parts_run_at_once_than_there_are_threads():
+    running, most = [], []
+
+    def part():
+        running.append(None)
+        most.append(len(running))
+        threading.Event().wait(0.01)
+        running.pop()
+
+    _threads.apart(2, [part] * 8)
+    assert max(most) <= 2
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_parts_are_in_inference_mode_if_the_caller_is(inference):
+    with torch.inference_mode(inference):
+        made = _threads.apart(2, [lambda: torch.ones(1)] * 2)
+        made[0].add_(1)
+    assert [tensor.is_inference() for tensor in made] == [inference] * 2
+
+
+def _until_stopped(ended, met):
+    met.wait()
+    try:
+        for _ in range(3000):
+            _threads.go_on()
+            threading.Event().wait(0.01)
+    finally:
+        ended.append(True)
+
+
+def test_a_part_that_fails_stops_the_others():
+    met, ended = threading.Barrier(2, timeout=30), []
+
+    def failing():
+        met.wait()
+        raise ValueError("this one")
+
+    parts = [lambda: _until_stopped(ended, met), failing, lambda: ended.append("begun")]
+    with pytest.raises(ValueError, match="this one"):
+        _threads.apart(2, parts)
+    assert ended == [True]
+    _threads.go_on()  # nobody has stopped the caller
+
+
+def test_an_interrupted_caller_stops_the_parts_and_waits_for_them(monkeypatch):
+    met, ended = threading.Barrier(3, timeout=30), []
+    waits = []
+
+    def interrupted(futures):
+        waits.append(futures)
+        if len(waits) == 1:
+            met.wait()
+            raise KeyboardInterrupt
+        return original(futures)
+
+    original = _threads.wait
+    monkeypatch.setattr(_threads, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _threads.apart(2, [lambda: _until_stopped(ended, met)] * 2)
+    assert ended == [True, True]
+
+
+def test_the_caller_works_where_no_thread_can_be_had(monkeypatch):
+    pool = _threads.ThreadPoolExecutor(1)
+    pool.shutdown()
+    monkeypatch.setattr(_threads, "_helpers", pool)
+    assert _threads.apart(2, [threading.get_ident] * 3) == [threading.get_ident()] * 3

@@ -82,6 +82,37 @@ def test_every_kind_of_corpus_in_small_parts(kind):
         found.certificate.verify(None)
 
 
+@pytest.fixture
+def batches_apart(monkeypatch):
+    """Three threads, each with batches of its own of at most five queries."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    monkeypatch.setattr(engine, "THREAD_QUERIES", 1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", CORPORA)
+@pytest.mark.usefixtures("small_parts", "batches_apart")
+def test_every_kind_of_corpus_in_batches_apart(kind):
+    threads, cut = engine.batches(20, 9, 3)
+    assert threads == 3
+    assert [some.stop for some in cut] == [3, 6, 10, 13, 16, 20]
+    dtype = torch.float64 if kind == "near" else torch.float32
+    queries, corpus = make(kind, 1111, 24, 20, dtype)
+    with torch.inference_mode(kind == "clustered"):
+        found = topk(queries, corpus, 9, certify=True)
+    assert_exact(found, queries, corpus, 9)
+    found.certificate.verify(None)
+
+
+@pytest.mark.usefixtures("batches_apart")
+def test_fewer_queries_than_threads():
+    queries, corpus = make("clustered", 300, 24, 2, torch.float32)
+    assert_exact(topk(queries, corpus, 9), queries, corpus, 9)
+    assert topk(queries[:0], corpus, 9).indices.shape == (0, 9)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("other", DTYPES, ids=str)
 def test_dtypes(dtype, other):
@@ -226,13 +257,13 @@ def test_a_guess_that_is_too_high_is_noticed_and_the_search_repeated(monkeypatch
     # The best row of the first tiles, and no other, is asked for.
     monkeypatch.setattr(pool.Pool, "rank", lambda self, seen, total: 1 if self._guess else self.k)
     traces = []
-    made = engine.Batches.__init__
+    made = engine.Search.__init__
 
     def watched(self, *args, **kwargs):
         made(self, *args, **kwargs)
         traces.append(self.trace)
 
-    monkeypatch.setattr(engine.Batches, "__init__", watched)
+    monkeypatch.setattr(engine.Search, "__init__", watched)
     found = topk(queries, corpus, 9, certify=True)
     assert traces[0].repeated > 0
     assert_exact(found, queries, corpus, 9)
@@ -266,8 +297,9 @@ def test_a_screen_that_lets_too_much_through_is_given_up():
     wide = _cpu_screen.widen(queries)
     found = engine.Batches(wide, 5, "auto", centre=codes.centre_of(corpus))
     found.through([codes.encode(corpus, found.centre)], last=True)
-    assert found.trace.screens[0] == "int8"
-    assert found.trace.screens[-1] == "float32"
+    (trace,) = found.traces()
+    assert trace.screens[0] == "int8"
+    assert trace.screens[-1] == "float32"
     assert torch.equal(found.best().positions, brute_force(queries, corpus, 5)[1])
 
 

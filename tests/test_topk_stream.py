@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from cossim_fast import topk
-from cossim_fast.retrieval import FileError, search, sources
+from cossim_fast import _reference, topk
+from cossim_fast.retrieval import FileError, engine, search, sources
 
 D, STEP = 8, 640
 
@@ -98,6 +98,12 @@ def test_a_certificate_of_a_stream_cannot_be_verified():
         found.certificate.verify()
 
 
+def assert_bounds_reach_the_tenth(certificate):
+    scores = _reference.pairwise_cosine(QUERIES, CORPUS, eps=0.0)
+    tenth = scores.sort(descending=True).values[:, 9].numpy()
+    assert (certificate.excluded_bound >= tenth - 1e-12).all()
+
+
 # Interruption and resumption.
 
 
@@ -123,11 +129,27 @@ def test_what_is_interrupted_goes_on_to_the_same_bits(after, certify, tmp_path):
         np.testing.assert_array_equal(mine.kth_score, theirs.kth_score)
         np.testing.assert_array_equal(mine.tie, theirs.tie)
         assert mine.rows == theirs.rows == 5000
-        scores = (QUERIES.double() @ CORPUS.double().T) / (
-            QUERIES.double().norm(dim=1)[:, None] * CORPUS.double().norm(dim=1)
-        )
-        tenth = scores.sort(descending=True).values[:, 9].numpy()
-        assert (mine.excluded_bound >= tenth - 1e-12).all()
+        assert_bounds_reach_the_tenth(mine)
+
+
+@pytest.mark.parametrize("certify", [False, True])
+@pytest.mark.parametrize("threads", [(1, 2), (2, 1), (3, 2)], ids=str)
+def test_what_is_interrupted_goes_on_with_other_threads(threads, certify, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "THREAD_QUERIES", 1)
+    path, before = tmp_path / "checkpoint", torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads[0])
+        wanted = topk(QUERIES, CORPUS, 9, certify=certify)
+        stream = interrupted(CORPUS.split(1), 3000)
+        with pytest.raises(KeyboardInterrupt):
+            topk(QUERIES, stream, 9, certify=certify, checkpoint=path)
+        torch.set_num_threads(threads[1])
+        found = topk(QUERIES, iter(CORPUS.split(77)), 9, certify=certify, checkpoint=path)
+    finally:
+        torch.set_num_threads(before)
+    assert_same(found, wanted)
+    if certify:
+        assert_bounds_reach_the_tenth(found.certificate)
 
 
 def test_rows_that_were_searched_are_not_searched_again(tmp_path, monkeypatch):

@@ -23,8 +23,8 @@ from cossim_fast.retrieval.sources import block_rows, let_go
 # k results of each, with a few candidates for every result, take 100 MB at most.
 MOST_QUERIES = 1024
 MOST_RESULTS = 1 << 20
-# Queries of a batch that are worth a thread of their own.
-THREAD_QUERIES = 64
+# Queries that are worth a thread of their own.
+THREAD_QUERIES = 512
 
 # Pairs (query numbers, positions) that may not be returned, sorted by position.
 Forbidden = tuple[Tensor, Tensor]
@@ -176,8 +176,8 @@ class Search:
 class Batches:
     """All queries of a call, in batches that go through the corpus together.
 
-    Where there are queries enough, each of torch's threads has batches of its own. The answers are
-    those of one batch: what becomes of a query does not depend on others.
+    Where there are queries enough, each of as many threads as torch has takes batches of its own.
+    The answers are the same: what becomes of a query does not depend on others.
 
     Args:
         queries: as they enter a score.
@@ -204,7 +204,7 @@ class Batches:
         self._forbidden, self._certify = forbidden, certify
         self._exact = exact or certify
         self._searches: list[Search] = []
-        self._spans = batches(len(queries.norms), k, torch.get_num_threads())
+        self._threads, self._spans = batches(len(queries.norms), k, torch.get_num_threads())
         self.centre = centre
         self.seen = self.skipped = 0
 
@@ -212,10 +212,8 @@ class Batches:
         """Search the next segments, or the last ones."""
         self.seen += sum(len(segment) for segment in segments)
         _threads.apart(
-            [
-                partial(search.through, segments, self.seen, last=last)
-                for search in self.searches()
-            ]
+            self._threads,
+            [partial(search.through, segments, self.seen, last=last) for search in self.searches()],
         )
         self.skipped += sum(segment.skipped for segment in segments)
 
@@ -223,7 +221,9 @@ class Batches:
         """The batches; the first call makes them."""
         if not self._searches and self.centre is not None:
             sampled_product_works()  # asked here, since it turns off warnings for a moment
-            self._searches = _threads.apart([partial(self._search, some) for some in self._spans])
+            self._searches = _threads.apart(
+                self._threads, [partial(self._search, some) for some in self._spans]
+            )
         return self._searches
 
     def _search(self, some: slice) -> Search:
@@ -281,20 +281,22 @@ class Batches:
         )
 
 
-def batches(queries: int, k: int, threads: int) -> list[slice]:
-    """Cut queries into batches, as many as there are threads or a multiple if they are enough.
+def batches(queries: int, k: int, threads: int) -> tuple[int, list[slice]]:
+    """Cut queries into batches, and say how many of them to search at the same time.
 
     Threads that share each of torch's operations wait for each other, and for what Python and numpy
-    do on one of them: 1024 queries of 39 000 sentence embeddings, k = 10, took two threads 203 ms
-    in one batch and 153 in two.
+    do on one of them; threads with batches of their own wait for the interpreter's lock. 1024
+    queries of 39 000 sentence embeddings, k = 10, took two threads 174 to 203 ms in one batch and
+    141 to 163 in two; 256 queries of 39 000 took 48 ms in one and 56 in two.
     """
     size = max(min(MOST_QUERIES, MOST_RESULTS // k), 1)
     count = -(-queries // size)
     threads = min(threads, _threads.MOST_THREADS)
-    if queries >= threads * THREAD_QUERIES:
-        count = -(-count // threads) * threads
+    if queries < threads * THREAD_QUERIES:
+        threads = 1
+    count = -(-count // threads) * threads
     ends = [number * queries // max(count, 1) for number in range(count + 1)]
-    return [slice(*ends) for ends in itertools.pairwise(ends)]
+    return threads, [slice(*ends) for ends in itertools.pairwise(ends)]
 
 
 def joined(found: Sequence[Best], *, skipped: int) -> Best:

@@ -331,8 +331,9 @@ class CosineIndex:
         found: list[Best] = []
         with Progress(progress, "search", len(asked), unit="queries") as bar:
             # Queries take 8 d bytes in float64: not all at once.
-            for start in range(0, max(len(asked), 1), MOST_QUERIES):
-                some = slice(start, start + MOST_QUERIES)
+            step = MOST_QUERIES * torch.get_num_threads()
+            for start in range(0, max(len(asked), 1), step):
+                some = slice(start, start + step)
                 wide, pairs = _cpu_screen.widen(asked[some]), hidden.pairs(some)
                 batches = Batches(
                     wide,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -261,7 +262,7 @@ def passing(tile: Tile, needed: Tensor) -> float:
     blocks = tile.values.view(-1, BLOCK, tile.values.shape[1])
     step = max(blocks.shape[0] // SAMPLED_BLOCKS, 1)
     reached = blocks[step // 2 :: step] >= needed[step // 2 :: step, None]
-    return float(reached.sum()) / max(reached.numel(), 1)
+    return np.count_nonzero(reached.numpy()) / max(reached.numel(), 1)
 
 
 def emit(pool: Pool, tile: Tile, needed: Tensor, group: int) -> int:
