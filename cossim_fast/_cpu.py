@@ -169,7 +169,7 @@ def _fill_any_dots(x: Tensor, y: Tensor, dot: Tensor, square_x: Tensor, square_y
     torch's threads widen them, several times as fast as they are multiplied afterwards: in blocks
     that threads of our own share, (100000, 384) float16 rows took 44 ms, and so 33.
     """
-    wide_x, wide_y, product = scratch_places(3, min(x.numel(), BLOCK), dot.dtype)
+    wide_x, wide_y, product = scratch_places(dot.dtype, *[min(x.numel(), BLOCK)] * 3)
     rows = BLOCK // max(x.shape[-1], 1)
     for x_block, y_block, *sums in row_blocks(rows, dot.shape, x, y, dot, square_x, square_y):
         a, b = wide_x.widen(x_block), wide_y.widen(y_block)
@@ -227,15 +227,15 @@ class Scratch:
         return block if block.dtype == self.dtype else self.like(block).copy_(block)
 
 
-def scratch_places(count: int, elements: int, dtype: torch.dtype) -> list[Scratch]:
-    """Return scratches that are places in one allocation.
+def scratch_places(dtype: torch.dtype, *elements: int) -> list[Scratch]:
+    """Return scratches of so many elements each that are places in one allocation.
 
     The C library gives the top of its heap back to the system where several pieces are freed
     there, and finding their pages anew took (1000, 384) bfloat16 rows five times the work; one
-    piece of the same size it keeps.
+    piece of the same size, up to 32 MB, it keeps.
     """
-    memory = torch.empty(count * max(elements, 1), dtype=dtype, device="cpu")
-    return [Scratch(dtype, part) for part in memory.split(max(elements, 1))]
+    memory = torch.empty(sum(elements), dtype=dtype, device="cpu")
+    return [Scratch(dtype, part) for part in memory.split(elements)]
 
 
 def all_in_bounds(norms: Tensor) -> bool:

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _composite
-from cossim_fast._cpu import BLOCK, Scratch, all_in_bounds, norms_along_last, odd_rows, row_blocks
+from cossim_fast._cpu import (
+    BLOCK,
+    Scratch,
+    all_in_bounds,
+    norms_along_last,
+    odd_rows,
+    row_blocks,
+    scratch_places,
+)
 from cossim_fast._dtypes import accumulation_dtype, cpu_products
 
 # Elements of a normalized panel: 16 MiB of float32. Tiles of 4096 x 4096 x 1024 run at the speed
@@ -69,7 +77,9 @@ def _fill_one(x: Tensor, y: Tensor, eps: float, out: Tensor) -> None:
     m, d = y.shape
     columns = panel_rows(d)
     rows = max(BLOCK // max(d, 1), 1) if m <= FEW_COLUMNS else columns
-    unit_x, unit_y, tile = (Scratch(accumulation_dtype(out.dtype)) for _ in range(3))
+    wide = accumulation_dtype(out.dtype)
+    unit_x, unit_y = scratch_places(wide, min(rows, len(x)) * d, min(columns, m) * d)
+    tile = Scratch(wide)
     for y_panel, strip in zip(y.split(columns), out.split(columns, 1), strict=True):
         b = unit_rows(y_panel, eps, unit_y.like(y_panel))
         for x_panel, part in zip(x.split(rows), strip.split(rows), strict=True):
@@ -80,7 +90,9 @@ def _fill_symmetric(x: Tensor, eps: float, out: Tensor) -> None:
     """Products for the upper triangle alone, each mirrored while it is in cache."""
     n, d = x.shape
     size = panel_rows(d)
-    unit_x, unit_y, tile = (Scratch(accumulation_dtype(out.dtype)) for _ in range(3))
+    wide = accumulation_dtype(out.dtype)
+    unit_x, unit_y = scratch_places(wide, min(size, n) * d, min(size, max(n - size, 0)) * d)
+    tile = Scratch(wide)
     for top in range(0, n, size):
         panel = x[top : top + size]
         a = unit_rows(panel, eps, unit_x.like(panel))
