@@ -10,7 +10,7 @@ torch's costs 3 to 8 µs between others, and (1000, 384) took 262 µs with 20 of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -128,55 +128,74 @@ def _dots(x: Tensor, y: Tensor, dtype: torch.dtype) -> Array:
     sums = np.empty((3, *shape), NUMPY[dtype])
     along = x.stride(-1) == y.stride(-1) == 1
     dense = x.dim() == 2 or (x.is_contiguous() and y.is_contiguous())
-    if along and dense and x.dtype is y.dtype is dtype:
-        flat = (shape.numel(), width)
-        p, q = x.numpy(force=True).reshape(flat), y.numpy(force=True).reshape(flat)
-        threads = torch.get_num_threads() if x.numel() >= SHARED else 1
-        # Blocks of one size, and as many for each thread.
-        blocks = threads * -(-x.numel() // (threads * CACHED))
-        step = -(-flat[0] // max(blocks, 1)) or 1
-        starts = iter(range(0, flat[0], step))
-        together(threads, partial(_fill_dots, p, q, sums.reshape(3, -1), starts, step))
-    else:
+    flat = (shape.numel(), width)
+    if not (along and dense):
         _fill_any_dots(x.detach(), y.detach(), *torch.from_numpy(sums).unbind())
+    elif x.dtype is y.dtype is dtype:
+        p, q = x.numpy(force=True).reshape(flat), y.numpy(force=True).reshape(flat)
+        _share_dots(p, q, sums.reshape(3, -1))
+    else:
+        p_rows, q_rows = x.detach().reshape(flat), y.detach().reshape(flat)
+        _fill_widened_dots(p_rows, q_rows, sums.reshape(3, -1), dtype)
     return sums
+
+
+def _share_dots(x: Array, y: Array, sums: Array) -> None:
+    """Write <x, y>, <x, x> and <y, y> of rows (n, d) to sums (3, n), by threads where it pays."""
+    threads = torch.get_num_threads() if x.size >= SHARED else 1
+    # Blocks of one size, and as many for each thread.
+    blocks = threads * -(-x.size // (threads * CACHED))
+    step = -(-len(x) // max(blocks, 1)) or 1
+    starts = iter(range(0, len(x), step))
+    together(threads, partial(_fill_dots, x, y, sums, starts, step))
 
 
 @np.errstate(all="ignore")
 def _fill_dots(x: Array, y: Array, sums: Array, starts: Iterator[int], step: int) -> None:
     """Write <x, y>, <x, x> and <y, y> of the blocks of `step` rows that begin at `starts`."""
-    dots, squares_x, squares_y = sums
     for start in starts:
         rows = slice(start, start + step)
-        p, q = x[rows], y[rows]
-        # First, since the two come faster from memory together than one by one.
-        _dot_rows(p, q, dots[rows])
-        _dot_rows(p, p, squares_x[rows])
-        _dot_rows(q, q, squares_y[rows])
-
-
-def _dot_rows(x: Array, y: Array, out: Array) -> None:
-    if x.shape[-1] * x.itemsize < NARROW:
-        np.einsum("...i,...i->...", x, y, out=out)
-    else:
-        vecdot(x, y, out=out)
+        _dot_pairs(x[rows], y[rows], sums[:, rows])
 
 
 @np.errstate(all="ignore")
-def _fill_any_dots(x: Tensor, y: Tensor, dot: Tensor, square_x: Tensor, square_y: Tensor) -> None:
-    """Write <x, y>, <x, x> and <y, y> of rows of any dtype and stride.
+def _fill_widened_dots(x: Tensor, y: Tensor, sums: Array, dtype: torch.dtype) -> None:
+    """Write <x, y>, <x, x> and <y, y> of rows (n, d) that are widened first, to sums (3, n).
 
     torch's threads widen them, several times as fast as they are multiplied afterwards: in blocks
     that threads of our own share, (100000, 384) float16 rows took 44 ms, and so 33.
     """
+    step = max(BLOCK // max(x.shape[1], 1), 1)
+    # In one piece: see `scratch_places`.
+    places = torch.empty((2, min(step, len(x)), x.shape[1]), dtype=dtype, device="cpu")
+    for start in range(0, len(x), step):
+        rows = slice(start, start + step)
+        p, q = (
+            place[: len(block)].copy_(block).numpy()
+            for place, block in zip(places, (x[rows], y[rows]), strict=True)
+        )
+        _dot_pairs(p, q, sums[:, rows])
+
+
+def _dot_pairs(x: Array, y: Array, sums: Iterable[Array]) -> None:
+    """Write <x, y>, <x, x> and <y, y> of rows to the three of `sums`."""
+    # x and y first, since the two come faster from memory together than one by one.
+    for (first, second), out in zip(((x, y), (x, x), (y, y)), sums, strict=True):
+        if x.shape[-1] * x.itemsize < NARROW:
+            np.einsum("...i,...i->...", first, second, out=out)
+        else:
+            vecdot(first, second, out=out)
+
+
+@np.errstate(all="ignore")
+def _fill_any_dots(x: Tensor, y: Tensor, dot: Tensor, square_x: Tensor, square_y: Tensor) -> None:
+    """Write <x, y>, <x, x> and <y, y> of rows of any dtype and stride."""
     wide_x, wide_y, product = scratch_places(dot.dtype, *[min(x.numel(), BLOCK)] * 3)
     rows = BLOCK // max(x.shape[-1], 1)
     for x_block, y_block, *sums in row_blocks(rows, dot.shape, x, y, dot, square_x, square_y):
         a, b = wide_x.widen(x_block), wide_y.widen(y_block)
         if a.stride(-1) == b.stride(-1) == 1:
-            p, q = a.numpy(force=True), b.numpy(force=True)
-            for factors, out in zip(((p, q), (p, p), (q, q)), sums, strict=True):
-                _dot_rows(*factors, out.numpy())
+            _dot_pairs(a.numpy(), b.numpy(), [out.numpy() for out in sums])
         else:
             for first, second, out in zip((a, a, b), (b, a, b), sums, strict=True):
                 torch.sum(torch.mul(first, second, out=product.like(first, second)), -1, out=out)

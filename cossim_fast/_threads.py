@@ -81,11 +81,11 @@ def apart(threads: int, parts: Sequence[Callable[[], Result]]) -> list[Result]:
 
     futures: list[Future[None]] = []
     try:
-        for _ in range(threads):
-            futures.append(_pool().submit(work))
-    except RuntimeError:  # at the interpreter's end no work can be handed out any more
-        work()
-    try:
+        try:
+            for _ in range(threads):
+                futures.append(_pool().submit(work))
+        except RuntimeError:  # at the interpreter's end no work can be handed out any more
+            work()
         wait(futures)
     except BaseException:
         stop.set()

@@ -19,8 +19,8 @@ from cossim_fast.retrieval.pool import Pool, places
 from cossim_fast.retrieval.scan import Scan, Trace
 from cossim_fast.retrieval.sources import block_rows, let_go
 
-# Queries that go through the corpus together: enough for a product at full speed, and so few that
-# k results of each, with a few candidates for every result, take 100 MB at most.
+# Queries of a batch: enough for a product at full speed, and so few that k results of each, with a
+# few candidates for every result, take 100 MB at most.
 MOST_QUERIES = 1024
 MOST_RESULTS = 1 << 20
 # Queries that are worth a thread of their own.
@@ -204,7 +204,8 @@ class Batches:
         self._forbidden, self._certify = forbidden, certify
         self._exact = exact or certify
         self._searches: list[Search] = []
-        self._threads, self._spans = batches(len(queries.norms), k, torch.get_num_threads())
+        self._apart = threads_apart(len(queries.norms))
+        self._spans = batches(len(queries.norms), k, self._apart)
         self.centre = centre
         self.seen = self.skipped = 0
 
@@ -212,7 +213,7 @@ class Batches:
         """Search the next segments, or the last ones."""
         self.seen += sum(len(segment) for segment in segments)
         _threads.apart(
-            self._threads,
+            self._apart,
             [partial(search.through, segments, self.seen, last=last) for search in self.searches()],
         )
         self.skipped += sum(segment.skipped for segment in segments)
@@ -222,7 +223,7 @@ class Batches:
         if not self._searches and self.centre is not None:
             sampled_product_works()  # asked here, since it turns off warnings for a moment
             self._searches = _threads.apart(
-                self._threads, [partial(self._search, some) for some in self._spans]
+                self._apart, [partial(self._search, some) for some in self._spans]
             )
         return self._searches
 
@@ -281,22 +282,24 @@ class Batches:
         )
 
 
-def batches(queries: int, k: int, threads: int) -> tuple[int, list[slice]]:
-    """Cut queries into batches, and say how many of them to search at the same time.
+def threads_apart(queries: int) -> int:
+    """How many threads take batches of their own: all of torch's if there are queries enough, or 1.
 
     Threads that share each of torch's operations wait for each other, and for what Python and numpy
     do on one of them; threads with batches of their own wait for the interpreter's lock. 1024
     queries of 39 000 sentence embeddings, k = 10, took two threads 174 to 203 ms in one batch and
     141 to 163 in two; 256 queries of 39 000 took 48 ms in one and 56 in two.
     """
+    threads = min(torch.get_num_threads(), _threads.MOST_THREADS)
+    return threads if queries >= threads * THREAD_QUERIES else 1
+
+
+def batches(queries: int, k: int, threads: int) -> list[slice]:
+    """Cut queries into batches, as many for each thread."""
     size = max(min(MOST_QUERIES, MOST_RESULTS // k), 1)
-    count = -(-queries // size)
-    threads = min(threads, _threads.MOST_THREADS)
-    if queries < threads * THREAD_QUERIES:
-        threads = 1
-    count = -(-count // threads) * threads
+    count = -(-queries // (size * threads)) * threads
     ends = [number * queries // max(count, 1) for number in range(count + 1)]
-    return threads, [slice(*ends) for ends in itertools.pairwise(ends)]
+    return [slice(*ends) for ends in itertools.pairwise(ends)]
 
 
 def joined(found: Sequence[Best], *, skipped: int) -> Best:

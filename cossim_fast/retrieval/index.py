@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks, _cpu_screen
-from cossim_fast.retrieval.engine import MOST_QUERIES, Batches, Best, joined
+from cossim_fast.retrieval.engine import MOST_QUERIES, Batches, Best, joined, threads_apart
 from cossim_fast.retrieval.exclusion import Hidden
 from cossim_fast.retrieval.explanation import SearchExplanation, joined_traces, reason_for
 from cossim_fast.retrieval.fork import one_thread_after_fork, watch
@@ -331,7 +331,7 @@ class CosineIndex:
         found: list[Best] = []
         with Progress(progress, "search", len(asked), unit="queries") as bar:
             # Queries take 8 d bytes in float64: not all at once.
-            step = MOST_QUERIES * torch.get_num_threads()
+            step = MOST_QUERIES * threads_apart(len(asked))
             for start in range(0, max(len(asked), 1), step):
                 some = slice(start, start + step)
                 wide, pairs = _cpu_screen.widen(asked[some]), hidden.pairs(some)
