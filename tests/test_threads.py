@@ -164,17 +164,13 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-def _threads_of_torch():
-    return threading.get_ident(), torch.get_num_threads()
-
-
 @pytest.mark.usefixtures("two_threads")
 def test_each_part_has_one_thread_and_nobody_else_loses_theirs():
     met = threading.Barrier(2, timeout=30)
 
     def part():
         met.wait()
-        return _threads_of_torch()
+        return threading.get_ident(), torch.get_num_threads()
 
     # New helpers: to make one sets the number of threads.
     _threads._forget_helpers()

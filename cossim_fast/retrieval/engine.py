@@ -261,7 +261,7 @@ class Batches:
     def restore(self, held: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave; ``centre`` and ``seen`` are to be set before."""
         for search, some in zip(self.searches(), self._spans, strict=True):
-            search.pool.restore(held, some)
+            search.pool.restore(held, torch.arange(some.start, some.stop))
             search.resume(self.seen)
 
     def best(self) -> Best:

@@ -243,14 +243,10 @@ class Pool:
         held |= {"threshold": self.threshold.clone(), "rescored": self.rescored.clone()}
         return held if self.excluded is None else {**held, "excluded": self.excluded.clone()}
 
-    def restore(self, held: Mapping[str, Tensor], some: slice) -> None:
-        """Take back what `state` gave, or another pool's that held these queries among others."""
-        here = (held["query"] >= some.start) & (held["query"] < some.stop)
-        score = held["score"][here]
-        self._join(held["query"][here] - some.start, held["row"][here], score, score)
-        self.threshold, self.rescored = held["threshold"][some].clone(), held["rescored"][some]
-        if self.excluded is not None:
-            self.excluded = held["excluded"][some].clone()
+    def restore(self, held: Mapping[str, Tensor], queries: Tensor) -> None:
+        """Take back some queries of what `state` gave, thresholds and counts too."""
+        self.take(held, queries)
+        self.threshold, self.rescored = held["threshold"][queries], held["rescored"][queries]
 
     def _gather(self) -> None:
         new, self._new, self.pending = self._new, [], 0
