@@ -7,9 +7,9 @@ from cossim_fast import _cpu_screen, deduplicate, iter_pairs_above, pairs_above
 from cossim_fast.retrieval import heads
 from cossim_fast.retrieval.codes import BLOCK, centre_of, encode
 from cossim_fast.retrieval.scan import Tile
-from cossim_fast.retrieval.screens import int8_levels
+from cossim_fast.retrieval.int8 import neighbours
 
-pytestmark = pytest.mark.skipif(not int8_levels(), reason="no int8 screen on this processor")
+pytestmark = pytest.mark.skipif(not neighbours(), reason="no int8 screen on this processor")
 D = 96
 
 
@@ -28,7 +28,7 @@ def decaying(n, seed=0, dtype=torch.float32):
 def screen_of(x, k):
     y = heads._finite(x) - centre_of(x).double()
     along = torch.linalg.eigh(y.mT @ y).eigenvectors.flip(1)
-    return heads.HeadScreen(heads._spread(along[:, :k]).float(), int8_levels())
+    return heads.HeadScreen(heads._spread(along[:, :k]).float(), neighbours())
 
 
 @pytest.mark.parametrize("basis", ["of the rows", "all directions", "one", "skewed"])
@@ -38,7 +38,7 @@ def test_no_cosine_is_above_its_bound(basis, dtype):
     screen = screen_of(x, {"of the rows": 28, "all directions": D, "one": 1, "skewed": 28}[basis])
     if basis == "skewed":
         # Far from orthonormal: the bound must not lean on it.
-        screen = heads.HeadScreen(screen._basis + 0.02 * torch.randn(D, 28), int8_levels())
+        screen = heads.HeadScreen(screen._basis + 0.02 * torch.randn(D, 28), neighbours())
     centre = centre_of(x)
     segment = screen.split(encode(x, centre), centre)
     wide = _cpu_screen.widen(q)

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from cossim_fast import _cpu_screen, _reference
-from cossim_fast.retrieval import codes, screens
+from cossim_fast.retrieval import codes, int8, screens
 from cossim_fast.retrieval.scan import Tile
 from search_data import CORPORA, make
 
 MADE = {
     "float32": lambda: screens.FloatScreen("float32"),
     "bfloat16": lambda: screens.FloatScreen("bfloat16"),
-    "int8": lambda: screens.Int8Screen(screens.int8_levels() or 127),
+    "int8": lambda: screens.Int8Screen(int8.neighbours()),
     "few queries": screens.FewQueriesScreen,
 }
 # How far the bound may lie beyond the largest error that is seen: rounding adds up as chance has
@@ -27,7 +27,7 @@ def tile_of(screen, queries, corpus, centre):
     return Tile(0, values, terms, blocks)
 
 
-if not screens.int8_levels():  # nor does `choose` use them then
+if not int8.neighbours():  # nor does `choose` use them then
     del MADE["int8"], MADE["few queries"]
 WIDTHS = [
     (name, d)
@@ -106,7 +106,7 @@ def test_a_centre_shortens_what_is_left_to_code():
 
 
 def test_rows_too_long_for_whole_numbers_are_left_to_other_screens():
-    names = [screen.name for screen in screens.choose(screens.LONGEST_INT8_ROW + 1)]
+    names = [screen.name for screen in screens.choose(int8.LONGEST_ROW + 1)]
     assert "int8" not in names
     assert names[-1] == "float32"
 
@@ -119,7 +119,7 @@ def test_the_float32_screen_is_always_there():
 
 def test_int8_is_refused_where_it_would_be_wrong(monkeypatch):
     with pytest.raises(ValueError, match="pass 'auto'"):
-        screens.choose(screens.LONGEST_INT8_ROW + 1, "int8")
-    monkeypatch.setattr(screens, "int8_levels", lambda: 0)
+        screens.choose(int8.LONGEST_ROW + 1, "int8")
+    monkeypatch.setattr(int8, "neighbours", lambda: 0)
     with pytest.raises(ValueError, match="multiply int8"):
         screens.choose(10, "int8")

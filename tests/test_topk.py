@@ -15,6 +15,7 @@ from cossim_fast.retrieval import (
     VerificationError,
     codes,
     engine,
+    int8,
     pool,
     scan,
     screens,
@@ -291,7 +292,7 @@ def test_a_crowded_pool_is_settled_early(monkeypatch):
     found.certificate.verify(None)
 
 
-@pytest.mark.skipif(not screens.int8_levels(), reason="this processor has no int8 product")
+@pytest.mark.skipif(not int8.neighbours(), reason="this processor has no int8 product")
 def test_a_screen_that_lets_too_much_through_is_given_up():
     queries, corpus = make("cone", 6000, 64, 8, torch.float32)
     wide = _cpu_screen.widen(queries)
@@ -322,7 +323,7 @@ def test_a_wrong_bound_is_caught(monkeypatch):
         topk(queries, corpus, 10, screen="bfloat16", certify=True).certificate.verify(None)
 
 
-@pytest.mark.skipif(not screens.int8_levels(), reason="this processor has no int8 product")
+@pytest.mark.skipif(not int8.neighbours(), reason="this processor has no int8 product")
 def test_a_wrong_residual_is_caught(monkeypatch):
     queries, corpus = make("gaussian", 4000, 64, 30, torch.float32)
     encode = search.encode
@@ -426,14 +427,14 @@ def test_rows_are_coded_where_it_pays(monkeypatch):
 CHILD = """
 import torch
 from cossim_fast import topk
-from cossim_fast.retrieval import screens
+from cossim_fast.retrieval import int8
 draw = torch.Generator().manual_seed(0)
 x = torch.randn(3000, 97, generator=draw)
 x[:, 5] *= 3
 for count in (1, 20):
     found = topk(x[:count], x, 10, screen="int8", certify=True)
     found.certificate.verify(None)
-print("levels", screens.int8_levels())
+print("neighbours", int8.neighbours())
 """
 
 
@@ -450,5 +451,5 @@ def test_an_instruction_set_that_saturates_is_noticed(isa):
     if done.returncode and "no int8" in done.stderr:
         pytest.skip("this processor has no int8 product")
     assert done.returncode == 0, done.stderr
-    levels = int(done.stdout.split()[-1])
-    assert levels in ((63, 127) if isa == "DEFAULT" else (63,))
+    neighbours = int(done.stdout.split()[-1])
+    assert neighbours in ((128, 254) if isa == "DEFAULT" else (128,))

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cossim_fast.retrieval.codes import Segment, centre_of, encode
 from cossim_fast.retrieval.heads import choose_head
-from cossim_fast.retrieval.screens import choose, int8_levels
+from cossim_fast.retrieval.int8 import neighbours
+from cossim_fast.retrieval.screens import choose
 from cossim_fast.retrieval.sources import ArrayCorpus, block_rows
 
 # Numbers of which codes are kept: 256 MB, and two thirds as much for those of a head.
@@ -48,7 +49,7 @@ class CodedRows:
         self._codes = any(one.name == "int8" for one in self.screens)
         self._head = None
         if screen == "auto" and self._codes:
-            self._head = choose_head(queries, source.rows, self.centre, threshold, int8_levels())
+            self._head = choose_head(queries, source.rows, self.centre, threshold, neighbours())
         if self._head is not None:
             self.screens.insert(0, self._head)
 

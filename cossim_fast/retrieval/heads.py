@@ -56,13 +56,13 @@ class HeadScreen:
 
     Args:
         basis: P (d, k) in float32.
-        levels: the largest code of a query (`screens.int8_levels`).
+        neighbours: what two neighbouring codes of a query may add up to (`int8.neighbours`).
     """
 
     name: ScreenName = "int8"
 
-    def __init__(self, basis: Tensor, levels: int) -> None:
-        self._basis, self._int8 = basis, Int8Screen(levels)
+    def __init__(self, basis: Tensor, neighbours: int) -> None:
+        self._basis, self._int8 = basis, Int8Screen(neighbours)
         wide = basis.double()
         self._wide = wide
         k = basis.shape[1]
@@ -85,6 +85,10 @@ class HeadScreen:
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
         """Whole numbers, rounded beyond 2^24."""
         return self._int8.product(_head(segment), rows, centre, terms)
+
+    def coded(self, segment: Segment) -> Segment | None:
+        """Nothing that could be sieved: the bound is one from above alone."""
+        return None
 
     def split(self, segment: Segment, centre: Tensor) -> SplitSegment:
         """Code T(y) of every row of a segment, as `encode` does y."""
@@ -136,7 +140,7 @@ def _split(y: Tensor, basis: Tensor) -> Tensor:
 
 
 def choose_head(
-    queries: Tensor, rows: Tensor, centre: Tensor, threshold: float, levels: int
+    queries: Tensor, rows: Tensor, centre: Tensor, threshold: float, neighbours: int
 ) -> HeadScreen | None:
     """The number of directions that promises the fastest join, or None if none pays.
 
@@ -145,7 +149,7 @@ def choose_head(
         rows: (m, d) likewise.
         centre: (d,) of the rows.
         threshold: what a cosine is to reach.
-        levels: the largest code of a query.
+        neighbours: what two neighbouring codes of a query may add up to.
     """
     (n, d), m = queries.shape, rows.shape[0]
     # Rows and queries of the sample must be others, so at most every second row is drawn.
@@ -163,6 +167,7 @@ def choose_head(
     along = torch.linalg.eigh(y.mT @ y).eigenvectors.flip(1)  # largest first
     y_along, q_along = (y @ along).float(), (asked @ along).float()
     offset = (asked @ centre.double()).float()[:, None]
+    levels = min(0.7 * neighbours, 127.0)  # neighbours are seldom both the largest
     best, least = 0, _WORTH
     for share in SHARES:
         width = round(share * d / 32) * 32
@@ -177,7 +182,7 @@ def choose_head(
         cost = width / d + _PAIR_COST * passed
         if cost < least:
             best, least = k, cost
-    return HeadScreen(_spread(along[:, :best]).float(), levels) if best else None
+    return HeadScreen(_spread(along[:, :best]).float(), neighbours) if best else None
 
 
 def _finite(rows: Tensor) -> Tensor:

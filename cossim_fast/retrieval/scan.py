@@ -13,7 +13,8 @@ from cossim_fast import _threads
 from cossim_fast._cpu_screen import WideRows
 from cossim_fast.retrieval.codes import BLOCK, Segment
 from cossim_fast.retrieval.pool import NO_THRESHOLD, Pool, Score, places
-from cossim_fast.retrieval.screens import SLACK, BlockTerms, QueryTerms, Screen
+from cossim_fast.retrieval.screens import SLACK, BlockTerms, CodedTerms, QueryTerms, Screen
+from cossim_fast.retrieval.sieve import Sieve, SievedTile, sample
 
 # Scores of a tile: 8 MB of float32, which stay in a shared cache.
 TILE_SCORES = 1 << 21
@@ -27,8 +28,6 @@ GROWTH = 2
 MOST_PENDING = 8
 # Rows of a pool whose memory (32 bytes each) is freed by scoring them before their time.
 CROWDED = 1 << 22
-# Blocks of a tile that say how much of it passes.
-SAMPLED_BLOCKS = 4
 # A row that passes takes as long, until it is scored, as so many rows take longer in the next wider
 # product; and a row that this has to multiply again as so many more.
 RESCORING_COST = 100
@@ -122,6 +121,7 @@ class Scan:
 
     def _use(self, screen: Screen) -> None:
         self._screen, self._fresh = screen, True
+        self._sieve: Sieve | None = None
         self._terms = screen.queries(self._queries, self._centre)
         self._trace.screens.append(screen.name)
 
@@ -158,6 +158,16 @@ class Scan:
         seen = self._seen
         for stretch in stretches if rows else []:
             _threads.go_on()
+            sieved = self._sieved(segment, stretch[0])
+            if sieved is not None:
+                seen += stretch[0].stop - stretch[0].start
+                times = sieved.passing() * seen / pool.rank(seen, total)
+                if self._is_beaten(times, total, multiplied=seen - self._seen):
+                    return False
+                trace.emitted += sieved.emit(pool, trace.group)
+                trace.tiles += 1
+                self._raise(seen, total)
+                continue
             some = [self._tile(segment, stretch[0])]
             if self._fresh and self._screens:
                 # What the tile says of itself. A threshold at the share of rows that is wanted of
@@ -182,12 +192,18 @@ class Scan:
             for tile, least in zip(some, needed, strict=True):
                 trace.emitted += emit(pool, tile, least, trace.group)
             trace.tiles += len(some)
-            if seen >= self._next_raise or pool.pending > MOST_PENDING * pool.k * pool.queries:
-                pool.raise_thresholds(seen, total)
-                self._next_raise = GROWTH * seen
+            self._raise(seen, total)
             if len(pool) > CROWDED:
                 pool.settle(score, exact=False)
         return True
+
+    def _raise(self, seen: int, total: int) -> None:
+        """Raise the thresholds, if enough was seen or waits for it."""
+        pool = self._pool
+        if seen >= self._next_raise or pool.pending > MOST_PENDING * pool.k * pool.queries:
+            pool.raise_thresholds(seen, total)
+            self._next_raise = GROWTH * seen
+            self._sieve = None
 
     def _is_beaten(self, times: float, total: int, *, multiplied: int) -> bool:
         """Whether a wider screen promises to be cheaper.
@@ -204,20 +220,36 @@ class Scan:
         """Whether thresholds are missing, or are those of a worse screen."""
         return self._fresh or bool((self._pool.threshold == NO_THRESHOLD).any())
 
+    def _sieved(self, segment: Segment, rows: slice) -> SievedTile | None:
+        """Rows that reach the thresholds, where they can be sieved, and nothing else is asked."""
+        coded = self._screen.coded(segment)
+        if coded is None or self._pool.excluded is not None or self._clueless():
+            return None
+        if self._sieve is None:
+            assert isinstance(self._terms, CodedTerms)
+            self._sieve = Sieve(self._terms, self._pool.threshold)
+        tile = self._sieve.tile(coded, rows)
+        if tile is not None:
+            self._mask(segment, rows, tile.values, 0)
+        return tile
+
     def _tile(self, segment: Segment, rows: slice) -> Tile:
         values = self._screen.product(segment, rows, self._centre, self._terms)
+        self._mask(segment, rows, values, -torch.inf)
+        blocks = self._screen.blocks(segment, slice(rows.start // BLOCK, -(-rows.stop // BLOCK)))
+        return Tile(segment.first + rows.start, values, self._terms, blocks)
+
+    def _mask(self, segment: Segment, rows: slice, values: Tensor, nothing: float) -> None:
         count = rows.stop - rows.start
-        values[count:] = -torch.inf
+        values[count:] = nothing
         out = ~segment.eligible[rows]
         if bool(out.any()):
-            values[:count][out] = -torch.inf
+            values[:count][out] = nothing
         if self._forbidden is not None:
             query, position = self._forbidden
             span = torch.tensor([segment.first + rows.start, segment.first + rows.stop])
             first, last = torch.searchsorted(position, span).tolist()
-            values[position[first:last] - span[0], query[first:last]] = -torch.inf
-        blocks = self._screen.blocks(segment, slice(rows.start // BLOCK, -(-rows.stop // BLOCK)))
-        return Tile(segment.first + rows.start, values, self._terms, blocks)
+            values[position[first:last] - span[0], query[first:last]] = nothing
 
 
 def tile_rows(queries: int, k: int) -> int:
@@ -260,8 +292,8 @@ def first_threshold(some: Sequence[Tile], group: int, rank: int, *, proven: bool
 def passing(tile: Tile, needed: Tensor) -> float:
     """The share of a tile's values that reach what is needed (blocks, q), from a few blocks."""
     blocks = tile.values.view(-1, BLOCK, tile.values.shape[1])
-    step = max(blocks.shape[0] // SAMPLED_BLOCKS, 1)
-    reached = blocks[step // 2 :: step] >= needed[step // 2 :: step, None]
+    some = sample(len(blocks))
+    reached = blocks[some] >= needed[some, None]
     return np.count_nonzero(reached.numpy()) / max(reached.numel(), 1)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cossim_fast._cpu_screen import WideRows
 from cossim_fast._dtypes import cpu_products
+from cossim_fast.retrieval import int8
 from cossim_fast.retrieval.codes import BLOCK, UNIT_ROW_ERROR, Segment, unit_rows
 
 ScreenName = Literal["int8", "bfloat16", "float32"]
@@ -30,8 +31,6 @@ _NUMBERS = 1 << 20
 # Beyond the bound in real numbers: what float64 loses in the terms of a query and in a score, less
 # than 2^-45 for any d that fits a memory, and subnormal products that a processor flushes.
 SLACK = 2.0**-40
-# Sums of d products fit int32 even where the processor adds 128 to a code to make it unsigned.
-LONGEST_INT8_ROW = (2**31 - 1) // (255 * 127)
 # So few queries are multiplied as bfloat16 with the codes, which is bound by reading these. The
 # operator reads whole vectors: rows of another width would be read beyond their end.
 FEW_QUERIES, FEW_QUERIES_WIDTH = 2, 64
@@ -46,6 +45,14 @@ class QueryTerms:
     norm: Tensor  # (q,) N_q
     offset: Tensor  # (q,) a_q
     operand: Tensor
+
+
+@dataclass(frozen=True)
+class CodedTerms(QueryTerms):
+    """What a product of codes z needs of each query besides, in float64."""
+
+    total: Tensor  # (q,) the sum of z
+    size: Tensor  # (q,) the sum of |z|
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,9 @@ class Screen(Protocol):
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
         """V (rows padded to whole blocks, q) in float32; anything may stand in the padding."""
 
+    def coded(self, segment: Segment) -> Segment | None:
+        """What holds the codes that a `Sieve` can multiply in the place of `product`, if any."""
+
 
 def unit_queries(queries: WideRows) -> Tensor:
     """Unit queries (q, d) in float64; zeros for one that is not finite."""
@@ -94,31 +104,43 @@ class Int8Screen:
     Queries are the packed operand, so that a corpus is multiplied from where its codes lie.
 
     Args:
-        levels: the largest code of a query. 127, or 63 where the processor adds pairs of products
-            in 16 bits, which hold 2 * 255 * 63 (`int8_levels`).
+        neighbours: what two neighbouring codes of a query may add up to (`int8.neighbours`).
     """
 
     name: ScreenName = "int8"
 
-    def __init__(self, levels: int) -> None:
-        self.levels = levels
+    def __init__(self, neighbours: int) -> None:
+        self._neighbours = neighbours
 
     def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
-        """Code queries by their largest entry."""
+        """Code queries by their largest entry, or by their largest two neighbours.
+
+        The two are seldom largest at once: 63 levels for each number would be 1.4 times as coarse.
+        """
         unit = unit_queries(queries)
-        scale = unit.abs().amax(1) / self.levels
+        size = unit.abs()
+        if self._neighbours < 254:
+            size = torch.nn.functional.pad(size, (0, size.shape[1] % 2))
+            size = size[:, ::2] + size[:, 1::2]
+        # Rounding may add a half to each of the two.
+        scale = size.amax(1) / 127
         scale.masked_fill_(scale == 0, 1.0)
         codes = (unit / scale[:, None]).round_()
-        packed = _pack(codes.to(torch.int8))
-        return _terms(unit, codes * scale[:, None], scale, centre, packed)
+        packed = int8.pack(codes.to(torch.int8))
+        terms = _terms(unit, codes * scale[:, None], scale, centre, packed)
+        return CodedTerms(**vars(terms), total=codes.sum(1), size=codes.abs().sum(1))
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
         """What the codes miss, and a sum beyond 2^24, which is rounded as it turns float32."""
-        return _coded_blocks(segment, some, _UNIT)
+        return coded_blocks(segment, some)
 
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
         """Whole numbers, rounded beyond 2^24."""
-        return _int8_product(_codes(segment, rows), terms.operand, len(terms.scale))
+        return int8.product(_codes(segment, rows), terms.operand, len(terms.scale))
+
+    def coded(self, segment: Segment) -> Segment | None:
+        """The segment."""
+        return segment
 
 
 class FewQueriesScreen:
@@ -140,7 +162,7 @@ class FewQueriesScreen:
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
         """What the codes miss, and what the sums and the rounding of the result may lose."""
-        return _coded_blocks(segment, some, _to_bfloat16(segment.rows.shape[1]))
+        return coded_blocks(segment, some, _to_bfloat16(segment.rows.shape[1]))
 
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
         """Sums of codes times entries of unit queries, rounded to bfloat16."""
@@ -149,13 +171,17 @@ class FewQueriesScreen:
         out: Tensor = torch._weight_int8pack_mm(terms.operand.contiguous(), codes, ones)
         return out.mT.float().contiguous()
 
+    def coded(self, segment: Segment) -> Segment | None:
+        """Nothing that could be sieved."""
+        return None
+
 
 def _codes(segment: Segment, rows: slice) -> Tensor:
     assert segment.codes is not None
     return segment.codes[rows.start : -(-rows.stop // BLOCK) * BLOCK]
 
 
-def _coded_blocks(segment: Segment, some: slice, product: float) -> BlockTerms:
+def coded_blocks(segment: Segment, some: slice, product: float = _UNIT) -> BlockTerms:
     """The terms of coded blocks, for a product that is off by a share of |q̂| |ŷ|."""
     assert segment.scale is not None
     assert segment.residual is not None
@@ -212,63 +238,9 @@ class FloatScreen:
                 torch.mm(y, terms.operand.mT, out=out[start : start + len(y)])
         return out.float()
 
-
-def _pack(codes: Tensor) -> Tensor:
-    # It packs what lies in memory, whatever the strides say.
-    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
-    return packed
-
-
-def _int8_product(corpus: Tensor, packed: Tensor, queries: int) -> Tensor:
-    """(rows, queries) float32 products of codes with packed ones.
-
-    oneDNN's quantised linear layer: 160 G operations a second on a core whose float32 product
-    runs at 90 (Zen 3, AVX2), where torch._int_mm runs at 3.
-    """
-    ones = torch.ones(queries)
-    zeros = torch.zeros(queries, dtype=torch.int64)
-    out: Tensor = torch.ops.onednn.qlinear_pointwise(
-        corpus, 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-    )
-    return out
-
-
-@functools.cache
-def int8_levels() -> int:
-    """The largest code of a query whose products this processor adds up without loss, or 0.
-
-    Without 8-bit dot-product instructions (VNNI) a product of codes adds pairs in 16 bits, which
-    saturate silently. The check multiplies extreme codes in several shapes; it looks at
-    answers, not at clocks.
-    """
-    for levels in (127, 63):
-        try:
-            if all(_exact(levels, *shape) for shape in ((1, 1, 1), (64, 5, 385), (192, 64, 1031))):
-                return levels
-        except (AttributeError, RuntimeError, NotImplementedError):
-            return 0  # a build of torch without the operator
-    return 0
-
-
-def _exact(levels: int, rows: int, queries: int, d: int) -> bool:
-    """Whether extreme codes give exact products: all equal, by column, and mixed."""
-    place = torch.arange(rows * d).view(rows, d)
-    for corpus in (
-        torch.full((rows, d), 127),
-        torch.full((rows, d), -127),
-        (place % 3 > 0) * 254 - 127,
-        (place * 7919) % 255 - 127,
-    ):
-        for query in (
-            torch.full((queries, d), levels),
-            torch.full((queries, d), -levels),
-            (torch.arange(queries * d).view(queries, d) * 104729) % (2 * levels + 1) - levels,
-        ):
-            packed = _pack(query.to(torch.int8))
-            found = _int8_product(corpus.to(torch.int8), packed, queries)
-            if not torch.equal(found, (corpus.double() @ query.double().mT).float()):
-                return False
-    return True
+    def coded(self, segment: Segment) -> Segment | None:
+        """Nothing that could be sieved."""
+        return None
 
 
 @functools.cache
@@ -294,8 +266,8 @@ def _bfloat16_is_fast() -> bool:
 def available() -> dict[ScreenName, str]:
     """The screens of this processor, each with a word on how it runs, fastest first."""
     found: dict[ScreenName, str] = {}
-    if levels := int8_levels():
-        found["int8"] = f"exact sums with query codes of at most {levels}"
+    if most := int8.neighbours():
+        found["int8"] = f"exact sums where neighbours in a query add up to {most} at most"
     if _bfloat16_is_fast():
         found["bfloat16"] = "bfloat16 instructions"
     found["float32"] = "always there"
@@ -312,13 +284,13 @@ def choose(d: int, wanted: str = "auto", *, queries: int | None = None) -> list[
         queries: how many there are, if no more will come: one or two have a screen of their own.
     """
     names = list(available()) if wanted == "auto" else [wanted]
-    if wanted == "auto" and d > LONGEST_INT8_ROW and "int8" in names:
+    if wanted == "auto" and d > int8.LONGEST_ROW and "int8" in names:
         names.remove("int8")
     if wanted == "auto" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         names = ["float32"]  # no vector instructions that a screen could use
-    if names == ["int8"] and (d > LONGEST_INT8_ROW or not int8_levels()):
+    if names == ["int8"] and (d > int8.LONGEST_ROW or not int8.neighbours()):
         raise ValueError(
-            f"expected rows of at most {LONGEST_INT8_ROW} numbers for screen='int8', and a "
+            f"expected rows of at most {int8.LONGEST_ROW} numbers for screen='int8', and a "
             f"processor and a torch that multiply int8, got d = {d} and {list(available())}; "
             "pass 'auto'"
         )
@@ -327,7 +299,7 @@ def choose(d: int, wanted: str = "auto", *, queries: int | None = None) -> list[
         if name == "int8":
             few = queries is not None and queries <= FEW_QUERIES and d % FEW_QUERIES_WIDTH == 0
             made.append(
-                FewQueriesScreen() if few and _few_queries_work() else Int8Screen(int8_levels())
+                FewQueriesScreen() if few and _few_queries_work() else Int8Screen(int8.neighbours())
             )
         else:
             made.append(FloatScreen("bfloat16" if name == "bfloat16" else "float32"))
