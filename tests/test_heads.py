@@ -6,8 +6,8 @@ import torch
 from cossim_fast import _cpu_screen, deduplicate, iter_pairs_above, pairs_above
 from cossim_fast.retrieval import heads
 from cossim_fast.retrieval.codes import BLOCK, centre_of, encode
-from cossim_fast.retrieval.scan import Tile
 from cossim_fast.retrieval.int8 import neighbours
+from cossim_fast.retrieval.scan import Tile
 
 pytestmark = pytest.mark.skipif(not neighbours(), reason="no int8 screen on this processor")
 D = 96

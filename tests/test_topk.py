@@ -18,7 +18,6 @@ from cossim_fast.retrieval import (
     int8,
     pool,
     scan,
-    screens,
     search,
     sources,
 )

@@ -52,7 +52,7 @@ def sieved(rows: Tensor, packed: Tensor, scale: Tensor, offset: Tensor) -> Tenso
         rows: (n, d) int8 codes plus 128, in uint8 (`unsigned`): 9 % faster than int8 ones, to which
             the processor adds 128 again and again.
         packed: queries z (q, d).
-        scale: (q,) float32, at least 0; times a product with unsigned codes, LARGEST_SCALED at most.
+        scale: (q,) float32, at least 0; times a product, LARGEST_SCALED at most.
         offset: (q,) float32, of at most twice that.
 
     Returns:
@@ -72,7 +72,7 @@ def _linear(
 
 
 def unsigned(rows: Tensor, out: Tensor) -> Tensor:
-    """Codes (n, d) int8, of whole blocks, plus 128, in the memory of ``out``: at least n d uint8."""
+    """Codes (n, d) int8 of whole blocks plus 128, in the memory of ``out``: n d uint8 or more."""
     there = out.numpy()[: rows.numel()]
     np.bitwise_xor(rows.numpy().reshape(-1).view(np.uint64), _SIGNS, out=there.view(np.uint64))
     return out[: rows.numel()].view(rows.shape)
