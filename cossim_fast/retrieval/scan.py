@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cossim_fast import _threads
@@ -25,7 +26,7 @@ FIRST_TILES, FIRST_ROWS = 4, 1024
 # Thresholds are raised when so many times as many rows have been seen as the last time, and
 # before so many times k rows a query wait.
 GROWTH = 2
-MOST_PENDING = 8
+MOST_PENDING = 32
 # Rows of a pool whose memory (32 bytes each) is freed by scoring them before their time.
 CROWDED = 1 << 22
 # A row that passes takes as long, until it is scored, as so many rows take longer in the next wider
@@ -300,26 +301,38 @@ def passing(tile: Tile, needed: Tensor) -> float:
 def emit(pool: Pool, tile: Tile, needed: Tensor, group: int) -> int:
     """Put into the pool every row of a tile whose value reaches what is needed (blocks, q)."""
     width, per = tile.values.shape[1], BLOCK // group
-    scale, margin, offset = tile.scale, tile.margin, tile.offset
+    scale, margin = tile.scale.numpy().reshape(-1), tile.margin.numpy().reshape(-1)
+    offset, least = tile.offset.numpy(), needed.numpy().reshape(-1)
+
+    def bounds(
+        value: NDArray[np.float32], number: NDArray[np.int64], query: NDArray[np.int64], rows: int
+    ) -> tuple[Tensor, Tensor]:
+        """Upper and lower bounds (p,) of values in groups of so many rows, by their number."""
+        place = number // (BLOCK // rows) * width + query
+        middle, error = value * scale[place] + offset[query], margin[place]
+        return torch.from_numpy(middle + error), torch.from_numpy(middle - error)
+
     maxima = tile.maxima(group).view(-1, per, width)
     reached = maxima >= needed[:, None]
     if pool.excluded is not None:
         over = maxima.masked_fill(reached, -torch.inf).amax(1).double()
-        pool.exclude((over * scale + margin).amax(0) + offset)
-    hit = places(reached.view(-1))
-    hit_group, hit_query = hit // width, hit % width
-    hit_block = hit_group // per
-    found = tile.values.view(-1, group, width)[hit_group, :, hit_query]  # (hits, group)
-    passed = found >= needed[hit_block, hit_query][:, None]
-    if pool.excluded is not None:
-        rest = found.masked_fill(passed, -torch.inf).amax(1).double()
-        upper = rest * scale[hit_block, hit_query] + margin[hit_block, hit_query]
-        pool.excluded.scatter_reduce_(0, hit_query, upper + offset[hit_query], "amax")
-    flat = places(passed.view(-1))
-    hit, row = flat // group, flat % group
-    query, block = hit_query[hit], hit_block[hit]
-    middle = found.view(-1)[flat].double() * scale[block, query] + offset[query]
-    error = margin[block, query]
-    row += tile.first + hit_group[hit] * group
-    pool.add(query, row, middle + error, middle - error)
-    return int(row.numel())
+        pool.exclude((over * tile.scale + tile.margin).amax(0) + tile.offset)
+    hit = places(reached.view(-1)).numpy()
+    number = hit // width
+    query = hit - number * width
+    if group == 1:
+        row, value = number, maxima.numpy().reshape(-1)[hit]
+    else:
+        found = tile.values.view(-1, group, width).numpy()[number, :, query]  # (hits, group)
+        passed = found >= least[number // per * width + query][:, None]
+        if pool.excluded is not None:
+            upper, _ = bounds(np.where(passed, -np.inf, found).max(1), number, query, group)
+            pool.excluded.scatter_reduce_(0, torch.from_numpy(query), upper, "amax")
+        at = np.flatnonzero(passed)
+        which, value = at // group, found.reshape(-1)[at]
+        row = number[which] * group + (at - which * group)
+        query = query[which]
+    pool.add(
+        torch.from_numpy(query), torch.from_numpy(row + tile.first), *bounds(value, row, query, 1)
+    )
+    return len(query)
