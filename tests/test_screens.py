@@ -98,6 +98,24 @@ def test_what_the_codes_of_a_row_promise(kind, dtype):
     assert segment.residual.max() <= 0.2
 
 
+def test_usual_blocks_share_a_scale_and_others_have_their_own():
+    draw = torch.Generator().manual_seed(0)
+    corpus = torch.randn(64 * 40, 48, generator=draw)
+    corpus[64 * 7] = torch.eye(48)[3]  # one number far above the rest
+    corpus[64 * 9 : 64 * 10] = 0.0
+    segment = codes.encode(corpus, torch.zeros(48))
+    usual = segment.scale.median()
+    assert (segment.scale != usual).nonzero().tolist() == [[7]]
+    assert segment.scale[7] == 1 / torch.tensor(127.0)
+    # Blocks of small numbers are not coded by a few of the codes.
+    few = corpus.clone()
+    few[64 * 9 : 64 * 10] = few[0] + 1e-3 * torch.randn(64, 48, generator=draw)
+    centre = torch.nn.functional.normalize(few[0], dim=0)
+    segment = codes.encode(few, centre)
+    assert segment.scale[9] < segment.scale.median() / 20
+    assert segment.codes[64 * 9 : 64 * 10].max() == 127
+
+
 def test_a_centre_shortens_what_is_left_to_code():
     _, corpus = make("cone", 500, 64, 2, torch.float32)
     plain = codes.encode(corpus, torch.zeros(64))

@@ -69,6 +69,7 @@ class Sieve:
         least = np.maximum((self._threshold - self._offset - margin) / scale, -largest)
         most = np.minimum((1.0 + SLACK - self._offset + margin) / scale, largest)
         reached = most >= least
+        least = np.where(reached, least, 0.0)
         steps = np.where(reached, np.maximum(most - least, 1.0), 1.0)
         per = np.minimum(_STEPS / steps, int8.LARGEST_SCALED / (255 * self._size))
         per = np.where(reached, per, 0.0).astype(np.float32)
