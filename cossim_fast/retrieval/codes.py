@@ -83,6 +83,20 @@ class Segment:
         """How many rows hold NaN or an infinity."""
         return int((~self.norms.isfinite()).sum())
 
+    def hide(self, rows: slice, values: Tensor, nothing: float) -> None:
+        """Write over values (whole blocks, q) of rows that may not be returned, or are not there.
+
+        Args:
+            rows: those that the values are of, from the first of a block on.
+            values: of any dtype.
+            nothing: what to write.
+        """
+        count = min(rows.stop, len(self)) - rows.start
+        values[count:] = nothing
+        out = ~self.eligible[rows]
+        if bool(out.any()):
+            values[:count][out] = nothing
+
 
 def centre_of(rows: Tensor, sample: int = 1024) -> Tensor:
     """The mean unit row (d,), in float32, of a sample spread over the rows; any centre is valid."""
@@ -135,7 +149,8 @@ def encode(rows: Tensor, centre: Tensor, *, first: int = 0, codes: bool = True) 
     """
     n, d = rows.shape
     blocks = -(-n // BLOCK)
-    usual = _usual_scale(rows, centre) if codes and rows.is_cpu else 0.0
+    sample = rows[:: max(n // _SAMPLE, 1)]
+    usual = usual_scale(_sample_units(sample) - centre) if codes and rows.is_cpu else 0.0
     segment = Segment(
         first,
         rows,
@@ -164,10 +179,8 @@ def encode(rows: Tensor, centre: Tensor, *, first: int = 0, codes: bool = True) 
     return segment
 
 
-def _usual_scale(rows: Tensor, centre: Tensor) -> float:
-    """A scale that suits nearly all blocks, from a sample; 0 if there is none."""
-    sample = rows[:: max(len(rows) // _SAMPLE, 1)]
-    y = _sample_units(sample) - centre
+def usual_scale(y: Tensor) -> float:
+    """A scale that suits nearly all blocks of rows like those of a sample (n, d); 0 for none."""
     if not y.numel():
         return 0.0
     largest = torch.stack([some.abs().amax() for some in y.split(BLOCK)])

@@ -19,7 +19,14 @@ from torch import Tensor
 
 from cossim_fast._cpu_screen import WideRows, widen
 from cossim_fast._dtypes import cpu_products
-from cossim_fast.retrieval.codes import BLOCK, UNIT_ROW_ERROR, Segment, code, unit_rows
+from cossim_fast.retrieval.codes import (
+    BLOCK,
+    UNIT_ROW_ERROR,
+    Segment,
+    code,
+    unit_rows,
+    usual_scale,
+)
 from cossim_fast.retrieval.screens import (
     BlockTerms,
     Int8Screen,
@@ -41,6 +48,8 @@ _SAMPLE, _TRIED = 4096, 256
 # Not worth the eigenvectors of a d x d matrix, unless there are so many times d^2 pairs.
 _PAIRS = 512
 _CHUNK = 1 << 18
+# Rows from which the usual scale of a head is found.
+_USUAL = 1024
 _UNIT = 2.0**-24
 
 
@@ -87,8 +96,8 @@ class HeadScreen:
         return self._int8.product(_head(segment), rows, centre, terms)
 
     def coded(self, segment: Segment) -> Segment | None:
-        """Nothing that could be sieved: the bound is one from above alone."""
-        return None
+        """The codes of T(y). What a sieve says from below does not hold for them."""
+        return _head(segment)
 
     def split(self, segment: Segment, centre: Tensor) -> SplitSegment:
         """Code T(y) of every row of a segment, as `encode` does y."""
@@ -98,14 +107,12 @@ class HeadScreen:
         codes = torch.empty((blocks * BLOCK, k + PARTS), dtype=torch.int8)
         scale, residual = torch.empty(blocks), torch.empty(blocks)
         step = max(_CHUNK // d // BLOCK, 1) * BLOCK
+        usual = usual_scale(self._split_rows(segment, slice(0, n, max(n // _USUAL, 1)), centre))
         for start in range(0, n, step):
-            some = slice(start, start + step)
-            y = unit_rows(segment.rows[some], segment.norms[some], centre)
-            with cpu_products("highest"):
-                split = _split(y, self._basis)
+            split = self._split_rows(segment, slice(start, start + step), centre)
             split = torch.nn.functional.pad(split, (0, 0, 0, -len(split) % BLOCK))
             at = slice(start // BLOCK, (start + len(split)) // BLOCK)
-            scale[at], residual[at] = code(split, codes[start : start + len(split)])
+            scale[at], residual[at] = code(split, codes[start : start + len(split)], usual)
         # T grows a difference by 1 + e at most. Of a y of length 1, a product with P' and one with
         # P lose (d + k) u |P| each entry by entry, and |P| <= sqrt(k) (1 + e) by Frobenius; the
         # norm of the rest loses d u.
@@ -118,6 +125,11 @@ class HeadScreen:
         return SplitSegment(
             **{f.name: getattr(segment, f.name) for f in fields(Segment)}, head=head
         )
+
+    def _split_rows(self, segment: Segment, some: slice, centre: Tensor) -> Tensor:
+        y = unit_rows(segment.rows[some], segment.norms[some], centre)
+        with cpu_products("highest"):
+            return _split(y, self._basis)
 
 
 def _head(segment: Segment) -> Segment:

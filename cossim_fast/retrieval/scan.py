@@ -241,11 +241,7 @@ class Scan:
         return Tile(segment.first + rows.start, values, self._terms, blocks)
 
     def _mask(self, segment: Segment, rows: slice, values: Tensor, nothing: float) -> None:
-        count = rows.stop - rows.start
-        values[count:] = nothing
-        out = ~segment.eligible[rows]
-        if bool(out.any()):
-            values[:count][out] = nothing
+        segment.hide(rows, values, nothing)
         if self._forbidden is not None:
             query, position = self._forbidden
             span = torch.tensor([segment.first + rows.start, segment.first + rows.stop])

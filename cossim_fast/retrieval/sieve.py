@@ -123,32 +123,35 @@ class SievedTile:
         some = blocks[sample(len(blocks))]
         return np.count_nonzero(some) / max(some.size, 1)
 
-    def emit(self, pool: Pool, group: int) -> int:
-        """Put every row that reached the threshold into the pool."""
+    def passed(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
+        """Query, row and value (p,) of all that reached the threshold; rows in order for a query.
+
+        Args:
+            group: rows under one maximum: those of a group are looked at where it passes.
+        """
         width = self.values.shape[1]
-        if group > 1:
-            groups = self.values.view(-1, group, width)
-            hit = places((groups.amax(1) != 0).view(-1)).numpy()
-            number = hit // width
-            query = hit - number * width
-            found = groups.numpy()[number, :, query]  # (hits, group)
-            at = np.flatnonzero(found)
-            code = found.reshape(-1)[at]
-            which = at // group
-            row = number[which] * group + (at - which * group)
-            query = query[which]
-        else:
+        if group == 1:
             values = self.values.numpy().reshape(-1)
             at = np.flatnonzero(values)
-            code = values[at]
             row = at // width
-            query = at - row * width
-        middle = code * self.step[query] + self.zero[query]
-        error = self.error[query]
+            return at - row * width, row, values[at]
+        groups = self.values.view(-1, group, width)
+        hit = places((groups.amax(1) != 0).view(-1)).numpy()
+        number = hit // width
+        query = hit - number * width
+        found = groups.numpy()[number, :, query]  # (hits, group)
+        at = np.flatnonzero(found)
+        which = at // group
+        return query[which], number[which] * group + (at - which * group), found.reshape(-1)[at]
+
+    def emit(self, pool: Pool, group: int) -> int:
+        """Put every row that reached the threshold into the pool."""
+        query, row, value = self.passed(group)
+        middle, error = value * self.step[query] + self.zero[query], self.error[query]
         pool.add(
             torch.from_numpy(query),
             torch.from_numpy(row + self.first),
             torch.from_numpy(middle + error),
             torch.from_numpy(middle - error),
         )
-        return len(code)
+        return len(query)

@@ -20,11 +20,14 @@ from cossim_fast.retrieval import dense
 from cossim_fast.retrieval.codes import BLOCK, Segment
 from cossim_fast.retrieval.pool import places
 from cossim_fast.retrieval.scan import Tile, passing, tile_rows
-from cossim_fast.retrieval.screens import QueryTerms, Screen
+from cossim_fast.retrieval.screens import CodedTerms, QueryTerms, Screen
+from cossim_fast.retrieval.sieve import Sieve, SievedTile
 
 # To score a pair takes as long as so many scores of a tile in the next wider product: a screen
 # that lets more than one pair in so many through is not used.
 PAIR_COST = 64
+# Rows of a sieved tile under one maximum.
+GROUP = 64
 
 
 class Found(NamedTuple):
@@ -73,6 +76,7 @@ class Batch:
         self.finite = self.wide.norms.isfinite()
         self._screens, self._centre = screens, centre
         self._terms: dict[int, QueryTerms] = {}
+        self._sieves: dict[int, Sieve] = {}
         self._unit: Tensor | None = None
 
     def __len__(self) -> int:
@@ -84,12 +88,22 @@ class Batch:
             self._terms[level] = self._screens[level].queries(self.wide, self._centre)
         return self._terms[level]
 
+    def sieve(self, level: int, threshold: float) -> Sieve:
+        """What multiplies the codes of a screen that has some; no row reaches a query of NaN."""
+        if level not in self._sieves:
+            terms = self.terms(level)
+            assert isinstance(terms, CodedTerms)
+            asked = torch.full((len(self),), threshold, dtype=torch.float64)
+            self._sieves[level] = Sieve(terms, asked.masked_fill_(~self.finite, torch.inf))
+        return self._sieves[level]
+
     def cut(self, size: int) -> None:
         """Go on with the first queries alone."""
         self.numbers, self.finite = self.numbers[:size], self.finite[:size]
         self.wide = _cpu_screen.WideRows(*(column[:size] for column in self.wide))
         self._unit = None if self._unit is None else self._unit[:size]
         self._terms.clear()
+        self._sieves.clear()
 
     def unit(self) -> Tensor:
         """Unit rows (q, d) in float64; NaN in those that are not finite."""
@@ -167,7 +181,7 @@ class Sweep:
     def _tile(self, batch: Batch, segment: Segment, rows: slice) -> Found:
         """Pairs of a tile that may reach the threshold; a score of NaN is to be computed."""
         for level in range(self._first_level(batch, segment, rows), len(self.screens)):
-            candidates = few_above(self._screen(batch, segment, rows, level), self.threshold)
+            candidates = self._candidates(batch, segment, rows, level)
             if candidates is not None:
                 self._note(level)
                 query, row = candidates
@@ -181,6 +195,19 @@ class Sweep:
                 batch.unit(), segment, rows, self.threshold, double=self.double, after=after
             )
         )
+
+    def _candidates(
+        self, batch: Batch, segment: Segment, rows: slice, level: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """Query and row (p,) of what a screen lets through, or None if it is more than pays."""
+        coded = self.screens[level].coded(segment)
+        tile = None
+        if coded is not None:
+            tile = batch.sieve(level, self.threshold).tile(coded, rows)
+        if tile is None:
+            return few_above(self._screen(batch, segment, rows, level), self.threshold)
+        segment.hide(rows, tile.values, 0)
+        return few_sieved(tile)
 
     def _note(self, level: int) -> None:
         self._level = level
@@ -205,11 +232,7 @@ class Sweep:
     def _screen(self, batch: Batch, segment: Segment, rows: slice, level: int) -> Tile:
         screen, terms = self.screens[level], batch.terms(level)
         values = screen.product(segment, rows, self.centre, terms)
-        count = rows.stop - rows.start
-        values[count:] = -torch.inf
-        out = ~segment.eligible[rows]
-        if bool(out.any()):
-            values[:count][out] = -torch.inf
+        segment.hide(rows, values, -torch.inf)
         if not bool(batch.finite.all()):
             values[:, ~batch.finite] = -torch.inf
         blocks = screen.blocks(segment, slice(rows.start // BLOCK, -(-rows.stop // BLOCK)))
@@ -238,6 +261,19 @@ class Sweep:
                 missed[wanted] = ~(computed >= self.threshold)
                 query, row, scores = query[~missed], row[~missed], scores[~missed]
         return Found(query, row.add_(segment.first), scores)
+
+
+def few_sieved(tile: SievedTile) -> tuple[Tensor, Tensor] | None:
+    """Query and row (p,) of what reached the threshold, or None if it is more than pays.
+
+    For each query, rows are in order.
+    """
+    if tile.passing() * PAIR_COST > 1:
+        return None
+    query, row, _ = tile.passed(GROUP)
+    if len(query) * PAIR_COST > tile.values.numel():
+        return None
+    return torch.from_numpy(query), torch.from_numpy(row)
 
 
 def few_above(tile: Tile, threshold: float) -> tuple[Tensor, Tensor] | None:
