@@ -27,7 +27,7 @@ class Emitted(Pool):
 
 def sieve(queries, segment, centre, threshold):
     terms = screens.Int8Screen(int8.neighbours()).queries(_cpu_screen.widen(queries), centre)
-    return Sieve(terms, threshold).tile(segment, slice(0, len(segment)))
+    return Sieve(terms).tile(segment, slice(0, len(segment)), threshold)
 
 
 @pytest.mark.parametrize("group", [1, 4, 16])

@@ -20,9 +20,9 @@ from cossim_fast.retrieval.sieve import Sieve, SievedTile, sample
 # Scores of a tile: 8 MB of float32, which stay in a shared cache.
 TILE_SCORES = 1 << 21
 LONGEST_TILE = 1 << 17
-# Tiles, spread over a segment, that give the first thresholds. The first of them is short, since
-# it may be all that is needed to see that a screen does not pay.
-FIRST_TILES, FIRST_ROWS = 4, 1024
+# Tiles, spread over a segment, of which a part gives the first thresholds; and rows that may be all
+# that is needed to see that a screen does not pay.
+FIRST_TILES, FIRST_SHARE, FIRST_ROWS = 4, 2, 1024
 # Thresholds are raised when so many times as many rows have been seen as the last time, and
 # before so many times k rows a query wait.
 GROWTH = 2
@@ -152,59 +152,67 @@ class Scan:
         trace.group = group_rows(pool.k, total)
         rows = tiles(len(segment), tile_rows(pool.queries, pool.k))
         trace.tile = max([trace.tile, *(r.stop - r.start for r in rows)])
-        if self._clueless() and rows and rows[0].stop > FIRST_ROWS:
-            rows = [slice(0, FIRST_ROWS), slice(FIRST_ROWS, rows[0].stop), *rows[1:]]
-        spread = max(len(rows) // FIRST_TILES, 1) if self._clueless() else len(rows)
-        stretches = [rows[::spread], *([r] for i, r in enumerate(rows) if i % spread)]
         seen = self._seen
-        for stretch in stretches if rows else []:
+        for stretch in with_first(rows) if self._clueless() else [[r] for r in rows]:
             _threads.go_on()
+            seen += sum(r.stop - r.start for r in stretch)
             sieved = self._sieved(segment, stretch[0])
             if sieved is not None:
-                seen += stretch[0].stop - stretch[0].start
-                times = sieved.passing() * seen / pool.rank(seen, total)
-                if self._is_beaten(times, total, multiplied=seen - self._seen):
-                    return False
-                trace.emitted += sieved.emit(pool, trace.group)
-                trace.tiles += 1
-                self._raise(seen, total)
-                continue
-            some = [self._tile(segment, stretch[0])]
-            if self._fresh and self._screens:
-                # What the tile says of itself. A threshold at the share of rows that is wanted of
-                # all: a guess that is safe, as `Pool.rank` makes it, lies so much lower that many
-                # pass whatever the screen.
-                alone, count = some[0], stretch[0].stop - stretch[0].start
-                rank = max(round(pool.k * count / total), 1)
-                own = first_threshold(some, trace.group, rank, proven=False)
-                times = passing(alone, alone.needed(own)) * count / rank
-                if self._is_beaten(times, total, multiplied=count):
-                    return False
-            some += [self._tile(segment, r) for r in stretch[1:]]
-            seen += sum(r.stop - r.start for r in stretch)
-            rank = pool.rank(seen, total)
-            if self._clueless():
-                pool.lift(first_threshold(some, trace.group, rank, proven=rank == pool.k), rank)
-                self._fresh = False
-            needed = [tile.needed(pool.threshold) for tile in some]
-            times = max(map(passing, some, needed)) * seen / rank
-            if self._is_beaten(times, total, multiplied=seen - self._seen):
+                done = self._keep_sieved(sieved, seen, total)
+            else:
+                done = self._keep(segment, stretch, seen, total)
+            if not done:
                 return False
-            for tile, least in zip(some, needed, strict=True):
-                trace.emitted += emit(pool, tile, least, trace.group)
-            trace.tiles += len(some)
-            self._raise(seen, total)
+            if seen >= self._next_raise or pool.pending > MOST_PENDING * pool.k * pool.queries:
+                pool.raise_thresholds(seen, total)
+                self._next_raise = GROWTH * seen
             if len(pool) > CROWDED:
                 pool.settle(score, exact=False)
         return True
 
-    def _raise(self, seen: int, total: int) -> None:
-        """Raise the thresholds, if enough was seen or waits for it."""
-        pool = self._pool
-        if seen >= self._next_raise or pool.pending > MOST_PENDING * pool.k * pool.queries:
-            pool.raise_thresholds(seen, total)
-            self._next_raise = GROWTH * seen
-            self._sieve = None
+    def _keep(self, segment: Segment, stretch: Sequence[slice], seen: int, total: int) -> bool:
+        """Multiply tiles, and put what passes into the pool; False if a wider screen is cheaper.
+
+        Args:
+            segment: whose rows they are.
+            stretch: the tiles; the first ones of all give thresholds.
+            seen: how many rows were seen with these.
+            total: how many there are.
+        """
+        pool, trace = self._pool, self._trace
+        some = [self._tile(segment, stretch[0])]
+        if self._fresh and self._screens:
+            # What the tile says of itself. A threshold at the share of rows that is wanted of
+            # all: a guess that is safe, as `Pool.rank` makes it, lies so much lower that many
+            # pass whatever the screen.
+            alone, count = some[0], stretch[0].stop - stretch[0].start
+            rank = max(round(pool.k * count / total), 1)
+            own = first_threshold(some, trace.group, rank, proven=False)
+            times = passing(alone, alone.needed(own)) * count / rank
+            if self._is_beaten(times, total, multiplied=count):
+                return False
+        some += [self._tile(segment, r) for r in stretch[1:]]
+        rank = pool.rank(seen, total)
+        if self._clueless():
+            pool.lift(first_threshold(some, trace.group, rank, proven=rank == pool.k), rank)
+            self._fresh = False
+        needed = [tile.needed(pool.threshold) for tile in some]
+        times = max(map(passing, some, needed)) * seen / rank
+        if self._is_beaten(times, total, multiplied=seen - self._seen):
+            return False
+        for tile, least in zip(some, needed, strict=True):
+            trace.emitted += emit(pool, tile, least, trace.group)
+        trace.tiles += len(some)
+        return True
+
+    def _keep_sieved(self, tile: SievedTile, seen: int, total: int) -> bool:
+        """Put what passed into the pool; False if a wider screen is cheaper."""
+        times = tile.passing() * seen / self._pool.rank(seen, total)
+        if self._is_beaten(times, total, multiplied=seen - self._seen):
+            return False
+        self._trace.emitted += tile.emit(self._pool, self._trace.group)
+        self._trace.tiles += 1
+        return True
 
     def _is_beaten(self, times: float, total: int, *, multiplied: int) -> bool:
         """Whether a wider screen promises to be cheaper.
@@ -228,19 +236,19 @@ class Scan:
             return None
         if self._sieve is None:
             assert isinstance(self._terms, CodedTerms)
-            self._sieve = Sieve(self._terms, self._pool.threshold)
-        tile = self._sieve.tile(coded, rows)
+            self._sieve = Sieve(self._terms)
+        tile = self._sieve.tile(coded, rows, self._pool.threshold)
         if tile is not None:
-            self._mask(segment, rows, tile.values, 0)
+            self._hide(segment, rows, tile.values, 0)
         return tile
 
     def _tile(self, segment: Segment, rows: slice) -> Tile:
         values = self._screen.product(segment, rows, self._centre, self._terms)
-        self._mask(segment, rows, values, -torch.inf)
+        self._hide(segment, rows, values, -torch.inf)
         blocks = self._screen.blocks(segment, slice(rows.start // BLOCK, -(-rows.stop // BLOCK)))
         return Tile(segment.first + rows.start, values, self._terms, blocks)
 
-    def _mask(self, segment: Segment, rows: slice, values: Tensor, nothing: float) -> None:
+    def _hide(self, segment: Segment, rows: slice, values: Tensor, nothing: float) -> None:
         segment.hide(rows, values, nothing)
         if self._forbidden is not None:
             query, position = self._forbidden
@@ -269,6 +277,27 @@ def group_rows(k: int, total: int) -> int:
     if 32 * k > total:
         return 1
     return 16 if k <= 128 else 4
+
+
+def with_first(rows: Sequence[slice]) -> list[list[slice]]:
+    """Tiles one by one, after parts of a few that are spread over all: these come together first.
+
+    The first part is short, since it may be all that is needed to see that a screen does not pay.
+    """
+    spread = max(len(rows) // FIRST_TILES, 1)
+    first: list[slice] = []
+    others: list[list[slice]] = []
+    for number, tile in enumerate(rows):
+        half = tile.start
+        if number % spread == 0:
+            half += -(-(tile.stop - tile.start) // (FIRST_SHARE * BLOCK)) * BLOCK
+            half = min(half, tile.stop)
+            first.append(slice(tile.start, half))
+        if half < tile.stop:
+            others.append([slice(half, tile.stop)])
+    if first and first[0].stop > FIRST_ROWS:
+        first[:1] = [slice(0, FIRST_ROWS), slice(FIRST_ROWS, first[0].stop)]
+    return [first, *others] if first else []
 
 
 def first_threshold(some: Sequence[Tile], group: int, rank: int, *, proven: bool) -> Tensor:

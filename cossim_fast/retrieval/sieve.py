@@ -37,23 +37,27 @@ def sample(blocks: int) -> slice:
 
 
 class Sieve:
-    """The int8 product of one batch of queries, with thresholds.
+    """The int8 product of one batch of queries.
 
     Args:
         terms: of the queries.
-        threshold: (q,) float64; infinite for a query that no row is to reach.
     """
 
-    def __init__(self, terms: CodedTerms, threshold: Tensor) -> None:
+    def __init__(self, terms: CodedTerms) -> None:
         self._operand = terms.operand
         self._scale, self._residual = terms.scale.numpy(), terms.residual.numpy()
         self._norm, self._offset = terms.norm.numpy(), terms.offset.numpy()
         self._total, self._size = terms.total.numpy(), np.maximum(terms.size.numpy(), 1.0)
-        self._threshold = threshold.numpy()
         self._room = torch.empty(0, dtype=torch.uint8)
 
-    def tile(self, segment: Segment, rows: slice) -> SievedTile | None:
-        """Multiply rows of a segment; None if their blocks do not share a scale."""
+    def tile(self, segment: Segment, rows: slice, threshold: Tensor) -> SievedTile | None:
+        """Multiply rows of a segment; None if their blocks do not share a scale.
+
+        Args:
+            segment: one with codes.
+            rows: from the first of a block on.
+            threshold: (q,) float64; infinite for a query that no row is to reach.
+        """
         assert segment.scale is not None
         assert segment.codes is not None
         some = slice(rows.start // BLOCK, -(-rows.stop // BLOCK))
@@ -66,7 +70,7 @@ class Sieve:
         scale = float(scales[0]) * self._scale
         # Sums of whole numbers cannot be larger, whatever the bound allows.
         largest = 127 * self._size + 1
-        least = np.maximum((self._threshold - self._offset - margin) / scale, -largest)
+        least = np.maximum((threshold.numpy() - self._offset - margin) / scale, -largest)
         most = np.minimum((1.0 + SLACK - self._offset + margin) / scale, largest)
         reached = most >= least
         least = np.where(reached, least, 0.0)

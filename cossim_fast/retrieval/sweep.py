@@ -88,14 +88,18 @@ class Batch:
             self._terms[level] = self._screens[level].queries(self.wide, self._centre)
         return self._terms[level]
 
-    def sieve(self, level: int, threshold: float) -> Sieve:
-        """What multiplies the codes of a screen that has some; no row reaches a query of NaN."""
+    def sieve(self, level: int) -> Sieve:
+        """What multiplies the codes of a screen that has some."""
         if level not in self._sieves:
             terms = self.terms(level)
             assert isinstance(terms, CodedTerms)
-            asked = torch.full((len(self),), threshold, dtype=torch.float64)
-            self._sieves[level] = Sieve(terms, asked.masked_fill_(~self.finite, torch.inf))
+            self._sieves[level] = Sieve(terms)
         return self._sieves[level]
+
+    def thresholds(self, threshold: float) -> Tensor:
+        """What each query asks (q,): one of NaN, what nothing reaches."""
+        asked = torch.full((len(self),), threshold, dtype=torch.float64)
+        return asked.masked_fill_(~self.finite, torch.inf)
 
     def cut(self, size: int) -> None:
         """Go on with the first queries alone."""
@@ -203,7 +207,8 @@ class Sweep:
         coded = self.screens[level].coded(segment)
         tile = None
         if coded is not None:
-            tile = batch.sieve(level, self.threshold).tile(coded, rows)
+            asked = batch.thresholds(self.threshold)
+            tile = batch.sieve(level).tile(coded, rows, asked)
         if tile is None:
             return few_above(self._screen(batch, segment, rows, level), self.threshold)
         segment.hide(rows, tile.values, 0)
