@@ -166,6 +166,17 @@ def test_a_product_of_orthogonal_rows_is_zero():
     assert torch.equal(found.scores, torch.zeros(len(found.i)))
 
 
+@pytest.mark.parametrize("screen", SCREENS)
+def test_what_fills_a_block_up_pairs_with_nothing(screen):
+    g = torch.Generator().manual_seed(0)
+    lean = torch.nn.functional.normalize(torch.randn(1, 48, generator=g))
+    y = torch.nn.functional.normalize(torch.randn(70, 48, generator=g)) + 0.4 * lean
+    x = torch.cat([lean, torch.randn(99, 48, generator=g)])
+    # The screens see a row at the mean direction in the place of none: near enough to one query.
+    assert float(torch.nn.functional.normalize(y).mean(0) @ lean[0]) > 0.33
+    same(pairs_above(x, y, 0.33, screen=screen), brute(x, y, 0.33))
+
+
 def test_nothing_pairs_with_nan_and_zero_scores_zero():
     x = torch.tensor([[1.0, 0], [torch.nan, 1], [0, 0], [torch.inf, 1], [0, 0]])
     found = pairs_above(x, threshold=-1)

@@ -87,6 +87,18 @@ def test_nothing_reaches_what_is_out_of_reach():
     assert bool((tile.values[:, 2] > 0).all())
 
 
+def test_the_block_that_is_coded_worst_counts():
+    queries, corpus = make("gaussian", 192, 64, 5, torch.float32)
+    centre = torch.zeros(64)
+    segment = codes.encode(corpus, centre)
+    segment.codes[64:128] = 0  # so that all of these rows is missed
+    segment.residual[1] = segment.radius[1]
+    exact = _reference.pairwise_cosine(corpus, queries, eps=0.0)
+    threshold = exact.quantile(0.8, dim=0) - LOST
+    tile = sieve(queries, segment, centre, threshold)
+    assert bool((tile.values[exact >= threshold] > 0).all())
+
+
 def test_blocks_of_unlike_scales_are_not_sieved():
     queries, corpus = make("gaussian", 256, 32, 3, torch.float32)
     corpus[70] = torch.eye(32)[5]

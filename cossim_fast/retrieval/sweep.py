@@ -96,11 +96,6 @@ class Batch:
             self._sieves[level] = Sieve(terms)
         return self._sieves[level]
 
-    def thresholds(self, threshold: float) -> Tensor:
-        """What each query asks (q,): one of NaN, what nothing reaches."""
-        asked = torch.full((len(self),), threshold, dtype=torch.float64)
-        return asked.masked_fill_(~self.finite, torch.inf)
-
     def cut(self, size: int) -> None:
         """Go on with the first queries alone."""
         self.numbers, self.finite = self.numbers[:size], self.finite[:size]
@@ -207,7 +202,7 @@ class Sweep:
         coded = self.screens[level].coded(segment)
         tile = None
         if coded is not None:
-            asked = batch.thresholds(self.threshold)
+            asked = torch.full((len(batch),), self.threshold, dtype=torch.float64)
             tile = batch.sieve(level).tile(coded, rows, asked)
         if tile is None:
             return few_above(self._screen(batch, segment, rows, level), self.threshold)
