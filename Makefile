@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 PACKAGING := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test test-faces test-model kernels gpu bench bench-full bench-report bench-compare \
+.PHONY: demo test test-faces test-model kernels gpu gpu-test gpu-install bench bench-full bench-report bench-compare \
 	confusion lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
@@ -31,13 +31,26 @@ test-model: $(VENV)/.faces  ## the example with a real model, a download of 80 M
 kernels: $(VENV)/.dev  ## compile every kernel for every architecture; write docs/kernels.md
 	PYTHONPATH=tests $(BIN)/python -P -m ladder.report
 
-gpu: $(VENV)/.dev  ## on a machine with a GPU: test, sanitize, benchmark
-	$(BIN)/pytest -m "kernel_logic or kernel_memory or kernel_contract"
+# A machine may have a torch and a Triton of its own, with pytest, pytest-timeout, pytest-benchmark,
+# hypothesis and expecttest beside them, and no way to PyPI: make gpu GPU_PYTHON=python3.
+GPU_PYTHON ?= $(BIN)/python
+ON_GPU := -W default -m "kernel_logic or kernel_memory or kernel_contract"
+SANITIZED := -W default -m kernel_logic
+
+gpu: gpu-test  ## on a machine with a GPU: test, sanitize, benchmark
 	if command -v compute-sanitizer > /dev/null; then \
-		compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/pytest -m kernel_logic && \
-		compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/pytest -m kernel_logic; \
+		for tool in memcheck racecheck; do \
+			compute-sanitizer --tool $$tool --error-exitcode 1 \
+				$(GPU_PYTHON) -m pytest $(SANITIZED) || exit 1; \
+		done; \
 	else echo "compute-sanitizer is not installed: memory and races go unchecked"; fi
-	$(BIN)/python -P benchmarks/gpu.py
+	$(GPU_PYTHON) -P benchmarks/gpu.py
+
+gpu-test: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev,gpu-install)
+	$(GPU_PYTHON) -m pytest $(ON_GPU)
+
+gpu-install:
+	$(GPU_PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
 
 # Other embeddings than the 4000 that are shipped: make bench REAL=path/to/matrix.npy. On a GPU:
 # make bench DEVICE=cuda.

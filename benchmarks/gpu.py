@@ -1,18 +1,22 @@
 """Benchmark the GPU kernels against torch, and write what was measured with the device's name.
 
-    python -P benchmarks/gpu.py
+    python -P benchmarks/gpu.py [WORD ...]    # the cases whose names hold one of the words
 
 Every case runs its contenders in turn on inputs that rotate through buffers larger than the
 second-level cache, timed with device events. The roofline is measured in the same run: a copy for
 bandwidth, a matrix product for each dtype. ``share`` is the time that the roofline allows over the
-median time taken. The result goes to benchmarks/results/DEVICE.json; nothing is claimed elsewhere.
+median time taken. The result goes to benchmarks/results/DEVICE.json, after every case, and a line
+for each contender to the terminal.
 """
 
+import importlib.metadata
 import importlib.util
 import json
 import platform
 import re
+import shutil
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,6 +107,7 @@ def errors(case: Case, device: str) -> dict[str, float]:
     return {
         name: float((run(inputs)[:rows].double() - expected).abs().max())
         for name, run in case.contenders.items()
+        if "alone" not in name  # a product of rows as they are
     }
 
 
@@ -112,13 +117,14 @@ def measured_roofline(device: str, clock, size: int) -> dict[str, float]:
     def best(run: Callable[[], object]) -> float:
         return min(clock.milliseconds(run) for _ in range(WARM_UP + REPEATS)) / 1e3
 
-    source = torch.zeros(64 * size * size, dtype=torch.uint8, device=device)
+    # Never zeros: they draw less power, and run faster than data do.
+    source = torch.randint(0, 255, (64 * size * size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     found = {"copy": 2 * source.numel() / best(lambda: target.copy_(source))}
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         x = torch.randn(size, size, device=device).to(dtype)
         found[str(dtype)] = 2 * size**3 / best(lambda x=x: x @ x.mT)
-    codes = torch.ones(size, size, dtype=torch.int8, device=device)
+    codes = torch.randint(-127, 128, (size, size), dtype=torch.int8, device=device)
     found[str(torch.int8)] = 2 * size**3 / best(lambda: torch._int_mm(codes, codes.mT))
     return found
 
@@ -134,6 +140,8 @@ def summary(case: Case, times: dict[str, list[float]], roofline: dict[str, float
         rows[name] = {
             "median_ms": median,
             "quartiles_ms": [low, high],
+            "bytes_per_second": case.moved / median * 1e3,
+            "operations_per_second": case.operations / median * 1e3,
             "share": floor * 1e3 / median,
         }
     return {"dtype": str(case.dtype), "shapes": case.shapes, "contenders": rows}
@@ -178,6 +186,9 @@ def _topk_case(scale: int) -> Case:
     contenders: dict[str, Run] = {
         "cossim_fast": lambda inputs: cossim_fast.topk(inputs["x"], inputs["y"], K).scores,
         "torch.topk of the product": selected,
+        "product and torch.topk alone": lambda inputs: (
+            (inputs["x"] @ inputs["y"].mT).topk(K).values
+        ),
     }
     for module, name, run in (("faiss", "FAISS GPU", _faiss_gpu), ("cuvs", "cuVS", _cuvs)):
         if importlib.util.find_spec(module) is not None and torch.cuda.is_available():
@@ -268,24 +279,53 @@ def cases(compiled: Callable = torch.compile, scale: int = 1) -> list[Case]:
 
 
 def run(
-    chosen: list[Case], device: str, device_name: str, clock, cache_bytes: int, size: int
+    chosen: list[Case],
+    device: str,
+    device_name: str,
+    clock,
+    cache_bytes: int,
+    size: int,
+    done: Callable[[str, dict], None] = lambda name, report: None,
 ) -> dict:
-    """Measure everything; return what is written."""
-    roofline = measured_roofline(device, clock, size)
-    results = {}
-    for case in chosen:
-        row = summary(case, measure(case, device, clock, cache_bytes), roofline)
-        for name, error in errors(case, device).items():
-            row["contenders"][name]["largest_error"] = error
-        results[f"{case.name}, {str(case.dtype).removeprefix('torch.')}"] = row
-    return {
+    """Measure everything; return what is written, and hand it to ``done`` after every case."""
+    report = {
         "device": device_name,
+        "driver": driver_version(),
         "torch": torch.__version__,
+        "triton": importlib.metadata.version("triton"),
         "python": platform.python_version(),
         "repeats": REPEATS,
-        "roofline_per_second": roofline,
-        "cases": results,
+        "roofline_per_second": measured_roofline(device, clock, size),
+        "cases": {},
     }
+    for case in chosen:
+        row = summary(
+            case, measure(case, device, clock, cache_bytes), report["roofline_per_second"]
+        )
+        for name, error in errors(case, device).items():
+            row["contenders"][name]["largest_error"] = error
+        name = f"{case.name}, {str(case.dtype).removeprefix('torch.')}"
+        report["cases"][name] = row
+        done(name, report)
+    return report
+
+
+def driver_version() -> str:
+    """What nvidia-smi says; empty where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+
+
+def lines(name: str, row: dict) -> list[str]:
+    """What was measured of a case, to read while the next one runs."""
+    return [
+        f"{name:38} {contender:31} {x['median_ms']:9.3f} ms "
+        f"{x['bytes_per_second'] / 1e9:7.0f} GB/s {x['operations_per_second'] / 1e12:7.1f} T/s "
+        f"share {x['share']:5.2f} error {x.get('largest_error', float('nan')):.1e}"
+        for contender, x in row["contenders"].items()
+    ]
 
 
 def write(report: dict, folder: Path = RESULTS) -> Path:
@@ -303,7 +343,16 @@ def main() -> int:
         print("benchmarks/gpu.py needs a GPU; torch sees none", file=sys.stderr)
         return 1
     properties = torch.cuda.get_device_properties(0)
-    report = run(cases(), "cuda", properties.name, DeviceClock(), properties.L2_cache_size, 8192)
+    words = sys.argv[1:]
+    chosen = [case for case in cases() if not words or any(word in case.name for word in words)]
+
+    def done(name: str, report: dict) -> None:
+        write(report)
+        print(*lines(name, report["cases"][name]), sep="\n", flush=True)
+
+    size = properties.L2_cache_size
+    report = run(chosen, "cuda", properties.name, DeviceClock(), size, 8192, done)
+    print({name: f"{rate / 1e12:.3g} T/s" for name, rate in report["roofline_per_second"].items()})
     print(write(report))
     return 0
 

@@ -21,9 +21,9 @@ def body(request, monkeypatch):
     monkeypatch.setattr(codes, "_CHUNK", 1 << 10)
     if request.param == "torch":  # as on another device
 
-        def by_torch(segment, centre, step):
+        def by_torch(segment, centre, step, usual):
             for start in range(0, len(segment), step):
-                codes._encode_chunk(segment, centre, slice(start, start + step))
+                codes._encode_chunk(segment, centre, slice(start, start + step), usual)
 
         monkeypatch.setattr(codes, "_share", by_torch)
 

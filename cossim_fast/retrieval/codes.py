@@ -106,7 +106,7 @@ def centre_of(rows: Tensor, sample: int = 1024) -> Tensor:
 
 def _sample_units(rows: Tensor) -> Tensor:
     """Unit rows in float32, about, of those that are finite and not zero."""
-    some = rows.float()
+    some = rows.float().contiguous()  # so that strides do not change the bits
     unit: Tensor = some / torch.linalg.vector_norm(some, dim=1, keepdim=True)
     return unit[unit.isfinite().all(1)]
 

@@ -267,7 +267,7 @@ def available() -> dict[ScreenName, str]:
     """The screens of this processor, each with a word on how it runs, fastest first."""
     found: dict[ScreenName, str] = {}
     if most := int8.neighbours():
-        found["int8"] = f"exact sums where neighbours in a query add up to {most} at most"
+        found["int8"] = f"exact where query neighbours add up to {most} at most"
     if _bfloat16_is_fast():
         found["bfloat16"] = "bfloat16 instructions"
     found["float32"] = "always there"

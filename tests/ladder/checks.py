@@ -22,7 +22,7 @@ F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 
 def on_device(*tensors: Tensor) -> list[Tensor]:
     """Move to the device under test, each surrounded by NaN that a stray read would pick up."""
-    return [margined(x).to(DEVICE) if DEVICE == "cpu" else margined(x.to(DEVICE)) for x in tensors]
+    return [margined(x.to(DEVICE)) for x in tensors]
 
 
 def guards() -> tuple:

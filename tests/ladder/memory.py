@@ -104,9 +104,9 @@ def checked_memory() -> Iterator[None]:
 def margined(x: torch.Tensor) -> torch.Tensor:
     """Return x's values as a view into a larger tensor that holds NaN (127 for int8) around it."""
     filler = float("nan") if x.is_floating_point() else 127
-    around = torch.full([size + 2 * MARGIN for size in x.shape], filler, dtype=x.dtype)
-    inner = around[tuple(slice(MARGIN, -MARGIN) for _ in x.shape)].to(x.device)
-    return inner.copy_(x)
+    shape = [size + 2 * MARGIN for size in x.shape]
+    around = torch.full(shape, filler, dtype=x.dtype, device=x.device)
+    return around[tuple(slice(MARGIN, -MARGIN) for _ in x.shape)].copy_(x)
 
 
 @contextmanager

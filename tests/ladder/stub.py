@@ -49,8 +49,9 @@ class StubDriver:
 
     def __init__(self, arch: str):
         self.target = target_of(arch)
-        # Triton caches compiled kernels by device number, so each architecture is a device.
-        self.device = list(SHARED_MEMORY).index(arch)
+        # Triton caches compiled kernels by device number, so each architecture is a device, and
+        # none has the number of a real one.
+        self.device = 1000 + list(SHARED_MEMORY).index(arch)
         self.cost: dict = {}
         self.utils = SimpleNamespace(
             load_binary=lambda name, binary, shared, device: (None, name, 0, 0, 1024),
