@@ -12,11 +12,12 @@ from __future__ import annotations
 import functools
 import warnings
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cossim_fast import _cpu_screen
-from cossim_fast._cpu_screen import WideRows
+from cossim_fast._cpu_screen import WideRows, stable_order
 
 # Fewer pairs are scored one by one: preparing a sampled product takes as long as 100 of them.
 FEWEST = 256
@@ -59,15 +60,12 @@ def near_scores(
     if pairs > MOST:
         parts = zip(query_index.split(MOST), corpus_index.split(MOST), strict=True)
         return torch.cat([near_scores(queries, corpus, *part, corpus_norms) for part in parts])
-    # A row and the number of its pair make one key, which numpy sorts many times as fast as torch
-    # sorts rows with their places.
-    keys = ((corpus_index << 32) | torch.arange(pairs)).numpy()
-    keys.sort()
-    order = torch.from_numpy(keys & 0xFFFFFFFF)
-    of_pair = torch.from_numpy(keys >> 32)
-    rows, counts = torch.unique_consecutive(of_pair, return_counts=True)
-    first = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    query = query_index[order]
+    by_row = stable_order(corpus_index.numpy())
+    numbers = corpus_index.numpy().take(by_row)
+    begins = np.flatnonzero(np.diff(numbers, prepend=-1))
+    rows, first = torch.from_numpy(numbers.take(begins)), torch.from_numpy(np.append(begins, pairs))
+    order, of_pair = torch.from_numpy(by_row), torch.from_numpy(numbers)
+    query = query_index.index_select(0, order)
     sums = torch.empty(pairs, dtype=torch.float64)
     step = min(max(_NUMBERS // max(d, 1), 1), len(rows))
     # Memory that stays: to find pages anew for every step took a third of the time.
@@ -79,7 +77,9 @@ def near_scores(
         torch.index_select(corpus, 0, some, out=stored[: len(some)])
         exact = _cpu_screen.widened(stored[: len(some)], out=wide[: len(some)])
         sums[begin:end] = _sampled(exact, queries.rows, places, query[begin:end])
-    norms = _cpu_screen.or_one(queries.norms)[query].mul_(_cpu_screen.or_one(corpus_norms[of_pair]))
+    # index_select takes a fifth of the time of indexing.
+    norms = _cpu_screen.or_one(queries.norms).index_select(0, query)
+    norms.mul_(_cpu_screen.or_one(corpus_norms.index_select(0, of_pair)))
     near = torch.empty(pairs, dtype=torch.float64)
     near[order] = sums.div_(norms).clamp_(-1.0, 1.0)
     return near

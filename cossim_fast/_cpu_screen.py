@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # Numbers of a chunk of pairs: 1.5 MB in float64. 1 µs a pair of 384 with half or four times as
@@ -278,3 +279,16 @@ def _row_sums(products: Tensor) -> Tensor:
     """
     with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite give NaN
         return torch.from_numpy(np.add.reduce(products.contiguous().numpy(), axis=1))
+
+
+def stable_order(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The order (p,) of whole numbers, not negative; equal ones stay in theirs.
+
+    numpy sorts 16-bit numbers by their digits: 80 000 of them in 0.4 ms, where a sort of 64-bit
+    keys takes 3.2 (Zen 4).
+    """
+    order = np.argsort(numbers.astype(np.uint16), kind="stable")
+    for shift in range(16, int(numbers.max(initial=0)).bit_length(), 16):
+        digit = (numbers >> shift).astype(np.uint16)
+        order = order.take(np.argsort(digit.take(order), kind="stable"))
+    return order

@@ -1,12 +1,13 @@
 """What a sieve lets through, and what it says of it, pair by pair, against float64."""
 
+import numpy as np
 import pytest
 import torch
 
 from cossim_fast import _cpu_screen, _reference
 from cossim_fast.retrieval import codes, int8, screens
 from cossim_fast.retrieval.pool import Pool
-from cossim_fast.retrieval.sieve import Sieve
+from cossim_fast.retrieval.sieve import Sieve, passed
 from search_data import CORPORA, make
 
 pytestmark = pytest.mark.skipif(not int8.neighbours(), reason="no int8 product on this processor")
@@ -22,45 +23,84 @@ class Emitted(Pool):
         self.given = []
 
     def add(self, *columns):
-        self.given.append(columns)
+        self.given.append([torch.from_numpy(column) for column in columns])
 
 
-def sieve(queries, segment, centre, threshold):
+def sieve(queries, segment, centre):
     terms = screens.Int8Screen(int8.neighbours()).queries(_cpu_screen.widen(queries), centre)
-    return Sieve(terms).tile(segment, slice(0, len(segment)), threshold)
+    return Sieve(terms, segment)
 
 
-@pytest.mark.parametrize("group", [1, 4, 16])
+def sieved(queries, segment, centre, threshold):
+    """The values of all rows."""
+    return aimed(sieve(queries, segment, centre), threshold, slice(0, len(segment)))
+
+
+def aimed(made, threshold, rows):
+    made.aim(threshold)
+    assert made.suits(rows)
+    return made.tile(rows)
+
+
 @pytest.mark.parametrize("d", [1, 3, 64, 100, 384, 2048])
 @pytest.mark.parametrize("kind", CORPORA)
-def test_all_that_reaches_a_threshold_passes_with_true_bounds(kind, d, group):
+def test_all_that_reaches_a_threshold_passes_with_true_bounds(kind, d):
     dtype = torch.float64 if kind == "near" else torch.float32
     queries, corpus = make(kind, 200, d, 12, dtype)
     exact = _reference.pairwise_cosine(corpus, queries, eps=0.0).nan_to_num(0.0)
     finite = corpus.isfinite().all(1)
     centre = codes.centre_of(corpus)
     segment = codes.encode(corpus, centre, first=1000)
+    made, whole = sieve(queries, segment, centre), slice(0, len(segment))
     if segment.scale.min() < segment.scale.max():
         assert d < 64 or kind not in ("gaussian", "cone", "near")
-        assert sieve(queries, segment, centre, exact[0]) is None
+        assert not made.suits(whole)
         return
     for share in (0.0, 0.5, 0.95):
         threshold = exact[finite].quantile(share, dim=0) - LOST
-        tile = sieve(queries, segment, centre, threshold)
-        tile.values[len(corpus) :] = 0
+        values = aimed(made, threshold, whole)
+        values[len(corpus) :] = 0
         pool = Emitted(12)
-        count = tile.emit(pool, group)
+        count = made.hold(0, values)
+        assert made.held == count
+        made.emit(pool)
+        assert made.held == 0
         ((query, position, upper, lower),) = pool.given
         row = position - 1000
         assert count == len(query) == len(set(zip(query.tolist(), row.tolist(), strict=True)))
-        passed = torch.zeros(len(corpus), 12, dtype=torch.bool)
-        passed[row, query] = True
-        assert bool(passed[finite][(exact >= threshold)[finite]].all())
+        reached = torch.zeros(len(corpus), 12, dtype=torch.bool)
+        reached[row, query] = True
+        assert torch.equal(reached, values[: len(corpus)] > 0)
+        assert bool(reached[finite][(exact >= threshold)[finite]].all())
         seen = finite[row]
         score = exact[row, query]
         assert bool((score <= upper + LOST)[seen].all())
         assert bool((lower - LOST <= score)[seen].all())
-        assert tile.passing() == pytest.approx(float(passed[: 64 * 3].float().mean()), abs=0.5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_what_passed_is_found_where_it_is(share):
+    draw = torch.Generator().manual_seed(0)
+    values = torch.randint(1, 256, (192, 37), generator=draw)
+    values[torch.rand(values.shape, generator=draw) >= share] = 0
+    place, value = passed(values.to(torch.uint8))
+    assert np.array_equal(place, np.flatnonzero(values.numpy()))
+    assert np.array_equal(value, values.numpy().reshape(-1)[place])
+
+
+def test_tiles_of_one_aim_are_held_together():
+    queries, corpus = make("gaussian", 640, 64, 5, torch.float32)
+    centre = torch.zeros(64)
+    made = sieve(queries, codes.encode(corpus, centre, first=7), centre)
+    threshold = _reference.pairwise_cosine(corpus, queries, eps=0.0).quantile(0.9, dim=0)
+    pools = Emitted(5), Emitted(5)
+    for rows in (slice(0, 256), slice(256, 640)):
+        made.hold(rows.start, aimed(made, threshold, rows))
+    made.emit(pools[0])
+    made.hold(0, aimed(made, threshold, slice(0, 640)))
+    made.emit(pools[1])
+    for one, other in zip(*(pool.given[0] for pool in pools), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_bounds_are_those_of_the_codes_and_a_step():
@@ -68,11 +108,12 @@ def test_bounds_are_those_of_the_codes_and_a_step():
     centre = codes.centre_of(corpus)
     exact = _reference.pairwise_cosine(corpus, queries, eps=0.0)
     threshold = exact.quantile(0.9, dim=0)
-    tile = sieve(queries, codes.encode(corpus, centre), centre, threshold)
+    made = sieve(queries, codes.encode(corpus, centre), centre)
+    made.hold(0, aimed(made, threshold, slice(0, 640)))
     pool = Emitted(8)
-    tile.emit(pool, 16)
+    made.emit(pool)
     ((_, _, upper, lower),) = pool.given
-    assert float((upper - lower).max()) < 0.08
+    assert (upper - lower).max() < 0.08
     # Few pass that are not near the threshold.
     assert len(upper) < 3 * (exact >= threshold).sum()
 
@@ -82,9 +123,9 @@ def test_nothing_reaches_what_is_out_of_reach():
     queries[1] = torch.nan
     centre = codes.centre_of(corpus)
     threshold = torch.tensor([1.5, torch.inf, -1.0], dtype=torch.float64)
-    tile = sieve(queries, codes.encode(corpus, centre), centre, threshold)
-    assert not tile.values[:, :2].any()
-    assert bool((tile.values[:, 2] > 0).all())
+    values = sieved(queries, codes.encode(corpus, centre), centre, threshold)
+    assert not values[:, :2].any()
+    assert bool((values[:, 2] > 0).all())
 
 
 def test_the_block_that_is_coded_worst_counts():
@@ -95,8 +136,8 @@ def test_the_block_that_is_coded_worst_counts():
     segment.residual[1] = segment.radius[1]
     exact = _reference.pairwise_cosine(corpus, queries, eps=0.0)
     threshold = exact.quantile(0.8, dim=0) - LOST
-    tile = sieve(queries, segment, centre, threshold)
-    assert bool((tile.values[exact >= threshold] > 0).all())
+    values = sieved(queries, segment, centre, threshold)
+    assert bool((values[exact >= threshold] > 0).all())
 
 
 def test_blocks_of_unlike_scales_are_not_sieved():
@@ -106,4 +147,6 @@ def test_blocks_of_unlike_scales_are_not_sieved():
     segment = codes.encode(corpus, centre)
     assert segment.scale[1] > segment.scale[0]
     assert segment.scale[0] == segment.scale[2] == segment.scale[3]
-    assert sieve(queries, segment, centre, torch.zeros(3).double()) is None
+    made, threshold = sieve(queries, segment, centre), torch.zeros(3).double()
+    assert not made.suits(slice(64, 128))
+    assert aimed(made, threshold, slice(128, 256)).shape == (128, 3)

@@ -15,17 +15,19 @@ from cossim_fast._cpu_screen import WideRows
 from cossim_fast.retrieval.codes import BLOCK, Segment
 from cossim_fast.retrieval.pool import NO_THRESHOLD, Pool, Score, places
 from cossim_fast.retrieval.screens import SLACK, BlockTerms, CodedTerms, QueryTerms, Screen
-from cossim_fast.retrieval.sieve import Sieve, SievedTile, sample
+from cossim_fast.retrieval.sieve import Sieve
 
 # Scores of a tile: 8 MB of float32, which stay in a shared cache.
 TILE_SCORES = 1 << 21
 LONGEST_TILE = 1 << 17
-# Tiles, spread over a segment, of which a part gives the first thresholds; and rows that may be all
-# that is needed to see that a screen does not pay.
-FIRST_TILES, FIRST_SHARE, FIRST_ROWS = 4, 2, 1024
+# Blocks of a tile that say how much of it passes.
+SAMPLED = 4
+# The first thresholds come from one row in so many, within bounds, and from several rows for each
+# that is wanted; they lie in a few tiles spread over a segment.
+FIRST_SHARE, FEWEST_FIRST, MOST_FIRST, FIRST_WANTED, FIRST_TILES = 20, 1024, 8192, 4, 4
 # Thresholds are raised when so many times as many rows have been seen as the last time, and
 # before so many times k rows a query wait.
-GROWTH = 2
+GROWTH = 4
 MOST_PENDING = 32
 # Rows of a pool whose memory (32 bytes each) is freed by scoring them before their time.
 CROWDED = 1 << 22
@@ -152,21 +154,32 @@ class Scan:
         trace.group = group_rows(pool.k, total)
         rows = tiles(len(segment), tile_rows(pool.queries, pool.k))
         trace.tile = max([trace.tile, *(r.stop - r.start for r in rows)])
-        seen = self._seen
-        for stretch in with_first(rows) if self._clueless() else [[r] for r in rows]:
+        together = [[r] for r in rows]
+        if self._clueless():
+            together = with_first(rows, first_rows(pool.k, total))
+            # Thresholds will be those of the first tiles.
+            count = sum(r.stop - r.start for r in together[0]) if together else 0
+            self._next_raise = GROWTH * (self._seen + count)
+        self._sieve, seen = None, self._seen
+        for some in together:
             _threads.go_on()
-            seen += sum(r.stop - r.start for r in stretch)
-            sieved = self._sieved(segment, stretch[0])
-            if sieved is not None:
-                done = self._keep_sieved(sieved, seen, total)
+            seen += sum(r.stop - r.start for r in some)
+            sieve = self._sieve_of(segment)
+            if sieve is not None and sieve.suits(some[0]):
+                pays = self._sift(segment, sieve, some[0], seen, total)
             else:
-                done = self._keep(segment, stretch, seen, total)
-            if not done:
+                pays = self._keep(segment, some, seen, total)
+            if not pays:
                 return False
-            if seen >= self._next_raise or pool.pending > MOST_PENDING * pool.k * pool.queries:
+            held = 0 if sieve is None else sieve.held
+            waiting = pool.pending + held > MOST_PENDING * pool.k * pool.queries
+            due, crowded = waiting or seen >= self._next_raise, len(pool) + held > CROWDED
+            if sieve is not None and (due or crowded or some is together[-1]):
+                sieve.emit(pool)
+            if due:
                 pool.raise_thresholds(seen, total)
                 self._next_raise = GROWTH * seen
-            if len(pool) > CROWDED:
+            if crowded:
                 pool.settle(score, exact=False)
         return True
 
@@ -205,14 +218,16 @@ class Scan:
         trace.tiles += len(some)
         return True
 
-    def _keep_sieved(self, tile: SievedTile, seen: int, total: int) -> bool:
-        """Put what passed into the pool; False if a wider screen is cheaper."""
-        times = tile.passing() * seen / self._pool.rank(seen, total)
-        if self._is_beaten(times, total, multiplied=seen - self._seen):
-            return False
-        self._trace.emitted += tile.emit(self._pool, self._trace.group)
+    def _sift(self, segment: Segment, sieve: Sieve, rows: slice, seen: int, total: int) -> bool:
+        """Multiply a tile, and hold what passes the sieve; False if a wider screen is cheaper."""
+        sieve.aim(self._pool.threshold)
+        values = sieve.tile(rows)
+        self._hide(segment, rows, values, 0)
+        count = sieve.hold(rows.start, values)
+        self._trace.emitted += count
         self._trace.tiles += 1
-        return True
+        times = count / values.numel() * seen / self._pool.rank(seen, total)
+        return not self._is_beaten(times, total, multiplied=seen - self._seen)
 
     def _is_beaten(self, times: float, total: int, *, multiplied: int) -> bool:
         """Whether a wider screen promises to be cheaper.
@@ -227,20 +242,17 @@ class Scan:
 
     def _clueless(self) -> bool:
         """Whether thresholds are missing, or are those of a worse screen."""
-        return self._fresh or bool((self._pool.threshold == NO_THRESHOLD).any())
+        return self._fresh or bool((self._pool.threshold.numpy() == NO_THRESHOLD).any())
 
-    def _sieved(self, segment: Segment, rows: slice) -> SievedTile | None:
-        """Rows that reach the thresholds, where they can be sieved, and nothing else is asked."""
-        coded = self._screen.coded(segment)
-        if coded is None or self._pool.excluded is not None or self._clueless():
+    def _sieve_of(self, segment: Segment) -> Sieve | None:
+        """What sieves rows of a segment, where they can be, and nothing else is asked."""
+        if self._pool.excluded is not None or self._clueless():
             return None
-        if self._sieve is None:
+        coded = self._screen.coded(segment)
+        if self._sieve is None and coded is not None:
             assert isinstance(self._terms, CodedTerms)
-            self._sieve = Sieve(self._terms)
-        tile = self._sieve.tile(coded, rows, self._pool.threshold)
-        if tile is not None:
-            self._hide(segment, rows, tile.values, 0)
-        return tile
+            self._sieve = Sieve(self._terms, coded)
+        return self._sieve
 
     def _tile(self, segment: Segment, rows: slice) -> Tile:
         values = self._screen.product(segment, rows, self._centre, self._terms)
@@ -279,25 +291,37 @@ def group_rows(k: int, total: int) -> int:
     return 16 if k <= 128 else 4
 
 
-def with_first(rows: Sequence[slice]) -> list[list[slice]]:
+def first_rows(k: int, total: int) -> int:
+    """How many of ``total`` rows are to give the first thresholds.
+
+    They are multiplied with a result in float32, at half the rate of others; fewer of them make
+    guesses that more rows pass.
+    """
+    return max(min(max(total // FIRST_SHARE, FEWEST_FIRST), MOST_FIRST), FIRST_WANTED * k)
+
+
+def with_first(rows: Sequence[slice], count: int) -> list[list[slice]]:
     """Tiles one by one, after parts of a few that are spread over all: these come together first.
 
-    The first part is short, since it may be all that is needed to see that a screen does not pay.
+    Args:
+        rows: the tiles.
+        count: how many rows the parts hold together, about.
     """
     spread = max(len(rows) // FIRST_TILES, 1)
+    blocks = -(-count // (max(min(FIRST_TILES, len(rows)), 1) * BLOCK))
     first: list[slice] = []
-    others: list[list[slice]] = []
+    rest: list[list[slice]] = []
     for number, tile in enumerate(rows):
-        half = tile.start
-        if number % spread == 0:
-            half += -(-(tile.stop - tile.start) // (FIRST_SHARE * BLOCK)) * BLOCK
-            half = min(half, tile.stop)
-            first.append(slice(tile.start, half))
-        if half < tile.stop:
-            others.append([slice(half, tile.stop)])
-    if first and first[0].stop > FIRST_ROWS:
-        first[:1] = [slice(0, FIRST_ROWS), slice(FIRST_ROWS, first[0].stop)]
-    return [first, *others] if first else []
+        start = tile.start
+        if number % spread == 0 and len(first) < FIRST_TILES:
+            start = min(start + blocks * BLOCK, tile.stop)
+            first.append(slice(tile.start, start))
+        if start < tile.stop:
+            rest.append([slice(start, tile.stop)])
+    # The first part is short: it may be all that is needed to see that a screen does not pay.
+    if first and first[0].stop > FEWEST_FIRST:
+        first[:1] = [slice(0, FEWEST_FIRST), slice(FEWEST_FIRST, first[0].stop)]
+    return [first, *rest] if first else []
 
 
 def first_threshold(some: Sequence[Tile], group: int, rank: int, *, proven: bool) -> Tensor:
@@ -318,7 +342,8 @@ def first_threshold(some: Sequence[Tile], group: int, rank: int, *, proven: bool
 def passing(tile: Tile, needed: Tensor) -> float:
     """The share of a tile's values that reach what is needed (blocks, q), from a few blocks."""
     blocks = tile.values.view(-1, BLOCK, tile.values.shape[1])
-    some = sample(len(blocks))
+    step = max(len(blocks) // SAMPLED, 1)
+    some = slice(step // 2, None, step)
     reached = blocks[some] >= needed[some, None]
     return np.count_nonzero(reached.numpy()) / max(reached.numel(), 1)
 
@@ -331,11 +356,11 @@ def emit(pool: Pool, tile: Tile, needed: Tensor, group: int) -> int:
 
     def bounds(
         value: NDArray[np.float32], number: NDArray[np.int64], query: NDArray[np.int64], rows: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Upper and lower bounds (p,) of values in groups of so many rows, by their number."""
         place = number // (BLOCK // rows) * width + query
         middle, error = value * scale[place] + offset[query], margin[place]
-        return torch.from_numpy(middle + error), torch.from_numpy(middle - error)
+        return middle + error, middle - error
 
     maxima = tile.maxima(group).view(-1, per, width)
     reached = maxima >= needed[:, None]
@@ -352,12 +377,12 @@ def emit(pool: Pool, tile: Tile, needed: Tensor, group: int) -> int:
         passed = found >= least[number // per * width + query][:, None]
         if pool.excluded is not None:
             upper, _ = bounds(np.where(passed, -np.inf, found).max(1), number, query, group)
-            pool.excluded.scatter_reduce_(0, torch.from_numpy(query), upper, "amax")
+            pool.excluded.scatter_reduce_(
+                0, torch.from_numpy(query), torch.from_numpy(upper), "amax"
+            )
         at = np.flatnonzero(passed)
         which, value = at // group, found.reshape(-1)[at]
         row = number[which] * group + (at - which * group)
         query = query[which]
-    pool.add(
-        torch.from_numpy(query), torch.from_numpy(row + tile.first), *bounds(value, row, query, 1)
-    )
+    pool.add(query, row + tile.first, *bounds(value, row, query, 1))
     return len(query)

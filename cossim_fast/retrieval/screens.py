@@ -181,8 +181,8 @@ def _codes(segment: Segment, rows: slice) -> Tensor:
     return segment.codes[rows.start : -(-rows.stop // BLOCK) * BLOCK]
 
 
-def coded_blocks(segment: Segment, some: slice, product: float = _UNIT) -> BlockTerms:
-    """The terms of coded blocks, for a product that is off by a share of |q̂| |ŷ|."""
+def coded_blocks(segment: Segment, some: slice | Tensor, product: float = _UNIT) -> BlockTerms:
+    """The terms of some coded blocks, for a product that is off by a share of |q̂| |ŷ|."""
     assert segment.scale is not None
     assert segment.residual is not None
     radius, residual = segment.radius[some].double(), segment.residual[some].double()

@@ -9,6 +9,9 @@ V whose upper bound reaches the threshold. The processor has to scale V in any c
 into a result. If that result is an unsigned number of 8 bits, with this least V at 5/8 and the
 largest possible one at 251, all that is too low becomes 0 on the way out, in a quarter of the
 memory of float32, and the 250 steps above 0 tell the rest apart to (1 - threshold) / 250 or so.
+
+Residuals and radii are taken to be the largest of all blocks that share the usual scale of a
+segment, so what a value stands for changes with the thresholds alone.
 """
 
 from __future__ import annotations
@@ -20,57 +23,82 @@ from torch import Tensor
 
 from cossim_fast.retrieval import int8
 from cossim_fast.retrieval.codes import BLOCK, Segment
-from cossim_fast.retrieval.pool import Pool, places
+from cossim_fast.retrieval.pool import Pool
 from cossim_fast.retrieval.screens import SLACK, CodedTerms, coded_blocks
 
 # Where the least V that passes lies, so that it does not round to 0; and how much further up the
 # largest one that there can be.
 _LEAST, _STEPS = 0.625, 250.0
-# Blocks of a tile that say how much of it passes.
-_SAMPLED = 4
 
 
-def sample(blocks: int) -> slice:
-    """A few of so many blocks."""
-    step = max(blocks // _SAMPLED, 1)
-    return slice(step // 2, None, step)
+# Where values are not 0, counted row by row, and what they are.
+Passed = tuple[NDArray[np.int64], NDArray[np.uint8]]
 
 
 class Sieve:
-    """The int8 product of one batch of queries.
+    """The int8 product of one batch of queries with the rows of one segment.
 
     Args:
         terms: of the queries.
+        segment: one with codes.
+
+    Attributes:
+        held: how many rows `hold` was given that `emit` has not given away.
     """
 
-    def __init__(self, terms: CodedTerms) -> None:
-        self._operand = terms.operand
-        self._scale, self._residual = terms.scale.numpy(), terms.residual.numpy()
-        self._norm, self._offset = terms.norm.numpy(), terms.offset.numpy()
-        self._total, self._size = terms.total.numpy(), np.maximum(terms.size.numpy(), 1.0)
-        self._room = torch.empty(0, dtype=torch.uint8)
-
-    def tile(self, segment: Segment, rows: slice, threshold: Tensor) -> SievedTile | None:
-        """Multiply rows of a segment; None if their blocks do not share a scale.
-
-        Args:
-            segment: one with codes.
-            rows: from the first of a block on.
-            threshold: (q,) float64; infinite for a query that no row is to reach.
-        """
+    def __init__(self, terms: CodedTerms, segment: Segment) -> None:
         assert segment.scale is not None
         assert segment.codes is not None
-        some = slice(rows.start // BLOCK, -(-rows.stop // BLOCK))
-        scales = segment.scale[some].numpy()
-        if scales.min() < scales.max():
-            return None
-        blocks = coded_blocks(segment, some)
-        margin = float(blocks.radius.max()) * self._residual
-        margin += float(blocks.residual.max()) * self._norm + SLACK
-        scale = float(scales[0]) * self._scale
+        self._codes, self._first = segment.codes, segment.first
+        self._operand = terms.operand
+        self._residual, self._norm = terms.residual.numpy(), terms.norm.numpy()
+        self._offset, self._total = terms.offset.numpy(), terms.total.numpy()
+        self._size = np.maximum(terms.size.numpy(), 1.0)
+        scales = segment.scale.numpy()
+        usual = np.partition(scales, len(scales) // 2)[len(scales) // 2]
+        self._shares = scales == usual
+        blocks = coded_blocks(segment, torch.from_numpy(self._shares))
+        self._margin = float(blocks.radius.max()) * self._residual
+        self._margin += float(blocks.residual.max()) * self._norm + SLACK
+        self._scale = float(usual) * terms.scale.numpy()
+        self._threshold: NDArray[np.float64] | None = None
+        self._room = torch.empty(0, dtype=torch.uint8)
+        self._found: list[Passed] = []
+        self.held = 0
+
+    def suits(self, rows: slice) -> bool:
+        """Whether blocks of rows share the usual scale: no others can be sieved."""
+        return bool(self._shares[rows.start // BLOCK : -(-rows.stop // BLOCK)].all())
+
+    def tile(self, rows: slice) -> Tensor:
+        """Multiply rows of the segment.
+
+        Args:
+            rows: from the first of a block on, that suit.
+
+        Returns:
+            (rows padded to whole blocks, q) uint8, 0 for what misses the thresholds aimed at.
+        """
+        codes = self._codes[rows.start : -(-rows.stop // BLOCK) * BLOCK]
+        if self._room.numel() < codes.numel():
+            self._room = torch.empty(codes.numel(), dtype=torch.uint8)
+        unsigned = int8.unsigned(codes, self._room)
+        return int8.sieved(unsigned, self._operand, self._per, self._shift)
+
+    def aim(self, thresholds: Tensor) -> None:
+        """Set the thresholds (q,) float64 of tiles; infinite for a query that no row is to reach.
+
+        They may change when nothing is held.
+        """
+        threshold = thresholds.numpy()
+        if self._threshold is not None and np.array_equal(threshold, self._threshold):
+            return
+        assert not self.held
+        self._threshold = threshold.copy()
+        margin, scale = self._margin, self._scale
         # Sums of whole numbers cannot be larger, whatever the bound allows.
         largest = 127 * self._size + 1
-        least = np.maximum((threshold.numpy() - self._offset - margin) / scale, -largest)
+        least = np.maximum((threshold - self._offset - margin) / scale, -largest)
         most = np.minimum((1.0 + SLACK - self._offset + margin) / scale, largest)
         reached = most >= least
         least = np.where(reached, least, 0.0)
@@ -80,82 +108,41 @@ class Sieve:
         # Codes of rows come with 128 added.
         wide, unsigned = per.astype(np.float64), 128 * self._total * per
         shift = np.where(reached, _LEAST - least * wide - unsigned, 0.0).astype(np.float32)
-        codes = segment.codes[some.start * BLOCK : some.stop * BLOCK]
-        if self._room.numel() < codes.numel():
-            self._room = torch.empty(codes.numel(), dtype=torch.uint8)
-        values = int8.sieved(
-            int8.unsigned(codes, self._room),
-            self._operand,
-            torch.from_numpy(per),
-            torch.from_numpy(shift),
-        )
-        step = np.divide(scale, wide, out=np.zeros_like(scale), where=per > 0)
-        return SievedTile(
-            segment.first + rows.start,
-            values,
-            step,
-            self._offset - (shift + unsigned) * step,
-            margin + int8.ROUNDING * step,
-        )
+        self._per, self._shift = torch.from_numpy(per), torch.from_numpy(shift)
+        # A cosine is within `_error` of `_zero` and `_step` times the value.
+        self._step = np.divide(scale, wide, out=np.zeros_like(scale), where=per > 0)
+        self._zero = self._offset - (shift + unsigned) * self._step
+        self._error = margin + int8.ROUNDING * self._step
 
-
-class SievedTile:
-    """What is left of the products of some rows.
-
-    Args:
-        first: the position of the first row.
-        values: (rows padded to whole blocks, q) uint8; 0 for what missed the threshold.
-        step: (q,) of the cosine for one more in a value.
-        zero: (q,) the cosine that a value of 0 would stand for.
-        error: (q,) how far a cosine may be from what its value stands for.
-    """
-
-    def __init__(
-        self,
-        first: int,
-        values: Tensor,
-        step: NDArray[np.float64],
-        zero: NDArray[np.float64],
-        error: NDArray[np.float64],
-    ) -> None:
-        self.first, self.values = first, values
-        self.step, self.zero, self.error = step, zero, error
-
-    def passing(self) -> float:
-        """The share of values that reached the threshold, from a few blocks."""
-        blocks = self.values.view(-1, BLOCK, self.values.shape[1]).numpy()
-        some = blocks[sample(len(blocks))]
-        return np.count_nonzero(some) / max(some.size, 1)
-
-    def passed(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
-        """Query, row and value (p,) of all that reached the threshold; rows in order for a query.
+    def hold(self, first: int, values: Tensor) -> int:
+        """Hold what passed in a tile; return how many rows that are.
 
         Args:
-            group: rows under one maximum: those of a group are looked at where it passes.
+            first: the tile's first row in the segment.
+            values: of the tile.
         """
-        width = self.values.shape[1]
-        if group == 1:
-            values = self.values.numpy().reshape(-1)
-            at = np.flatnonzero(values)
-            row = at // width
-            return at - row * width, row, values[at]
-        groups = self.values.view(-1, group, width)
-        hit = places((groups.amax(1) != 0).view(-1)).numpy()
-        number = hit // width
-        query = hit - number * width
-        found = groups.numpy()[number, :, query]  # (hits, group)
-        at = np.flatnonzero(found)
-        which = at // group
-        return query[which], number[which] * group + (at - which * group), found.reshape(-1)[at]
+        place, value = passed(values)
+        self._found.append((place + (self._first + first) * values.shape[1], value))
+        self.held += len(place)
+        return len(place)
 
-    def emit(self, pool: Pool, group: int) -> int:
-        """Put every row that reached the threshold into the pool."""
-        query, row, value = self.passed(group)
-        middle, error = value * self.step[query] + self.zero[query], self.error[query]
-        pool.add(
-            torch.from_numpy(query),
-            torch.from_numpy(row + self.first),
-            torch.from_numpy(middle + error),
-            torch.from_numpy(middle - error),
-        )
-        return len(query)
+    def emit(self, pool: Pool) -> None:
+        """Put what is held into the pool."""
+        if not self.held:
+            return
+        place, value = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
+        row = place // len(self._offset)
+        query = place - row * len(self._offset)
+        middle, error = value * self._step[query] + self._zero[query], self._error[query]
+        pool.add(query, row, middle + error, middle - error)
+        self._found, self.held = [], 0
+
+
+def passed(values: Tensor) -> Passed:
+    """Where values (whole blocks, q) uint8 are not 0, counted row by row, and what they are."""
+    flat = values.numpy().reshape(-1)
+    # Eight at a time: whole blocks hold a multiple of eight. Most are 0 together.
+    words = np.flatnonzero(flat.view(np.uint64) != 0)
+    some = flat.view(np.uint64).take(words).view(np.uint8)
+    at = np.flatnonzero(some != 0)
+    return words.take(at >> 3) * 8 + (at & 7), some.take(at)

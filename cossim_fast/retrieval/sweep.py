@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,13 +22,11 @@ from cossim_fast.retrieval.codes import BLOCK, Segment
 from cossim_fast.retrieval.pool import places
 from cossim_fast.retrieval.scan import Tile, passing, tile_rows
 from cossim_fast.retrieval.screens import CodedTerms, QueryTerms, Screen
-from cossim_fast.retrieval.sieve import Sieve, SievedTile
+from cossim_fast.retrieval.sieve import Sieve, passed
 
 # To score a pair takes as long as so many scores of a tile in the next wider product: a screen
 # that lets more than one pair in so many through is not used.
 PAIR_COST = 64
-# Rows of a sieved tile under one maximum.
-GROUP = 64
 
 
 class Found(NamedTuple):
@@ -76,7 +75,7 @@ class Batch:
         self.finite = self.wide.norms.isfinite()
         self._screens, self._centre = screens, centre
         self._terms: dict[int, QueryTerms] = {}
-        self._sieves: dict[int, Sieve] = {}
+        self._sieve: tuple[int, Segment, Sieve] | None = None
         self._unit: Tensor | None = None
 
     def __len__(self) -> int:
@@ -88,13 +87,14 @@ class Batch:
             self._terms[level] = self._screens[level].queries(self.wide, self._centre)
         return self._terms[level]
 
-    def sieve(self, level: int) -> Sieve:
-        """What multiplies the codes of a screen that has some."""
-        if level not in self._sieves:
+    def sieve(self, level: int, coded: Segment) -> Sieve:
+        """What multiplies the codes that a screen has of a segment; the last one is kept."""
+        held = self._sieve
+        if held is None or held[0] != level or held[1] is not coded:
             terms = self.terms(level)
             assert isinstance(terms, CodedTerms)
-            self._sieves[level] = Sieve(terms)
-        return self._sieves[level]
+            held = self._sieve = level, coded, Sieve(terms, coded)
+        return held[2]
 
     def cut(self, size: int) -> None:
         """Go on with the first queries alone."""
@@ -102,7 +102,7 @@ class Batch:
         self.wide = _cpu_screen.WideRows(*(column[:size] for column in self.wide))
         self._unit = None if self._unit is None else self._unit[:size]
         self._terms.clear()
-        self._sieves.clear()
+        self._sieve = None
 
     def unit(self) -> Tensor:
         """Unit rows (q, d) in float64; NaN in those that are not finite."""
@@ -200,14 +200,13 @@ class Sweep:
     ) -> tuple[Tensor, Tensor] | None:
         """Query and row (p,) of what a screen lets through, or None if it is more than pays."""
         coded = self.screens[level].coded(segment)
-        tile = None
-        if coded is not None:
-            asked = torch.full((len(batch),), self.threshold, dtype=torch.float64)
-            tile = batch.sieve(level).tile(coded, rows, asked)
-        if tile is None:
+        sieve = None if coded is None else batch.sieve(level, coded)
+        if sieve is None or not sieve.suits(rows):
             return few_above(self._screen(batch, segment, rows, level), self.threshold)
-        segment.hide(rows, tile.values, 0)
-        return few_sieved(tile)
+        sieve.aim(torch.full((len(batch),), self.threshold, dtype=torch.float64))
+        values = sieve.tile(rows)
+        segment.hide(rows, values, 0)
+        return few_sieved(values)
 
     def _note(self, level: int) -> None:
         self._level = level
@@ -263,17 +262,16 @@ class Sweep:
         return Found(query, row.add_(segment.first), scores)
 
 
-def few_sieved(tile: SievedTile) -> tuple[Tensor, Tensor] | None:
-    """Query and row (p,) of what reached the threshold, or None if it is more than pays.
+def few_sieved(values: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Query and row (p,) of what passed a sieve, or None if it is more than pays.
 
     For each query, rows are in order.
     """
-    if tile.passing() * PAIR_COST > 1:
+    if np.count_nonzero(values.numpy()) * PAIR_COST > values.numel():
         return None
-    query, row, _ = tile.passed(GROUP)
-    if len(query) * PAIR_COST > tile.values.numel():
-        return None
-    return torch.from_numpy(query), torch.from_numpy(row)
+    place, _ = passed(values)
+    row = place // values.shape[1]
+    return torch.from_numpy(place - row * values.shape[1]), torch.from_numpy(row)
 
 
 def few_above(tile: Tile, threshold: float) -> tuple[Tensor, Tensor] | None:
