@@ -90,6 +90,34 @@ def matrix_gradient(grad: Tensor, x: Tensor, y: Tensor, eps: float) -> Tensor:
     return gradient
 
 
+def rows_gradient_without_graph(x: Tensor, y: Tensor, grad: Tensor, eps: float) -> Tensor:
+    """The derivative by x of <grad, cosines of paired rows>, by its formula: for ops' bodies."""
+    wide = accumulation_dtype(torch.promote_types(x.dtype, y.dtype))
+    weighted = unit_rows(y.to(wide), -1, eps) * grad.to(wide)[..., None]
+    return _projected(weighted, x.to(wide), eps).to(x.dtype)
+
+
+def matrix_gradient_without_graph(x: Tensor, y: Tensor, grad: Tensor, eps: float) -> Tensor:
+    """The derivative by x of <grad, cosine matrix>, by its formula: for ops' bodies."""
+    wide = accumulation_dtype(torch.promote_types(x.dtype, y.dtype))
+    weighted = full_precision_product(grad.to(wide), unit_rows(y.to(wide), -1, eps))
+    return _projected(weighted, x.to(wide), eps).to(x.dtype)
+
+
+def _projected(weighted: Tensor, x: Tensor, eps: float) -> Tensor:
+    """The derivative by x of <weighted, unit_rows(x)>: autograd sees nothing inside an op."""
+    if x.shape[-1] == 0:
+        return torch.zeros_like(x)
+    scale = _scale(x, -1)
+    scaled = x * scale
+    norm: Tensor = vector_norm(scaled, 2, -1, keepdim=True)
+    bounded = torch.maximum(norm, eps * scale)
+    along = torch.linalg.vecdot(scaled / bounded, weighted).unsqueeze(-1)
+    direction = scaled / norm.masked_fill(norm == 0, 1.0)
+    gradient: Tensor = (weighted - direction * along) / bounded * scale
+    return gradient
+
+
 def unit_rows(x: Tensor, dim: int, eps: float) -> Tensor:
     """Return x / max(|x|, eps) along `dim` for a float32 or float64 x of any magnitude.
 

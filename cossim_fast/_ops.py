@@ -135,8 +135,9 @@ def _(grad: Tensor, x: Tensor, y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     from cossim_fast.kernels.rowwise import launch_rowwise_bwd  # noqa: PLC0415
 
     if not _takes_kernels(x, _checks.paired_rows(x, y)):
-        by_x, by_y = _composite.rows_gradients(x, y, grad, eps, (True, True))
-        return by_x.contiguous(), by_y.contiguous()  # type: ignore[union-attr]
+        by_x = _composite.rows_gradient_without_graph(x, y, grad, eps)
+        by_y = _composite.rows_gradient_without_graph(y, x, grad, eps)
+        return by_x.contiguous(), by_y.contiguous()
     found: tuple[Tensor, Tensor] = launch_rowwise_bwd(grad, x, y, eps)
     return found
 
@@ -158,7 +159,7 @@ def _(grad: Tensor, x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
 
     dtype = _checks.batched_rows(x, y, eps, precision)
     if not _takes_kernels(x, dtype):
-        return _composite.matrix_gradient(grad, x, y, eps).contiguous()
+        return _composite.matrix_gradient_without_graph(x, y, grad, eps).contiguous()
     gradient: Tensor = launch_pairwise_bwd(grad, x.to(dtype), y.to(dtype), eps, precision)
     return gradient.to(x.dtype)
 
