@@ -2,14 +2,15 @@
 
 A choice depends on the kernel, the dtype, d, the precision and the architecture alone, never on
 the number of rows, so that a row's result does not change with its batch. The tiles come from
-arithmetic and from compiling without spills; docs/kernels.md lists what each compiles to. None has
-been timed.
+arithmetic and from compiling without spills, those of sm_90 from timing too; docs/kernels.md lists
+what each compiles to.
 
-The 16-bit forward on sm_90 and newer takes 128 x 128 tiles, two blocks an SM, so that one block's
-store overlaps the other's product. 128 x 256 tiles would ask a quarter less of L2, which binds
-before the tensor cores, but then a block has the SM to itself and only a persistent grid could
-overlap its store: at d = 768 and a float32 result 2.1 ms against 2.8 ms by the peaks of an H100, at
-d = 384 no difference. That is for a machine that can measure it to decide.
+Figures are medians in milliseconds on an H200, of 16384 rows of 768 against as many unless said.
+
+The 16-bit products on sm_90 take 128 x 256 tiles, which ask a quarter less of L2 than 128 x 128, in
+groups of 16. Forward: 0.76; 128 x 128 takes 0.77, in groups of 8 either 0.78; one block an SM has
+its store overlap nothing, which only a persistent grid would change (cuBLAS 0.61 for the product
+alone). A matrix with itself 0.54 and 0.65, backward 0.61 to 0.64 and 0.64 to 0.69 (cuBLAS 0.52).
 """
 
 from dataclasses import dataclass, replace
@@ -86,9 +87,9 @@ def _product_precision(dtype: torch.dtype, precision: str, arch: str) -> str:
     return "tf32x3" if arch.startswith("sm_") else "bf16x3"
 
 
-def _rows(elements: int, d: int) -> TileConfig:
+def _rows(elements: int, d: int, longest: int = 512) -> TileConfig:
     """So many elements a step: few long rows or many short ones."""
-    block_d = min(max(triton.next_power_of_2(d), 64), 512)
+    block_d = min(max(triton.next_power_of_2(d), 64), longest)
     return TileConfig(elements // block_d, block_k=block_d, num_warps=4)
 
 
@@ -107,10 +108,14 @@ _PAIRWISE_FWD = {
         "split": TileConfig(128, 64, 32, 8, 2),
     },
     "wgmma": {
-        "float16": TileConfig(128, 128, 64, 8, 3),
-        "bfloat16": TileConfig(128, 128, 64, 8, 3),
+        "float16": TileConfig(128, 256, 64, 8, 3, 16),
+        "bfloat16": TileConfig(128, 256, 64, 8, 3, 16),
+        # 1.4, with launches 1.5; steps of 64 take 2.0, 256 columns 1.7.
         "tf32": TileConfig(128, 128, 32, 8, 3),
-        "split": TileConfig(128, 128, 32, 8, 2),
+        # 4.9, with launches 5.3; 128 columns, 8 warps and 2 stages take 6.7, steps of 64 5.9.
+        "split": TileConfig(128, 64, 32, 4, 3),
+        # 5.8, with launches 6.1; 2 stages take 6.5, steps of 32 6.8 to 7.8, 256 columns 8.7.
+        "bf16x6": TileConfig(128, 128, 64, 8, 3),
     },
     "tcgen05": {
         "float16": TileConfig(128, 128, 64, 8, 3),
@@ -141,7 +146,10 @@ _PAIRWISE_BWD = {
         "float16": TileConfig(128, 128, 32, 8, 3),
         "bfloat16": TileConfig(128, 256, 32, 8, 3),
         "tf32": TileConfig(128, 128, 32, 8, 2),
-        "split": TileConfig(128, 64, 32, 8, 2),
+        # 7.1; 64 x 64 tiles take 10.9, 2 stages 8.8, 8 warps 14.5.
+        "split": TileConfig(128, 64, 32, 4, 3),
+        # 6.7; 128 x 64 tiles and 2 stages take 8.5, with 8 warps 12.4.
+        "bf16x6": TileConfig(64, 128, 32, 4, 3),
     },
     "tcgen05": {
         "float16": TileConfig(128, 128, 64, 8, 3),
@@ -162,7 +170,8 @@ _PAIRWISE_BWD["sm_120"] = _PAIRWISE_BWD["mma"] | {"split": TileConfig(64, 64, 32
 # By family: tiles for int8 codes and for bfloat16 rows.
 _BLOCK_MAX = {
     "mma": (TileConfig(128, 128, 64, 8, 2, dots=2), TileConfig(128, 128, 32, 8, 3)),
-    "wgmma": (TileConfig(128, 256, 128, 8, 3), TileConfig(128, 128, 64, 8, 3)),
+    # 4096 x 2^20 codes of 384: 4.07; groups of 8 take 4.34, 128 columns 6.2, steps of 64 4.8.
+    "wgmma": (TileConfig(128, 256, 128, 8, 3, 32), TileConfig(128, 128, 64, 8, 3)),
     "tcgen05": (TileConfig(128, 256, 128, 8, 3), TileConfig(128, 128, 64, 8, 3)),
     "cdna": (TileConfig(128, 128, 64, 8, 2), TileConfig(128, 128, 32, 8, 2)),
 }
@@ -180,6 +189,31 @@ _RECHECK = {
 _RECHECK["sm_120"] = _RECHECK["mma"]
 
 
+def _pairwise_tile(
+    kernel: str, dtype: torch.dtype, family: str, product: str, descriptors: bool
+) -> TileConfig:
+    """Tile of one of the products of a matrix and its gradients."""
+    kind = _kind(dtype, product)
+    if kernel == "pairwise_fwd_scaled" and kind == "split":
+        return TileConfig(64, 64, 32, 4, 2)  # scaling takes registers: larger tiles spill
+    # A gradient of the rows' dtype is multiplied as it is, as rows are in the forward; on sm_120
+    # the forward's tile would spill.
+    as_it_is = kernel == "pairwise_bwd" and dtype != torch.float32 and family != "sm_120"
+    if family == "wgmma" and not descriptors:
+        # Loads by pointer take registers, too.
+        if as_it_is or (kernel == "pairwise_fwd" and dtype != torch.float32):
+            return TileConfig(128, 128, 64, 8, 3)
+        if kernel == "pairwise_bwd" and product == "tf32x3":
+            return TileConfig(64, 64, 32, 4, 3)
+    if kernel in ("pairwise_fwd", "pairwise_fwd_scaled") or as_it_is:
+        tiles = _PAIRWISE_FWD[family]
+    elif kernel in ("pairwise_bwd", "pairwise_bwd_rounded"):
+        tiles = _PAIRWISE_BWD[family]
+    else:
+        raise ValueError(f"expected the name of a kernel, got {kernel!r}")
+    return tiles.get(product, tiles[kind])
+
+
 def choose_config(
     kernel: str,
     dtype: torch.dtype,
@@ -194,12 +228,21 @@ def choose_config(
     ``descriptors`` says that the inputs could be loaded by descriptor, which is done from sm_90 on.
     """
     family = _family(arch)
-    if kernel in ("row_norm", "pairwise_bwd_project"):
+    if kernel == "row_norm":
+        # 2^20 rows of 768: float16 0.37, float32 0.72; 4 rows in steps of 512 take 0.51 and 0.92.
+        return _rows(1024, d, 128)
+    if kernel in ("unit_rows", "pairwise_bwd_project"):
         return _rows(2048, d)
     if kernel in ("rowwise_fwd", "rowwise_bwd"):
         # More elements spill: in the backward, which holds twice the operands, and on sm_100.
         elements = 2048 if kernel == "rowwise_fwd" else 1024
-        return _rows(elements // 2 if family == "tcgen05" else elements, d)
+        elements = elements // 2 if family == "tcgen05" else elements
+        # 2^20 pairs of 768: forward, float16 0.78 (steps of 256: 0.84, 512: 1.40), float32 1.52
+        # (1.45, 1.75), of 384: 0.51 (0.69, 1.09) and 0.82 (1.17, 1.18). Backward, float16 1.73 with
+        # steps of 256 (512: 2.05), float32 3.58 with 512 (256: 4.29).
+        if kernel == "rowwise_fwd":
+            return _rows(elements, d, 128)
+        return _rows(elements, d, 512 if dtype == torch.float32 else 256)
     if kernel == "rescore":
         # Fused or not, products of narrower rows are exact; those of float64 rows must round as on
         # other devices.
@@ -218,11 +261,5 @@ def choose_config(
             config = replace(config, block_n=16, block_m=128, num_warps=4, num_stages=4, swap=True)
         return replace(config, descriptors=descriptors)
     product = _product_precision(dtype, precision, arch)
-    kind = _kind(dtype, product)
-    if kernel == "pairwise_fwd":
-        tiles = _PAIRWISE_FWD[family]
-        tile = tiles.get(product, tiles[kind])
-        return replace(tile, precision=product, descriptors=descriptors)
-    if kernel == "pairwise_bwd":
-        return replace(_PAIRWISE_BWD[family][kind], precision=product)
-    raise ValueError(f"expected the name of a kernel, got {kernel!r}")
+    tile = _pairwise_tile(kernel, dtype, family, product, descriptors)
+    return replace(tile, precision=product, descriptors=descriptors)

@@ -37,9 +37,20 @@ def aligned_rows(x: torch.Tensor) -> torch.Tensor:
     return padded
 
 
+def same_rows(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether x and y are the same elements in the same memory, read in the same way."""
+    return (
+        x.data_ptr() == y.data_ptr()
+        and (x.shape, x.stride(), x.dtype) == (y.shape, y.stride(), y.dtype)
+        and x.numel() > 0
+    )
+
+
 def describable(x: torch.Tensor) -> bool:
-    """Whether a tensor descriptor can describe aligned rows: no dimension repeats itself."""
-    return all(stride > 0 for stride in x.stride())
+    """Whether a tensor descriptor can describe x: aligned rows, no dimension repeats itself."""
+    size = x.element_size()
+    aligned = all(stride > 0 and stride * size % 16 == 0 for stride in x.stride()[:-1])
+    return aligned and x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and x.numel() > 0
 
 
 def tiled_product(

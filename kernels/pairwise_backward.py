@@ -3,17 +3,18 @@
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .configs import TileConfig, choose_config, current_arch
-from .launch import aligned_rows, cost, on_device
-from .row_norm import launch_row_norm
+from .launch import cost, describable, element_size, on_device
+from .row_norm import launch_row_norm, launch_unit_rows
 from .tiles import binary_exponent, load_tile, power_of_two, times_power_of_two
 
 
 def _product_metadata(grid, kernel, args):
     b, n, m, d = args["B"], args["N"], args["M"], args["D"]
-    size = args["y_ptr"].element_size()
-    moved = b * (n * m * args["grad_ptr"].element_size() + m * d * size + 4 * n * d)
+    size = element_size(args["unit_ptr"])
+    moved = b * (n * m * element_size(args["grad_ptr"]) + m * d * size + 4 * n * d)
     return cost("pairwise_bwd_product", moved, **{f"flops{8 * size}": 2 * b * n * m * d})
 
 
@@ -23,78 +24,10 @@ def _project_metadata(grid, kernel, args):
     return cost("pairwise_bwd_project", moved, flops32=8 * elements)
 
 
-@triton.jit
-def _weighted_sum(
-    grad_ptr,
-    y_ptr,
-    inverse_y_ptr,
-    exponent_y_ptr,
-    stride_gb,
-    stride_gn,
-    stride_gm,
-    stride_yb,
-    stride_ym,
-    stride_yd,
-    batch,
-    first_n,
-    first_d,
-    N,
-    M,
-    D,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    PRECISION: tl.constexpr,
-    SCALED: tl.constexpr,
-):
-    """Sum over m of grad[n, m] / norm[m] * y[m, d], with y scaled by 2**-exponent if SCALED."""
-    acc = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-    for m in range(0, M, BLOCK_M):
-        column = m + tl.arange(0, BLOCK_M)
-        flat = tl.cast(batch, tl.int64) * M + column
-        inverse = tl.load(inverse_y_ptr + flat, mask=column < M, other=0.0)
-        grad = load_tile(
-            grad_ptr,
-            stride_gb,
-            stride_gn,
-            stride_gm,
-            batch,
-            first_n,
-            m,
-            N,
-            M,
-            BLOCK_N,
-            BLOCK_M,
-            False,
-        ).to(tl.float32)
-        y = load_tile(
-            y_ptr, stride_yb, stride_ym, stride_yd, batch, m, first_d, M, D,
-            BLOCK_M, BLOCK_D, DESCRIPTORS=False,
-        )  # fmt: skip
-        grad *= inverse[None, :]
-        if SCALED:
-            exponent = tl.load(exponent_y_ptr + flat, mask=column < M, other=0)
-            y = times_power_of_two(y.to(tl.float32), -exponent[:, None]).to(y.dtype)
-        if y.dtype == tl.float16:
-            # Gradients of a mean over a large matrix vanish in float16: bring the largest of each
-            # row into [1, 2) before it is rounded.
-            exponent_g = binary_exponent(tl.max(tl.abs(grad), axis=1))
-            exponent_g = tl.minimum(tl.maximum(exponent_g, -126), 126)
-            grad *= power_of_two(-exponent_g)[:, None]
-            product = tl.dot(grad.to(tl.float16), y)
-            acc += product * power_of_two(exponent_g)[:, None]
-        else:
-            acc = tl.dot(grad.to(y.dtype), y, acc, input_precision=PRECISION)
-    return acc
-
-
 @triton.jit(launch_metadata=_product_metadata)
 def _pairwise_bwd_product_kernel(
-    grad_ptr,  # (B, N, M)
-    y_ptr,  # (B, M, D)
-    inverse_y_ptr,  # (B * M,) float32
-    exponent_y_ptr,  # (B * M,) int32
-    any_scaled_ptr,  # () bool
+    grad_ptr,  # (B, N, M), if TRANSPOSED (B, M, N), or a descriptor of it
+    unit_ptr,  # (B, M, D), or a descriptor of it
     sum_ptr,  # (B, N, D) float32
     B,
     N,
@@ -103,9 +36,9 @@ def _pairwise_bwd_product_kernel(
     stride_gb,
     stride_gn,
     stride_gm,
-    stride_yb,
-    stride_ym,
-    stride_yd,
+    stride_ub,
+    stride_um,
+    stride_ud,
     stride_sb,
     stride_sn,
     stride_sd,
@@ -113,13 +46,14 @@ def _pairwise_bwd_product_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     PRECISION: tl.constexpr,
-    RANGE_SAFE: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):
-    """Write one BLOCK_N x BLOCK_D tile of grad times the normalised rows of y.
+    """Write one BLOCK_N x BLOCK_D tile of grad times the unit rows of y.
 
     Owns one tile of one batch; tiles of D are innermost, so that the gradient leaves device memory
-    once. Loops over M in steps of BLOCK_M, keeps the float32 sums in registers, scales the gradient
-    by the inverse norms before it is rounded to y's dtype, and writes the tile once.
+    once. Loops over M in steps of BLOCK_M, keeps the float32 sums in registers and writes the tile
+    once. A gradient of the rows' dtype is multiplied as it is; another is rounded to it first.
     Moves N M gradients, M D inputs at best and N D float32 sums; 2 N M D operations.
     """
     tiles_n = tl.cdiv(N, BLOCK_N)
@@ -129,21 +63,33 @@ def _pairwise_bwd_product_kernel(
     first_n = (program // tiles_d % tiles_n) * BLOCK_N
     batch = program // (tiles_d * tiles_n)
 
-    any_scaled = False
-    if RANGE_SAFE:
-        any_scaled = tl.load(any_scaled_ptr)
-    if RANGE_SAFE and any_scaled:
-        acc = _weighted_sum(
-            grad_ptr, y_ptr, inverse_y_ptr, exponent_y_ptr, stride_gb, stride_gn, stride_gm,
-            stride_yb, stride_ym, stride_yd, batch, first_n, first_d, N, M, D,
-            BLOCK_N, BLOCK_D, BLOCK_M, PRECISION, SCALED=True,
+    acc = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+    for m in range(0, M, BLOCK_M):
+        if TRANSPOSED:
+            grad = load_tile(
+                grad_ptr, stride_gb, stride_gn, stride_gm, batch, m, first_n, M, N,
+                BLOCK_M, BLOCK_N, DESCRIPTORS,
+            ).T  # fmt: skip
+        else:
+            grad = load_tile(
+                grad_ptr, stride_gb, stride_gn, stride_gm, batch, first_n, m, N, M,
+                BLOCK_N, BLOCK_M, DESCRIPTORS,
+            )  # fmt: skip
+        unit = load_tile(
+            unit_ptr, stride_ub, stride_um, stride_ud, batch, m, first_d, M, D,
+            BLOCK_M, BLOCK_D, DESCRIPTORS,
         )  # fmt: skip
-    else:
-        acc = _weighted_sum(
-            grad_ptr, y_ptr, inverse_y_ptr, exponent_y_ptr, stride_gb, stride_gn, stride_gm,
-            stride_yb, stride_ym, stride_yd, batch, first_n, first_d, N, M, D,
-            BLOCK_N, BLOCK_D, BLOCK_M, PRECISION, SCALED=False,
-        )  # fmt: skip
+        if unit.dtype == tl.float16 and grad.dtype != tl.float16:
+            # Gradients of a mean over a large matrix vanish in float16: bring the largest of each
+            # row into [1, 2) before it is rounded.
+            grad = grad.to(tl.float32)
+            exponent_g = binary_exponent(tl.max(tl.abs(grad), axis=1))
+            exponent_g = tl.minimum(tl.maximum(exponent_g, -126), 126)
+            grad *= power_of_two(-exponent_g)[:, None]
+            product = tl.dot(grad.to(tl.float16), unit)
+            acc += product * power_of_two(exponent_g)[:, None]
+        else:
+            acc = tl.dot(grad.to(unit.dtype), unit, acc, input_precision=PRECISION)
 
     row = tl.cast(first_n, tl.int64) + tl.arange(0, BLOCK_N)
     column = tl.cast(first_d, tl.int64) + tl.arange(0, BLOCK_D)
@@ -225,7 +171,9 @@ def launch_pairwise_bwd(
     """Return the gradient (b, n, d) for x of the pairwise cosine, given its gradient (b, n, m).
 
     The gradient for y is the same call with x and y exchanged and ``grad`` transposed: any strides
-    are taken. Needs one float32 temporary of x's shape. ``precision`` as in the forward.
+    are taken, those of an expanded gradient by a copy. Needs one float32 temporary of x's shape and
+    one of y's, of unit rows: multiplied by them, a gradient need not pass through registers to be
+    scaled. ``precision`` as in the forward.
     """
     b, n, d = x.shape
     m = y.shape[1]
@@ -233,32 +181,44 @@ def launch_pairwise_bwd(
     if grad_x.numel() == 0 or m == 0:
         return grad_x.zero_()
     inverse_x, exponent_x = launch_row_norm(x, eps)
-    inverse_y, exponent_y = launch_row_norm(y, eps)
-    y = aligned_rows(y)
-    weighted = x.new_empty((b, n, y.shape[-1]), dtype=torch.float32)
+    unit = launch_unit_rows(y, *launch_row_norm(y, eps))
+    width = unit.shape[-1]
+    if any(s == 0 and size > 1 for s, size in zip(grad.stride(), grad.shape, strict=True)):
+        grad = grad.contiguous()
+    transposed = grad.stride(-1) != 1 and grad.stride(-2) == 1
+    grad = grad.mT if transposed else grad
+    weighted = x.new_empty((b, n, width), dtype=torch.float32)
     with on_device(x):
         arch = current_arch()
-        config = config or choose_config("pairwise_bwd", x.dtype, d, arch, precision)
-        tiles = triton.cdiv(n, config.block_n) * triton.cdiv(y.shape[-1], config.block_m)
+        if config is None:
+            same = grad.dtype == unit.dtype
+            descriptors = same and describable(grad) and describable(unit)
+            kernel = "pairwise_bwd" if same else "pairwise_bwd_rounded"
+            config = choose_config(kernel, x.dtype, d, arch, precision, descriptors)
+        tile_n, tile_d, tile_m = config.block_n, config.block_m, config.block_k
+        grad_source, unit_source = grad, unit
+        if config.descriptors:
+            grad_tile = [1, tile_m, tile_n] if transposed else [1, tile_n, tile_m]
+            grad_source = TensorDescriptor.from_tensor(grad, grad_tile)
+            unit_source = TensorDescriptor.from_tensor(unit, [1, tile_m, tile_d])
+        tiles = triton.cdiv(n, tile_n) * triton.cdiv(width, tile_d)
         _pairwise_bwd_product_kernel[(b * tiles,)](
-            grad,
-            y,
-            inverse_y,
-            exponent_y,
-            exponent_y.any(),
+            grad_source,
+            unit_source,
             weighted,
             b,
             n,
             m,
-            y.shape[-1],
+            width,
             *grad.stride(),
-            *y.stride(),
+            *unit.stride(),
             *weighted.stride(),
-            BLOCK_N=config.block_n,
-            BLOCK_D=config.block_m,
-            BLOCK_M=config.block_k,
+            BLOCK_N=tile_n,
+            BLOCK_D=tile_d,
+            BLOCK_M=tile_m,
             PRECISION=config.precision,
-            RANGE_SAFE=y.dtype != torch.float16,
+            TRANSPOSED=transposed,
+            DESCRIPTORS=config.descriptors,
             **config.options(),
         )
         rows = choose_config("pairwise_bwd_project", x.dtype, d, arch)

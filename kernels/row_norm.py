@@ -1,4 +1,4 @@
-"""Inverse norms of rows, safe over the whole range of the input's dtype."""
+"""Inverse norms of rows, safe over the whole range of the input's dtype, and rows times them."""
 
 import torch
 import triton
@@ -13,6 +13,11 @@ def _metadata(grid, kernel, args):
     elements = args["ROWS"] * args["D"]
     moved = elements * args["x_ptr"].element_size() + 8 * args["ROWS"]
     return cost("row_norm", moved, flops32=2 * elements)
+
+
+def _unit_metadata(grid, kernel, args):
+    elements, size = args["ROWS"] * args["WIDTH"], args["x_ptr"].element_size()
+    return cost("unit_rows", 2 * elements * size + 8 * args["ROWS"], flops32=2 * elements)
 
 
 @triton.jit(launch_metadata=_metadata)
@@ -106,3 +111,77 @@ def launch_row_norm(
             **config.options(),
         )
     return inverse, exponent
+
+
+@triton.jit(launch_metadata=_unit_metadata)
+def _unit_rows_kernel(
+    x_ptr,  # (B, N, D)
+    inverse_ptr,  # (B * N,) float32
+    exponent_ptr,  # (B * N,) int32
+    out_ptr,  # (B, N, WIDTH)
+    ROWS,  # B * N
+    N,
+    D,
+    WIDTH,
+    stride_xb,
+    stride_xn,
+    stride_xd,
+    stride_ob,
+    stride_on,
+    stride_od,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Write BLOCK_N rows over their norms, and zeros from D to WIDTH.
+
+    Owns BLOCK_N rows, loops over WIDTH in steps of BLOCK_D.
+    Moves the input and the output once; 2 operations an element.
+    """
+    row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = row < ROWS
+    x_row = x_ptr + (row // N) * stride_xb + (row % N) * stride_xn
+    out_row = out_ptr + (row // N) * stride_ob + (row % N) * stride_on
+    inverse = tl.load(inverse_ptr + row, mask=inside, other=0.0)
+    exponent = tl.load(exponent_ptr + row, mask=inside, other=0)
+    column = tl.arange(0, BLOCK_D).to(tl.int64)
+    for start in range(0, WIDTH, BLOCK_D):
+        d = (start + column)[None, :]
+        x = tl.load(x_row[:, None] + d * stride_xd, mask=inside[:, None] & (d < D), other=0.0)
+        x = times_power_of_two(x.to(tl.float32), -exponent[:, None]) * inverse[:, None]
+        out = x.to(out_ptr.dtype.element_ty)
+        tl.store(out_row[:, None] + d * stride_od, out, mask=inside[:, None] & (d < WIDTH))
+
+
+def launch_unit_rows(
+    x: torch.Tensor,
+    inverse: torch.Tensor,
+    exponent: torch.Tensor,
+    config: TileConfig | None = None,
+) -> torch.Tensor:
+    """Return the rows of x (b, n, d) over max(norm, eps), padded with zeros: (b, n, d'), d' >= d.
+
+    ``inverse`` and ``exponent`` are what ``launch_row_norm`` gives. The rows are rounded to x's
+    dtype and load in pieces of 16 bytes: d' is a multiple of 16.
+    """
+    b, n, d = x.shape
+    out = x.new_empty((b, n, triton.cdiv(d, 16) * 16))
+    if out.numel() == 0:
+        return out
+    with on_device(x):
+        config = config or choose_config("unit_rows", x.dtype, d, current_arch())
+        _unit_rows_kernel[(triton.cdiv(b * n, config.block_n),)](
+            x,
+            inverse,
+            exponent,
+            out,
+            b * n,
+            n,
+            d,
+            out.shape[-1],
+            *x.stride(),
+            *out.stride(),
+            BLOCK_N=config.block_n,
+            BLOCK_D=config.block_k,
+            **config.options(),
+        )
+    return out

@@ -4,7 +4,7 @@ import pytest
 from triton.runtime.errors import InterpreterError
 
 from ladder import checks, screening
-from ladder.checks import BF16, F16
+from ladder.checks import BF16, F16, F32
 from ladder.mutants import Mutant, mutated
 from ladder.runtime import needs_interpreter
 
@@ -55,8 +55,8 @@ MUTANTS = [
         Mutant(
             "offset unlike its mask's",
             "pairwise",
-            "out += row[:, None] * stride_on + column[None, :] * stride_om",
-            "out += row[:, None] * stride_on + (column[None, :] + 1) * stride_om",
+            "out = batch_ptr + row[:, None] * stride_on + column[None, :] * stride_om",
+            "out = batch_ptr + row[:, None] * stride_on + (column[None, :] + 1) * stride_om",
         ),
         checks.check_pairwise_fwd,
     ),
@@ -68,6 +68,24 @@ MUTANTS = [
             "return first_n + within % rows, min(within // rows, TILES_M - 2)",
         ),
         lambda load: checks.check_pairwise_fwd(load, F16, (1, 40, 300, 67)),
+    ),
+    (
+        Mutant(
+            "mirror without the first diagonal",
+            "pairwise",
+            "below = column[:, None] < row[None, :]",
+            "below = column[:, None] < row[None, :] - 1",
+        ),
+        lambda load: checks.check_pairwise_with_itself(load, BF16),
+    ),
+    (
+        Mutant(
+            "rows with exponents multiplied as they are",
+            "pairwise",
+            "wanted = largest > 0",
+            "wanted = largest > 1000",
+        ),
+        lambda load: checks.check_pairwise_with_itself(load, F32, scale=1e30),
     ),
     (
         Mutant(
@@ -104,6 +122,15 @@ MUTANTS = [
             "exponent_g = exponent_g * 0\n",
         ),
         checks.check_small_gradients,
+    ),
+    (
+        Mutant(
+            "unit rows not padded",
+            "row_norm",
+            "mask=inside[:, None] & (d < WIDTH)",
+            "mask=inside[:, None] & (d < D)",
+        ),
+        checks.check_pairwise_bwd,
     ),
     (
         Mutant(

@@ -23,12 +23,13 @@ def runs_kernels(test):
 
 
 ROWWISE = ["_rowwise_fwd_kernel", "_rowwise_bwd_kernel"]
-PAIRWISE_FWD = ["_row_norm_kernel"] * 2 + ["_pairwise_fwd_kernel"]
+PAIRWISE_FWD = ["_row_norm_kernel"] * 2 + ["_pairwise_fwd_kernel", "_pairwise_fwd_scaled_kernel"]
 SCREEN = [
     "_block_max_kernel", "_rescore_kernel", "_group_bounds_kernel", "_block_candidates_kernel",
     "_recheck_kernel",
 ]  # fmt: skip
 PAIRWISE_BWD = ["_row_norm_kernel"] * 2 + [
+    "_unit_rows_kernel",
     "_pairwise_bwd_product_kernel",
     "_pairwise_bwd_project_kernel",
 ]
@@ -75,8 +76,28 @@ def test_float64_and_empty_rows_are_left_to_torch(as_cuda):  # noqa: F811
     with compiled_for("sm_90") as launches:
         c = functional.pairwise_cosine(x)
         assert functional.cosine_similarity(empty, empty).tolist() == [0] * 5
+        found = [gradients_of(function, x) for function in (as_matrix, as_rows)]
     assert launches == []
+    for got, paired in zip(found, (False, True), strict=True):
+        pair, grad = (x, x.flip(0)), x.new_ones(5) if paired else x.new_ones(1, 5, 5)
+        pair = pair if paired else [t[None] for t in pair]
+        expected = oracle.gradients(*(t.clone() for t in pair), grad, EPS, paired=paired)
+        for side, true in zip(got, expected, strict=True):
+            assert oracle.error(side, true.view(5, 7)) <= 2**-48
     assert oracle.error(c, oracle.pairwise(x[None], x[None], EPS)[0]) <= 4 * 2**-53
+
+
+def as_matrix(x, y):
+    return functional.pairwise_cosine(x, y)
+
+
+def as_rows(x, y):
+    return functional.cosine_similarity(x, y, dim=-1)
+
+
+def gradients_of(function, x):
+    leaves = [t.clone().requires_grad_() for t in (x, x.flip(0))]
+    return torch.autograd.grad(function(*leaves).sum(), leaves)
 
 
 @runs_kernels

@@ -35,6 +35,14 @@ def test_forward_matches_float64(dtype, shape, arch):
     checks.check_pairwise_fwd(kernels, dtype, shape)
 
 
+@DTYPES
+def test_a_matrix_with_itself_is_symmetric(dtype, arch):
+    checks.check_pairwise_with_itself(kernels, dtype)
+    checks.check_pairwise_with_itself(kernels, dtype, 130, 72)
+    if dtype != F16:
+        checks.check_pairwise_with_itself(kernels, dtype, scale=1e30)
+
+
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_lower_precisions_are_no_worse_than_torch_at_the_same(precision, arch):
     checks.check_pairwise_fwd(kernels, F32, precision=precision)
@@ -50,6 +58,20 @@ def test_rows_that_a_descriptor_can_describe(arch):
 @pytest.mark.parametrize("shape", [(2, 131, 77, 67), (1, 1, 1, 2), (1, 33, 129, 130)])
 def test_backward_matches_float64(dtype, shape):
     checks.check_pairwise_bwd(kernels, dtype, shape)
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(2, 131, 77, 67), (2, 144, 80, 72)])
+def test_backward_of_a_gradient_of_the_rows_dtype(dtype, shape, arch):
+    """Multiplied as it is; by descriptor on sm_90, where it is aligned, transposed too."""
+    checks.check_pairwise_bwd(kernels, dtype, shape, dtype)
+
+
+def test_backward_of_an_expanded_gradient():
+    x, y = oracle.inputs(1, 9, 72, dtype=F32), oracle.inputs(1, 8, 72, dtype=F32, seed=1)
+    grad = torch.ones(1, 1, 1).expand(1, 9, 8)
+    got = launch_pairwise_bwd(*(t.to(DEVICE) for t in (grad, x, y)), EPS).cpu()
+    assert oracle.error(got, oracle.gradients(x, y, grad, EPS, paired=False)[0]) <= 2**-21
 
 
 def test_float16_backward_keeps_gradients_that_float16_cannot_hold():

@@ -66,6 +66,20 @@ def check_pairwise_fwd(
     oracle.assert_no_worse(got.cpu(), plain, oracle.pairwise(x, y, EPS))
 
 
+def check_pairwise_with_itself(
+    load: Load, dtype: torch.dtype = F32, n: int = 301, d: int = 67, scale: float = 1.0
+) -> None:
+    """Half of the matrix is computed, the other half is its mirror."""
+    x = oracle.inputs(2, n, d, dtype=dtype) * scale
+    memory, outputs = guards()
+    with memory, outputs:
+        (rows,) = on_device(x)
+        got = load("pairwise").launch_pairwise_fwd(rows, rows, EPS).cpu()
+    assert torch.equal(got, got.mT)
+    exact = oracle.pairwise(x, x, EPS)
+    assert oracle.error(got, exact) <= 2 * max(torch.finfo(dtype).eps / 2, 2**-22)
+
+
 def plain_pairwise(x: Tensor, y: Tensor, precision: str) -> Tensor:
     """What torch gives: its function, or for a lower precision the product of rounded factors."""
     if x.dtype != F32 or precision == "highest":
@@ -77,10 +91,11 @@ def check_pairwise_bwd(
     load: Load,
     dtype: torch.dtype = F32,
     shape: tuple[int, int, int, int] = (2, 131, 77, 67),
+    grad_dtype: torch.dtype = F32,
 ) -> None:
     b, n, m, d = shape
     x, y = oracle.inputs(b, n, d, dtype=dtype), oracle.inputs(b, m, d, dtype=dtype, seed=1)
-    grad = oracle.inputs(b, n, m, dtype=F32, seed=2)
+    grad = oracle.inputs(b, n, m, dtype=grad_dtype, seed=2)
     launch = load("pairwise_backward").launch_pairwise_bwd
     memory, outputs = guards()
     with memory, outputs:
@@ -158,14 +173,18 @@ def check_offsets(load: Load, name: str = "pairwise") -> None:
     codes = name in ("topk", "recheck")
     x = torch.zeros(1, n, d, dtype=torch.int8 if codes else F32)
     terms, rows = torch.zeros(3, d), torch.arange(n)
-    module = load(name)
+    module = load("row_norm" if name == "unit_rows" else name)
     kernel, launch = {
         "row_norm": ("_row_norm_kernel", lambda: module.launch_row_norm(x, EPS)),
+        "unit_rows": (
+            "_unit_rows_kernel",
+            lambda: module.launch_unit_rows(x, torch.ones(n), torch.zeros(n, dtype=torch.int32)),
+        ),
         "rowwise": ("_rowwise_fwd_kernel", lambda: module.launch_rowwise_fwd(x[0], x[0], EPS)),
         "pairwise": ("_pairwise_fwd_kernel", lambda: module.launch_pairwise_fwd(x, x, EPS)),
         "pairwise_backward": (
             "_pairwise_bwd_product_kernel",
-            lambda: module.launch_pairwise_bwd(torch.zeros(1, n, n), x, x, EPS),
+            lambda: module.launch_pairwise_bwd(x, x, torch.zeros(1, d, d), EPS),
         ),
         "topk": ("_block_max_kernel", lambda: module.launch_block_max(x[0], x[0])),
         "thresholds": (

@@ -75,7 +75,7 @@ def pairwise_cases() -> Iterator[Case]:
     for dtype in FLOATS:
         for precision in PRECISIONS if dtype == F32 else ("",):
             for n, d in ((512, 768), (131, 67)):
-                x = torch.zeros(2, n, d, dtype=dtype)
+                x, y = (torch.zeros(2, n, d, dtype=dtype) for _ in range(2))
                 variant = f"{precision} {'aligned' if d == 768 else 'ragged'}".strip()
                 p = precision or "highest"
                 core = d == 768
@@ -83,7 +83,7 @@ def pairwise_cases() -> Iterator[Case]:
                     "pairwise_fwd",
                     dtype,
                     variant,
-                    lambda x=x, p=p: forward(x, x, EPS, p),
+                    lambda x=x, y=y, p=p: forward(x, y, EPS, p),
                     core,
                     True,
                 )
@@ -99,7 +99,26 @@ def pairwise_cases() -> Iterator[Case]:
                         True,
                     )
     for dtype in FLOATS:
-        g, x = torch.zeros(1, 512, 512), torch.zeros(1, 512, 768, dtype=dtype)
+        g = torch.zeros(1, 512, 512)
+        x, y = (torch.zeros(1, 512, 768, dtype=dtype) for _ in range(2))
+        yield Case(
+            "pairwise_fwd",
+            dtype,
+            "highest with itself" if dtype == F32 else "with itself",
+            lambda x=x: forward(x, x, EPS),
+            dtype == BF16,
+            True,
+        )
+        if dtype != F16:
+            yield Case(
+                "pairwise_fwd_scaled",
+                dtype,
+                "highest" if dtype == F32 else "",
+                lambda x=x, y=y: forward(x, y, EPS),
+                dtype == BF16,
+                True,
+            )
+        yield Case("unit_rows", dtype, "", lambda x=x, g=g: backward(g, x, x, EPS), dtype == F32)
         yield Case(
             "pairwise_bwd_project",
             dtype,
@@ -119,7 +138,7 @@ def pairwise_cases() -> Iterator[Case]:
                 "pairwise_fwd",
                 dtype,
                 "float32 result",
-                lambda x=x: forward(x, x, EPS, out_dtype=F32),
+                lambda x=x, y=y: forward(x, y, EPS, out_dtype=F32),
                 tensor_core=True,
             )
 
