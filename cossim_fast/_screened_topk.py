@@ -17,7 +17,8 @@ BLOCK = 64  # rows that share a scale, a residual and a radius
 GROUPS = 1024  # at least, and 4 k: two of the k best blocks rarely fall into one group
 CAPACITY = 256  # candidate blocks a query that the first pass has room for
 MAXIMA_AT_ONCE = 2**26  # 256 MiB of int32: bounds the queries of one pass
-ROWS_AT_ONCE = 2**22  # rows rechecked and rescored in one step
+RECHECKED_AT_ONCE = 2**26  # rows rechecked in one step, of which few are rescored
+ROWS_AT_ONCE = 2**22  # rows rescored in one step
 
 
 class Screened(NamedTuple):
@@ -57,7 +58,8 @@ def screened_topk(
     - ``eligible`` (n,) bool: False for rows that must not be returned, such as those with NaN.
 
     Memory beyond the inputs: block maxima of at most 256 MiB (those of one query if that is more),
-    16 times that where the bounds exclude nothing, and 2^22 rescored rows.
+    16 times that where the bounds exclude nothing, 2^26 bytes and 16 for each of 2^26 rows at most
+    that pass the recheck, and 2^22 rescored rows.
 
     Source: Cauchy-Schwarz on the residuals of the codes, derived at `_cpu_screen.cosine_bounds`.
     """
@@ -82,8 +84,8 @@ def screened_topk(
         # Pairs of one block beside each other share the reading of its codes.
         order = number.argsort()
         query, number = query[order], number[order]
-        for first in range(0, query.numel(), ROWS_AT_ONCE // block):
-            piece = slice(first, first + ROWS_AT_ONCE // block)
+        for first in range(0, query.numel(), RECHECKED_AT_ONCE // block):
+            piece = slice(first, first + RECHECKED_AT_ONCE // block)
             pair_query, row = query[piece], number[piece]
             if block > 1:
                 alive = _ops.recheck(codes, corpus_codes, terms, block_terms, reach, pair_query,
@@ -91,8 +93,12 @@ def screened_topk(
                 pair, lane = alive.nonzero(as_tuple=True)
                 pair_query, row = pair_query[pair], row[pair] * block + lane
             pair_query = pair_query + start
-            rescored += torch.bincount(pair_query, minlength=n)
-            best.add(pair_query, row, _ops.rescore(queries, corpus, pair_query, row))
+            rescored.index_add_(0, pair_query, torch.ones_like(pair_query))
+            for some_query, some_row in zip(
+                pair_query.split(ROWS_AT_ONCE), row.split(ROWS_AT_ONCE), strict=True
+            ):
+                score = _ops.rescore(queries, corpus, some_query, some_row)
+                best.add(some_query, some_row, score)
     return Screened(*best.table(), thresholds, rescored)
 
 

@@ -144,6 +144,7 @@ def test_passes_and_pieces_change_nothing(monkeypatch):
     s = screening.screen(*gaussian(9, 2000, 32))
     whole = assert_exact(s, 10)
     monkeypatch.setattr(_screened_topk, "MAXIMA_AT_ONCE", 100)
+    monkeypatch.setattr(_screened_topk, "RECHECKED_AT_ONCE", 256)
     monkeypatch.setattr(_screened_topk, "ROWS_AT_ONCE", 128)
     for found, expected in zip(search(s, 10), whole, strict=True):
         assert torch.equal(found, expected)

@@ -69,7 +69,8 @@ def topk(
     Memory beyond inputs and results: 32 bytes for each candidate, of which there are about k a
     query, twice while they are sorted; 8 d bytes a query; and for the stretch that is searched
     its codes (16 MB) and four tiles of scores (8 MB each), for every thread where there are 512
-    queries for each. On a GPU: codes, a byte a number, and block maxima (256 MB).
+    queries for each. On a GPU: codes, a byte a number, half a GB of scratch while they are made,
+    and block maxima (256 MB).
 
     Raises:
         TypeError: for integer, complex or sparse input.
