@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 PACKAGING := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test test-faces test-model kernels gpu gpu-test gpu-install bench bench-full bench-report bench-compare \
-	confusion lint format clean
+.PHONY: demo test test-faces test-model kernels gpu gpu-test gpu-install bench bench-full \
+	bench-report bench-compare confusion lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
 	$(BIN)/python -P examples/demo.py
@@ -31,23 +31,22 @@ test-model: $(VENV)/.faces  ## the example with a real model, a download of 80 M
 kernels: $(VENV)/.dev  ## compile every kernel for every architecture; write docs/kernels.md
 	PYTHONPATH=tests $(BIN)/python -P -m ladder.report
 
-# A machine may have a torch and a Triton of its own, with pytest, pytest-timeout, pytest-benchmark,
-# hypothesis and expecttest beside them, and no way to PyPI: make gpu GPU_PYTHON=python3.
+# A machine may have a torch and a Triton of its own, with pytest, pytest-timeout, hypothesis and
+# expecttest beside them, and no way to PyPI: make gpu GPU_PYTHON=python3.
 GPU_PYTHON ?= $(BIN)/python
-ON_GPU := -W default -m "kernel_logic or kernel_memory or kernel_contract"
-SANITIZED := -W default -m kernel_logic
+GPU_PYTEST := $(GPU_PYTHON) -m pytest -W default tests/test_gpu.py tests/test_screened_topk.py \
+	$(wildcard tests/test_kernel_*.py)
 
 gpu: gpu-test  ## on a machine with a GPU: test, sanitize, benchmark
 	if command -v compute-sanitizer > /dev/null; then \
 		for tool in memcheck racecheck; do \
-			compute-sanitizer --tool $$tool --error-exitcode 1 \
-				$(GPU_PYTHON) -m pytest $(SANITIZED) || exit 1; \
+			compute-sanitizer --tool $$tool --error-exitcode 1 $(GPU_PYTEST) -m kernel_logic || exit 1; \
 		done; \
 	else echo "compute-sanitizer is not installed: memory and races go unchecked"; fi
 	$(GPU_PYTHON) -P benchmarks/gpu.py
 
 gpu-test: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev,gpu-install)
-	$(GPU_PYTHON) -m pytest $(ON_GPU)
+	$(GPU_PYTEST) -m "kernel_logic or kernel_memory or kernel_contract"
 
 gpu-install:
 	$(GPU_PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .

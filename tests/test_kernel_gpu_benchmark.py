@@ -51,6 +51,12 @@ def test_dry_run_writes_a_report_with_the_devices_name(gpu, tmp_path, monkeypatc
     # 2 milliseconds for a copy of 64 x 32 x 32 bytes, read and written.
     assert written["roofline_per_second"]["copy"] == 2 * 64 * 32 * 32 / 2e-3
     assert written["roofline_per_second"]["torch.int8"] == 2 * 32**3 / 2e-3
+    assert gpu.kept(tmp_path) == [written]
+    shown = gpu.page([written])
+    assert "## Pretend GPU 9000 (SXM)" in shown
+    assert (
+        "| paired rows, float32, (256, 768) with (256, 768) | cossim_fast | 2.000 (2.000" in shown
+    )
     rows = written["cases"]["paired rows, float32"]["contenders"]
     assert rows["cossim_fast"]["median_ms"] == 2.0
     moved = 2 * 256 * 768 * 4 + 256 * 4
@@ -89,3 +95,7 @@ def test_without_a_gpu_it_says_so(gpu, capsys):
         pytest.skip("there is a GPU")
     assert gpu.main() == 1
     assert "needs a GPU" in capsys.readouterr().err
+
+
+def test_the_committed_page_is_the_committed_figures(gpu):
+    assert gpu.PAGE.read_text(encoding="utf-8") == gpu.page(gpu.kept())
