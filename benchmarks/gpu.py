@@ -370,8 +370,9 @@ the other contenders, on inputs that rotate through more than the second-level c
 with device events that the host runs ahead of; a search waits for the device by itself, and its
 waits count. *Share* is the time that the measured roofline of the inputs' dtype allows, over the
 time taken: above 1 where a float32 product is made of products on tensor cores, which the plain
-float32 product that sets the roofline does not use. *Error* is the largest in the first 64 rows,
-against float64. What is "alone" does less than the task: no norms.
+float32 product that sets the roofline does not use, and where a task only reads, which is faster
+than the copy. *Error* is the largest in the first 64 rows, against float64. What is "alone" does
+less than the task: no norms.
 """
 
 
