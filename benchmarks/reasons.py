@@ -28,10 +28,10 @@ WIDENED = (
 )
 EXACT_SEARCH = (
     "Ours scores every row that may be among the best once more in float64, and ranks by that: "
-    "most of the time for k = 100 and more, where peers return float32's order. The int8 product "
-    "that pays for it runs at less than twice the rate of the float32 product on this processor, "
-    "which has no 8-bit dot products; in small corpora and narrow rows the steps between cost "
-    "more than the product saves."
+    "most of the time for k = 100 and more, where peers return float32's order. In small corpora "
+    "and narrow rows the steps between products cost more than the int8 product saves; and so it "
+    "is on processors without 8-bit dot products, where that runs at less than twice the rate of "
+    "the float32 one."
 )
 CODING = (
     "The rows are coded in a dozen passes over blocks in cache, and copied; FAISS's flat index "

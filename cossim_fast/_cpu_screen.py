@@ -257,7 +257,7 @@ def in_range(rows: Tensor, stored: torch.dtype) -> Tensor:
 
 
 def _norms(rows: Tensor) -> Tensor:
-    return _row_sums(rows * rows).sqrt_()
+    return _roots(_row_sums(rows * rows))
 
 
 def norms_over(wide: Tensor) -> Tensor:
@@ -267,7 +267,17 @@ def norms_over(wide: Tensor) -> Tensor:
     """
     numbers = wide.numpy()
     np.multiply(numbers, numbers, out=numbers)
-    return _row_sums(wide).sqrt_()
+    return _roots(_row_sums(wide))
+
+
+def _roots(squares: Tensor) -> Tensor:
+    """Square roots, written over squares.
+
+    By numpy: torch's go through MKL, which shares even few of them among threads, and waits where
+    these are busy.
+    """
+    np.sqrt(squares.numpy(), out=squares.numpy())
+    return squares
 
 
 def _row_sums(products: Tensor) -> Tensor:

@@ -287,8 +287,8 @@ def threads_apart(queries: int) -> int:
 
     Threads that share each of torch's operations wait for each other, and for what Python and numpy
     do on one of them; threads with batches of their own wait for the interpreter's lock. 1024
-    queries of 39 000 sentence embeddings, k = 10, took two threads 174 to 203 ms in one batch and
-    141 to 163 in two; 256 queries of 39 000 took 48 ms in one and 56 in two.
+    queries of 39 000 sentence embeddings took two threads 155 ms in one batch and 146 in two where
+    k is 100, 71 and 74 where k is 10; 256 queries took 28 and 33, k = 10 (Zen 4).
     """
     threads = min(torch.get_num_threads(), _threads.MOST_THREADS)
     return threads if queries >= threads * THREAD_QUERIES else 1

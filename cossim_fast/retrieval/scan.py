@@ -24,7 +24,7 @@ LONGEST_TILE = 1 << 17
 SAMPLED = 4
 # The first thresholds come from one row in so many, within bounds, and from several rows for each
 # that is wanted; they lie in a few tiles spread over a segment.
-FIRST_SHARE, FEWEST_FIRST, MOST_FIRST, FIRST_WANTED, FIRST_TILES = 20, 1024, 8192, 4, 4
+FIRST_SHARE, FEWEST_FIRST, MOST_FIRST, FIRST_WANTED, FIRST_TILES = 40, 1024, 8192, 4, 4
 # Thresholds are raised when so many times as many rows have been seen as the last time, and
 # before so many times k rows a query wait.
 GROWTH = 4

@@ -18,9 +18,9 @@ from cossim_fast.retrieval.results import CertifiedTopK, TopK, assemble, oracle_
 from cossim_fast.retrieval.sources import ArrayCorpus, open_corpus
 
 # Queries from which coding a row for one search costs less than its int8 product saves: about 1 ns
-# a number against 0.01 ns for each query (Zen 3; 96 queries of 39 000 sentence embeddings took
-# 66 ms with codes and 74 without, 48 took 55 and 57).
-CODING_PAYS = 96
+# a number against 0.01 ns for each query (48 queries of 39 000 sentence embeddings took one thread
+# 55 ms with codes and 57 without on Zen 3, 56 and 61 on Zen 4; 96 took 66 and 74, 68 and 96).
+CODING_PAYS = 64
 
 
 def topk(
@@ -49,7 +49,7 @@ def topk(
         k: how many rows for each query, 1 to n.
         screen: ``"auto"``, ``"int8"``, ``"bfloat16"`` or ``"float32"``. ``"auto"`` takes the
             narrowest that the processor has instructions for, and goes on with a wider one where
-            the data let too many rows through. For fewer than 96 queries it is float32, since
+            the data let too many rows through. For fewer than 64 queries it is float32, since
             coding the rows would not pay: a `CosineIndex` codes them once.
         certify: return a `Certificate` too.
         progress: show a progress bar (needs tqdm: ``pip install 'cossim_fast[retrieval]'``).
