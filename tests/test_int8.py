@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cossim_fast import _cpu_screen
-from cossim_fast.retrieval import int8, screens
+from cossim_fast.retrieval import int8, scan, screens
 
 pytestmark = pytest.mark.skipif(not int8.neighbours(), reason="no int8 product on this processor")
 
@@ -49,9 +49,30 @@ def test_sieved_products_are_within_their_rounding(d, count):
     offset = (100 - exact.mean(0) * scale).float()
     unsigned = int8.unsigned(rows.to(torch.int8), torch.empty(192 * d + 5, dtype=torch.uint8))
     assert torch.equal(unsigned.long(), rows + 128)
-    found = int8.sieved(unsigned, int8.pack(queries.to(torch.int8)), scale, offset)
+    padded = (torch.nn.functional.pad(x, (0, int8.width(count) - count)) for x in (scale, offset))
+    found = int8.sieved(unsigned, int8.pack(queries.to(torch.int8)), *padded)
+    assert not found[:, count:].any()
+    found = found[:, :count]
     wanted = (exact * scale + offset).clamp(0.0, 255.0)
     assert bool(((found - wanted).abs() <= int8.ROUNDING).all())
+
+
+def test_few_shapes_occur():
+    rows = [int8.even_rows(n) for n in range(64, 1 << 16, 64)]
+    assert len(set(rows)) < 80
+    assert all(n <= even <= n * 1.125 for n, even in zip(range(64, 1 << 16, 64), rows, strict=True))
+    assert len({int8.width(q) for q in range(1, 1025)}) == 19
+    tiles = {scan.tile_rows(q, 1) for q in range(1, 1025)}
+    assert all(int8.even_rows(n) == n for n in tiles)
+    assert len(tiles) < 60
+
+
+def test_rows_between_sizes_are_multiplied_alone():
+    draw = torch.Generator().manual_seed(0)
+    rows, queries = extreme(64 * 19, 5, draw), loud(7, 5, draw)
+    assert int8.even_rows(len(rows)) > len(rows)
+    found = int8.product(rows.to(torch.int8), int8.pack(queries.to(torch.int8)), 7)
+    assert torch.equal(found, (rows.double() @ queries.double().mT).float())
 
 
 @pytest.mark.parametrize("neighbours", [128, 254])

@@ -33,22 +33,43 @@ ROUNDING = 0.5625
 # Products times a scale, and offsets, up to which float32 is that exact: 2^16 at 2^-24, and four
 # roundings.
 LARGEST_SCALED = 2.0**16
+# Queries are padded to a multiple of so many, of which fewer where there are no more, and rows to
+# one of so many at least.
+_COLUMNS, _FEWEST_COLUMNS, _FEWEST_ROWS = 64, 16, 64
 # What is added to codes of rows, and eight of it.
 _ZERO = 128
 _SIGNS = np.uint64(0x8080808080808080)
 
 
+def width(queries: int) -> int:
+    """The columns of a product: queries are padded, so that few shapes occur.
+
+    oneDNN makes machine code for every shape, up to a megabyte, and keeps that of the last 1024.
+    """
+    step = _COLUMNS if queries > _COLUMNS else _FEWEST_COLUMNS
+    return -(-queries // step) * step
+
+
+def even_rows(rows: int) -> int:
+    """The rows of a product of so many: padded likewise, by an eighth at most."""
+    step = max(1 << max((rows - 1).bit_length() - 4, 0), _FEWEST_ROWS)
+    return -(-rows // step) * step
+
+
 def pack(queries: Tensor) -> Tensor:
-    """Queries (q, d) int8 as `product` and `sieved` take them."""
+    """Queries (q, d) int8 as `product` and `sieved` take them, with zeros up to their `width`."""
     # It packs what lies in memory, whatever the strides say.
-    packed: Tensor = torch.ops.onednn.qlinear_prepack(queries.contiguous(), None)
+    padded = torch.nn.functional.pad(queries, (0, 0, 0, width(len(queries)) - len(queries)))
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(padded.contiguous(), None)
     return packed
 
 
 def product(rows: Tensor, packed: Tensor, queries: int) -> Tensor:
     """The products (n, q) in float32, rounded beyond 2^24, of rows (n, d) int8 and queries."""
-    codes = unsigned(rows, torch.empty(rows.numel(), dtype=torch.uint8))
-    return _linear(codes, _ZERO, packed, torch.ones(queries), None, torch.float32)
+    n, d = rows.shape
+    codes = unsigned(rows, torch.empty(even_rows(n) * d, dtype=torch.uint8))
+    found = _linear(codes, _ZERO, packed, torch.ones(width(queries)), None, torch.float32)
+    return found[:n, :queries].contiguous()
 
 
 def sieved(rows: Tensor, packed: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
@@ -57,11 +78,12 @@ def sieved(rows: Tensor, packed: Tensor, scale: Tensor, offset: Tensor) -> Tenso
     Args:
         rows: (n, d) uint8, codes plus 128 (`unsigned`).
         packed: queries z (q, d).
-        scale: (q,) float32, at least 0; times a product, LARGEST_SCALED at most.
-        offset: (q,) float32, of at most twice that.
+        scale: (w,) float32 up to their `width`, at least 0; times a product, LARGEST_SCALED at
+            most.
+        offset: (w,) float32, of at most twice that.
 
     Returns:
-        (n, q) uint8: within ROUNDING of u @ z * scale + offset, where that is from 0 to 255.
+        (n, w) uint8: within ROUNDING of u @ z * scale + offset, where that is from 0 to 255.
     """
     return _linear(rows, 0, packed, scale, offset, torch.uint8)
 
@@ -83,10 +105,14 @@ def _linear(
 
 
 def unsigned(rows: Tensor, out: Tensor) -> Tensor:
-    """Codes (n, d) int8 of whole blocks plus 128, in the memory of ``out``: n d uint8 or more."""
+    """Codes (n, d) int8 of whole blocks plus 128, and `even_rows` (n): the others hold anything.
+
+    In the memory of ``out``: so many rows of d uint8 or more.
+    """
+    n, d = rows.shape
     there = out.numpy()[: rows.numel()]
     np.bitwise_xor(rows.numpy().reshape(-1).view(np.uint64), _SIGNS, out=there.view(np.uint64))
-    return out[: rows.numel()].view(rows.shape)
+    return out[: even_rows(n) * d].view(-1, d)
 
 
 @functools.cache
@@ -144,7 +170,9 @@ def _sieves(codes: Tensor, packed: Tensor, query: Tensor, exact: Tensor) -> bool
     most = LARGEST_SCALED / (255 * query.abs().sum(1))
     scale = torch.minimum(400 / spread, most).float()
     offset = (128 - wide.mean(0) * scale).float()
-    room = torch.empty(codes.numel(), dtype=torch.uint8)
-    found = sieved(unsigned(codes, room), packed, scale, offset)
+    n, count = exact.shape
+    room = torch.empty(even_rows(n) * codes.shape[1], dtype=torch.uint8)
+    padded = (torch.nn.functional.pad(each, (0, width(count) - count)) for each in (scale, offset))
+    found = sieved(unsigned(codes, room), packed, *padded)[:n, :count]
     wanted = (wide * scale + offset).clamp_(0.0, 255.0)
     return bool(((found - wanted).abs() <= ROUNDING).all())

@@ -271,8 +271,10 @@ class Scan:
 
 def tile_rows(queries: int, k: int) -> int:
     """Rows of a tile: what its scores leave room for, and enough that k of them say something."""
-    fitting = max(TILE_SCORES // max(queries, 1), k)
-    return max(min(fitting, LONGEST_TILE) // BLOCK, 1) * BLOCK
+    fitting = min(max(TILE_SCORES // max(queries, 1), k), LONGEST_TILE)
+    # Of a size that `int8.even_rows` leaves as it is.
+    step = max(1 << max(fitting.bit_length() - 4, 0), BLOCK)
+    return max(fitting // step, 1) * step
 
 
 def tiles(count: int, size: int) -> list[slice]:

@@ -54,6 +54,7 @@ class Sieve:
         self._residual, self._norm = terms.residual.numpy(), terms.norm.numpy()
         self._offset, self._total = terms.offset.numpy(), terms.total.numpy()
         self._size = np.maximum(terms.size.numpy(), 1.0)
+        self._width = int8.width(len(self._size))
         scales = segment.scale.numpy()
         usual = np.partition(scales, len(scales) // 2)[len(scales) // 2]
         self._shares = scales == usual
@@ -77,13 +78,15 @@ class Sieve:
             rows: from the first of a block on, that suit.
 
         Returns:
-            (rows padded to whole blocks, q) uint8, 0 for what misses the thresholds aimed at.
+            (rows padded to whole blocks, `int8.width` of queries) uint8, 0 for what misses the
+            thresholds aimed at, and beyond the queries.
         """
         codes = self._codes[rows.start : -(-rows.stop // BLOCK) * BLOCK]
-        if self._room.numel() < codes.numel():
-            self._room = torch.empty(codes.numel(), dtype=torch.uint8)
+        size = int8.even_rows(len(codes)) * codes.shape[1]
+        if self._room.numel() < size:
+            self._room = torch.empty(size, dtype=torch.uint8)
         unsigned = int8.unsigned(codes, self._room)
-        return int8.sieved(unsigned, self._operand, self._per, self._shift)
+        return int8.sieved(unsigned, self._operand, self._per, self._shift)[: len(codes)]
 
     def aim(self, thresholds: Tensor) -> None:
         """Set the thresholds (q,) float64 of tiles; infinite for a query that no row is to reach.
@@ -108,7 +111,9 @@ class Sieve:
         # Codes of rows come with 128 added.
         wide, unsigned = per.astype(np.float64), 128 * self._total * per
         shift = np.where(reached, _LEAST - least * wide - unsigned, 0.0).astype(np.float32)
-        self._per, self._shift = torch.from_numpy(per), torch.from_numpy(shift)
+        padding = 0, self._width - len(per)
+        self._per = torch.from_numpy(np.pad(per, padding))
+        self._shift = torch.from_numpy(np.pad(shift, padding))
         # A cosine is within `_error` of `_zero` and `_step` times the value.
         self._step = np.divide(scale, wide, out=np.zeros_like(scale), where=per > 0)
         self._zero = self._offset - (shift + unsigned) * self._step
@@ -122,7 +127,7 @@ class Sieve:
             values: of the tile.
         """
         place, value = passed(values)
-        self._found.append((place + (self._first + first) * values.shape[1], value))
+        self._found.append((place + (self._first + first) * self._width, value))
         self.held += len(place)
         return len(place)
 
@@ -131,15 +136,15 @@ class Sieve:
         if not self.held:
             return
         place, value = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
-        row = place // len(self._offset)
-        query = place - row * len(self._offset)
+        row = place // self._width
+        query = place - row * self._width
         middle, error = value * self._step[query] + self._zero[query], self._error[query]
         pool.add(query, row, middle + error, middle - error)
         self._found, self.held = [], 0
 
 
 def passed(values: Tensor) -> Passed:
-    """Where values (whole blocks, q) uint8 are not 0, counted row by row, and what they are."""
+    """Where values (whole blocks, w) uint8 are not 0, counted row by row, and what they are."""
     flat = values.numpy().reshape(-1)
     # Eight at a time: whole blocks hold a multiple of eight. Most are 0 together.
     words = np.flatnonzero(flat.view(np.uint64) != 0)
