@@ -1,0 +1,78 @@
+"""How candidates are ordered and counted: against the plain way to do it."""
+
+import numpy as np
+import pytest
+import torch
+
+from cossim_fast._cpu_screen import stable_order
+from cossim_fast.retrieval import pool
+from cossim_fast.retrieval.pool import Candidates, Pool
+
+
+def drawn(seed):
+    """Groups that stand together, values with ties, rows in any order: (p,) each."""
+    draw = np.random.default_rng(seed)
+    size = int(draw.integers(0, 200))
+    group = np.sort(draw.integers(0, 5, size))
+    return group, draw.integers(-4, 4, size) / 3, draw.permutation(size)
+
+
+@pytest.mark.parametrize("widest", [0, 1 << 20])
+@pytest.mark.parametrize("seed", range(50))
+def test_ranking(seed, widest, monkeypatch):
+    monkeypatch.setattr(pool, "WIDEST_TABLE", widest)
+    group, value, row = drawn(seed)
+    assert np.array_equal(pool.ranking(group, value, row, 5), np.lexsort((row, -value, group)))
+
+
+@pytest.mark.parametrize("widest", [0, 1 << 20])
+@pytest.mark.parametrize("k", [1, 3, 40])
+@pytest.mark.parametrize("seed", range(50))
+def test_kth_largest(seed, k, widest, monkeypatch):
+    monkeypatch.setattr(pool, "WIDEST_TABLE", widest)
+    group, value, _ = drawn(seed)
+    found = pool.kth_largest(group, value, k, 5)
+    for number in range(5):
+        held = np.sort(value[group == number])
+        if len(held) < k:
+            assert found[number] == -np.inf
+        else:
+            # A bound from below, by less than two steps of float32.
+            assert held[-k] - 2.0**-22 <= found[number] <= held[-k]
+
+
+def test_one_group_with_nearly_everything_makes_no_wide_table():
+    group = np.repeat([0, 1, 999], [3, 100_000, 2])
+    value = np.linspace(-1, 1, len(group))
+    found = pool.kth_largest(group, value, 3, 1000)
+    assert np.isfinite(found[:2]).all()
+    assert (found[2:] == -np.inf).all()
+    assert np.array_equal(pool.ranking(group, value, group, 1000), np.lexsort((-value, group)))
+
+
+@pytest.mark.parametrize("most", [1, 1 << 16, 1 << 17, 1 << 40])
+def test_stable_order(most):
+    numbers = np.random.default_rng(0).integers(0, most, 5000)
+    numbers[::7] = numbers[0]
+    assert np.array_equal(stable_order(numbers), np.argsort(numbers, kind="stable"))
+    assert len(stable_order(numbers[:0])) == 0
+
+
+def test_what_misses_a_raised_threshold_is_dropped_and_noted():
+    held = Pool(2, 2, guess=False, certify=True)
+    query = np.array([1, 0, 1, 1, 0])
+    middle = np.array([0.9, 0.2, 0.5, 0.1, 0.3])
+    held.add(query, np.arange(5), middle + 0.01, middle - 0.01)
+    held.raise_thresholds(5, 5)
+    assert held.threshold.tolist() == pytest.approx([0.19, 0.49], abs=1e-6)
+    assert len(held) == 4
+    assert held.excluded.tolist() == [-torch.inf, pytest.approx(0.11)]
+    assert held.pending == 0
+
+
+def test_candidates_are_taken_and_kept_by_column():
+    columns = np.arange(4), np.arange(4) * 10, np.ones(4), np.zeros(4), np.zeros(4, bool)
+    some = Candidates(*columns)
+    assert some.taken(np.array([3, 1])).row.tolist() == [30, 10]
+    assert some.kept(some.query > 1).row.tolist() == [20, 30]
+    assert Candidates.join([Candidates.none(), some]).middle().tolist() == [0.5] * 4
