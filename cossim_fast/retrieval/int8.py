@@ -44,7 +44,8 @@ _SIGNS = np.uint64(0x8080808080808080)
 def width(queries: int) -> int:
     """The columns of a product: queries are padded, so that few shapes occur.
 
-    oneDNN makes machine code for every shape, up to a megabyte, and keeps that of the last 1024.
+    oneDNN makes machine code for every shape, up to a megabyte, and keeps that of the last 1024;
+    once it finds no memory for it, it makes none any more in this process.
     """
     step = _COLUMNS if queries > _COLUMNS else _FEWEST_COLUMNS
     return -(-queries // step) * step
