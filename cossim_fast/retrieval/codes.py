@@ -170,14 +170,18 @@ def encode(rows: Tensor, centre: Tensor, *, first: int = 0, codes: bool = True) 
         for start in range(0, n, step):
             _encode_chunk(segment, centre, slice(start, start + step), usual)
     segment.eligible &= segment.norms.isfinite()
+    enlarge(segment.radius, segment.residual, d)
+    return segment
+
+
+def enlarge(radius: Tensor, residual: Tensor | None, d: int) -> None:
+    """Add to radii and residuals (blocks,) of rows (n, d) what measuring in float32 may lose."""
     grown = 1 + (d + 8) * _UNIT  # of a norm added up in float32
-    segment.radius.mul_(grown).add_(UNIT_ROW_ERROR)
-    if segment.residual is not None:
+    radius.mul_(grown).add_(UNIT_ROW_ERROR)
+    if residual is not None:
         # A code stands for y within 2 roundings, of its product with the inverse of the scale (or
         # of the code's with the scale): of no more than the radius and the residual together.
-        segment.residual.mul_(grown).add_(UNIT_ROW_ERROR)
-        segment.residual += 2 * _UNIT * (segment.radius + segment.residual)
-    return segment
+        residual.mul_(grown).add_(UNIT_ROW_ERROR).add_(radius + residual, alpha=2 * _UNIT)
 
 
 def usual_scale(y: Tensor) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cossim_fast import _cpu_screen, _ops
 from cossim_fast._screened_topk import screened_topk
-from cossim_fast.retrieval.codes import BLOCK, UNIT_ROW_ERROR, centre_of, code, unit_rows
+from cossim_fast.retrieval.codes import BLOCK, centre_of, code, enlarge, unit_rows
 from cossim_fast.retrieval.engine import Best
 from cossim_fast.retrieval.results import Oracle
 
@@ -20,7 +20,6 @@ _LEVELS = 127  # integer tensor cores do not saturate
 # Numbers coded at a time, in half a GB of scratch. Each step waits for the host: with 2^18, as many
 # as fit a processor's cache, 400 M numbers took 990 ms, with 2^22 60, with 2^25 18 (H200).
 _AT_ONCE = 1 << 25
-_UNIT = 2.0**-24  # unit roundoff of float32
 
 
 def search_on_device(queries: Tensor, corpus: Tensor, k: int, *, certify: bool) -> Best:
@@ -59,13 +58,13 @@ def search_on_device(queries: Tensor, corpus: Tensor, k: int, *, certify: bool) 
 def _code_corpus(rows: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Codes (n, d') int8, block terms (3, blocks) float32 and eligibility (n,) of rows (n, d).
 
-    As `cossim_fast.retrieval.codes.encode` measures and enlarges them, in steps of a device's size.
+    As `cossim_fast.retrieval.codes.encode` measures them, in steps of a device's size.
     """
     n, d = rows.shape
     codes = rows.new_zeros((-(-n // BLOCK) * BLOCK, d + -d % _WIDTH), dtype=torch.int8)
     eligible = rows.new_empty(n, dtype=torch.bool)
     scale, residual, radius = terms = rows.new_empty((3, len(codes) // BLOCK), dtype=torch.float32)
-    step = max(_AT_ONCE // d // BLOCK, 1) * BLOCK
+    step = max(_AT_ONCE // max(d, 1) // BLOCK, 1) * BLOCK
     for start in range(0, n, step):
         some = rows[start : start + step]
         norms = torch.linalg.vector_norm(_cpu_screen.widened(some), dim=1)
@@ -74,9 +73,7 @@ def _code_corpus(rows: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         at = slice(start // BLOCK, (start + len(y)) // BLOCK)
         radius[at] = torch.linalg.vector_norm(y, dim=1).view(-1, BLOCK).amax(1)
         scale[at], residual[at] = code(y, codes[start : start + len(y), :d])
-    grown = 1 + (d + 8) * _UNIT
-    radius.mul_(grown).add_(UNIT_ROW_ERROR)
-    residual.mul_(grown).add_(UNIT_ROW_ERROR).add_(radius + residual, alpha=2 * _UNIT)
+    enlarge(radius, residual, d)
     return codes[:n], terms, eligible
 
 
