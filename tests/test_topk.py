@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cossim_fast import _cpu_screen, _reference, topk
+from cossim_fast import CosineIndex, _cpu_screen, _reference, topk
 from cossim_fast.retrieval import (
     VerificationError,
     codes,
@@ -452,3 +452,21 @@ def test_an_instruction_set_that_saturates_is_noticed(isa):
     assert done.returncode == 0, done.stderr
     neighbours = int(done.stdout.split()[-1])
     assert neighbours in ((128, 254) if isa == "DEFAULT" else (128,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("certify", [False, True])
+@pytest.mark.parametrize("screen", ["auto", "float32"])
+@pytest.mark.parametrize("queries", [0, 3, 130])
+def test_where_nothing_can_be_found(queries, screen, certify, dtype):
+    rows = torch.randn(200, 8, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    nothing = torch.full((200, 8), torch.nan, dtype=dtype)
+    for asked, corpus in ((nothing[:queries], rows), (rows[:queries], nothing)):
+        index = CosineIndex(corpus, screen=screen)
+        for found in (
+            topk(asked, corpus, 3, screen=screen, certify=certify),
+            index.search(asked, 3, certify=certify),
+        ):
+            assert found.indices.shape == (len(asked), 3)
+            assert bool((found.indices == -1).all())
+            assert bool(found.scores.isnan().all())

@@ -230,13 +230,14 @@ class Pool:
         # Near scores that may stand in the wrong order, or round to another float32.
         same = held.query[1:] == held.query[:-1]
         near = same & (held.lower[:-1] <= held.upper[1:])
-        close = np.pad(near, 1)
+        close = np.zeros(len(held.query) + 1, bool)
+        close[1:-1] = near
         wanted = close[1:] | close[:-1]
         if exact:
             wanted |= self._rank() < self.k
         else:
             wanted |= held.lower.astype(np.float32) != held.upper.astype(np.float32)
-        self._make_exact(score, wanted[: len(held.query)])
+        self._make_exact(score, wanted)
         if near.any():
             self._sort()
         rank, threshold = self._rank(), self.threshold.numpy()

@@ -30,7 +30,6 @@ from cossim_fast.retrieval.screens import SLACK, CodedTerms, coded_blocks
 # largest one that there can be.
 _LEAST, _STEPS = 0.625, 250.0
 
-
 # Where values are not 0, counted row by row, and what they are.
 Passed = tuple[NDArray[np.int64], NDArray[np.uint8]]
 
