@@ -10,6 +10,7 @@ two scores, or a score and a number halfway between two of float32, are hardly e
 from __future__ import annotations
 
 import functools
+import itertools
 import warnings
 
 import numpy as np
@@ -21,6 +22,8 @@ from cossim_fast._cpu_screen import WideRows, stable_order
 
 # Fewer pairs are scored one by one: preparing a sampled product takes as long as 100 of them.
 FEWEST = 256
+# Runs of rows that ascend, up to which these are scored one by one, and not sorted together.
+RUNS = 8
 # Pairs that are sorted by their rows at a time: they take 48 bytes each.
 MOST = 1 << 20
 # Numbers of the rows that are widened at a time: 4 MB of float64.
@@ -60,12 +63,25 @@ def near_scores(
     if pairs > MOST:
         parts = zip(query_index.split(MOST), corpus_index.split(MOST), strict=True)
         return torch.cat([near_scores(queries, corpus, *part, corpus_norms) for part in parts])
-    by_row = stable_order(corpus_index.numpy())
-    numbers = corpus_index.numpy().take(by_row)
-    begins = np.flatnonzero(np.diff(numbers, prepend=-1))
-    rows, first = torch.from_numpy(numbers.take(begins)), torch.from_numpy(np.append(begins, pairs))
-    order, of_pair = torch.from_numpy(by_row), torch.from_numpy(numbers)
-    query = query_index.index_select(0, order)
+    steps = np.diff(corpus_index.numpy(), prepend=-1)
+    falls = np.flatnonzero(steps < 0).tolist()
+    if len(falls) > RUNS:
+        order = torch.from_numpy(stable_order(corpus_index.numpy()))
+        near = torch.empty(pairs, dtype=torch.float64)
+        near[order] = near_scores(
+            queries, corpus, query_index[order], corpus_index[order], corpus_norms
+        )
+        return near
+    if falls:
+        runs = [slice(*ends) for ends in itertools.pairwise([0, *falls, pairs])]
+        found = [
+            near_scores(queries, corpus, query_index[run], corpus_index[run], corpus_norms)
+            for run in runs
+        ]
+        return torch.cat(found)
+    begins = np.flatnonzero(steps)
+    rows = torch.from_numpy(corpus_index.numpy().take(begins))
+    first = torch.from_numpy(np.append(begins, pairs))
     sums = torch.empty(pairs, dtype=torch.float64)
     step = min(max(_NUMBERS // max(d, 1), 1), len(rows))
     # Memory that stays: to find pages anew for every step took a third of the time.
@@ -76,13 +92,11 @@ def near_scores(
         places = first[start : start + len(some) + 1] - begin
         torch.index_select(corpus, 0, some, out=stored[: len(some)])
         exact = _cpu_screen.widened(stored[: len(some)], out=wide[: len(some)])
-        sums[begin:end] = _sampled(exact, queries.rows, places, query[begin:end])
+        sums[begin:end] = _sampled(exact, queries.rows, places, query_index[begin:end])
     # index_select takes a fifth of the time of indexing.
-    norms = _cpu_screen.or_one(queries.norms).index_select(0, query)
-    norms.mul_(_cpu_screen.or_one(corpus_norms.index_select(0, of_pair)))
-    near = torch.empty(pairs, dtype=torch.float64)
-    near[order] = sums.div_(norms).clamp_(-1.0, 1.0)
-    return near
+    norms = _cpu_screen.or_one(queries.norms).index_select(0, query_index)
+    norms.mul_(_cpu_screen.or_one(corpus_norms.index_select(0, corpus_index)))
+    return sums.div_(norms).clamp_(-1.0, 1.0)
 
 
 def float32_scores(

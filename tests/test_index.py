@@ -444,7 +444,7 @@ def test_verify_catches_a_corrupted_residual(queries):
     index = CosineIndex(x, screen="int8")
     right = index.search(queries, 5)
     segment = index._state.parts[0].segment
-    segment.codes.zero_()  # as if every row lay at the centre, and nothing were lost by it
+    segment.codes.neg_()  # as if every row lay on the other side, and nothing were lost by it
     segment.residual.zero_()
     found = index.search(queries, 5, certify=True)
     assert not torch.equal(found.indices, right.indices)

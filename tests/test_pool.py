@@ -25,28 +25,30 @@ def test_ranking(seed, widest, monkeypatch):
     assert np.array_equal(pool.ranking(group, value, row, 5), np.lexsort((row, -value, group)))
 
 
-@pytest.mark.parametrize("widest", [0, 1 << 20])
 @pytest.mark.parametrize("k", [1, 3, 40])
 @pytest.mark.parametrize("seed", range(50))
-def test_kth_largest(seed, k, widest, monkeypatch):
-    monkeypatch.setattr(pool, "WIDEST_TABLE", widest)
-    group, value, _ = drawn(seed)
-    found = pool.kth_largest(group, value, k, 5)
+def test_kth_largest(seed, k):
+    group, value, order = drawn(seed)
+    group = group[order]  # they need not stand together
+    floor = np.random.default_rng(seed).uniform(-2, 1, 5)
+    floor[seed % 5] = np.inf
+    found = pool.kth_largest(group, value, k, floor)
     for number in range(5):
         held = np.sort(value[group == number])
-        if len(held) < k:
+        step = (1 + 2.0**-10 - floor[number]) / 64
+        if len(held) < k or held[-k] <= floor[number]:
             assert found[number] == -np.inf
+        elif held[-k] <= floor[number] + step:
+            assert found[number] <= held[-k]
         else:
-            # A bound from below, by less than two steps of float32.
-            assert held[-k] - 2.0**-22 <= found[number] <= held[-k]
+            # From below, by a step at most: the last one holds what lies above, too.
+            least = min(held[-k], 1 + 2.0**-10) - 1.001 * step
+            assert least <= found[number] <= held[-k]
 
 
 def test_one_group_with_nearly_everything_makes_no_wide_table():
     group = np.repeat([0, 1, 999], [3, 100_000, 2])
     value = np.linspace(-1, 1, len(group))
-    found = pool.kth_largest(group, value, 3, 1000)
-    assert np.isfinite(found[:2]).all()
-    assert (found[2:] == -np.inf).all()
     assert np.array_equal(pool.ranking(group, value, group, 1000), np.lexsort((-value, group)))
 
 
@@ -64,7 +66,9 @@ def test_what_misses_a_raised_threshold_is_dropped_and_noted():
     middle = np.array([0.9, 0.2, 0.5, 0.1, 0.3])
     held.add(query, np.arange(5), middle + 0.01, middle - 0.01)
     held.raise_thresholds(5, 5)
-    assert held.threshold.tolist() == pytest.approx([0.19, 0.49], abs=1e-6)
+    assert held.threshold[0] <= 0.19
+    assert held.threshold[1] <= 0.49
+    assert held.threshold.tolist() == pytest.approx([0.19, 0.49], abs=0.05)
     assert len(held) == 4
     assert held.excluded.tolist() == [-torch.inf, pytest.approx(0.11)]
     assert held.pending == 0

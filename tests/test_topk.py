@@ -294,8 +294,7 @@ def test_a_crowded_pool_is_settled_early(monkeypatch):
 @pytest.mark.skipif(not int8.neighbours(), reason="this processor has no int8 product")
 def test_a_screen_that_lets_too_much_through_is_given_up():
     queries, corpus = make("cone", 6000, 64, 8, torch.float32)
-    wide = _cpu_screen.widen(queries)
-    found = engine.Batches(wide, 5, "auto", centre=codes.centre_of(corpus))
+    found = engine.Batches(queries, 5, "auto", centre=codes.centre_of(corpus))
     found.through([codes.encode(corpus, found.centre)], last=True)
     (trace,) = found.traces()
     assert trace.screens[0] == "int8"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cossim_fast import _threads
 from cossim_fast._cpu_near import near_error, near_scores, sampled_product_works
-from cossim_fast._cpu_screen import WideRows, score_pairs
+from cossim_fast._cpu_screen import WideRows, score_pairs, widen
 from cossim_fast.retrieval import screens
 from cossim_fast.retrieval.codes import Segment
 from cossim_fast.retrieval.pool import Pool, places
@@ -25,6 +25,11 @@ MOST_QUERIES = 1024
 MOST_RESULTS = 1 << 20
 # Queries that are worth a thread of their own.
 THREAD_QUERIES = 512
+
+# The error of a screen is a sum of as many terms as there are dimensions, and reaches its bound
+# where all lean one way. If they do so by chance, its spread is that bound over the root of their
+# number, or less; hardly one in a million is beyond five of these.
+LIKELY = 5.0
 
 # Pairs (query numbers, positions) that may not be returned, sorted by position.
 Forbidden = tuple[Tensor, Tensor]
@@ -58,6 +63,11 @@ class Scorer:
         return self._each(score_pairs, query, position)
 
     def _each(self, score: Callable[..., Tensor], query: Tensor, position: Tensor) -> Tensor:
+        if len(self._segments) == 1 and self._segments[0].whole is None:
+            (segment,) = self._segments
+            return score(
+                self._queries, segment.rows, query, position - segment.first, segment.norms
+            )
         found = torch.full(query.shape, torch.nan, dtype=torch.float64)
         for segment in self._segments:
             row = position - segment.first
@@ -117,7 +127,8 @@ class Search:
         self._queries, self._centre, self._screen = queries, centre, screen
         self._forbidden, self._exact = forbidden, exact
         self.trace = Trace()
-        self.pool = Pool(len(queries.norms), k, certify=certify)
+        likely = min(LIKELY / max(queries.rows.shape[1], 1) ** 0.5, 1.0)
+        self.pool = Pool(len(queries.norms), k, likely=likely, certify=certify)
         self._scan = self._new_scan(queries, self.pool, forbidden)
 
     def _new_scan(self, queries: WideRows, pool: Pool, forbidden: Forbidden | None) -> Scan:
@@ -180,7 +191,7 @@ class Batches:
     The answers are the same: what becomes of a query does not depend on others.
 
     Args:
-        queries: as they enter a score.
+        queries: (q, d) as given; each batch widens its own.
         k: how many rows each is to get.
         screen: a screen's name, or ``"auto"``.
         centre: (d,) of the corpus; to be set before the first segment.
@@ -191,7 +202,7 @@ class Batches:
 
     def __init__(
         self,
-        queries: WideRows,
+        queries: Tensor,
         k: int,
         screen: str,
         *,
@@ -204,33 +215,41 @@ class Batches:
         self._forbidden, self._certify = forbidden, certify
         self._exact = exact or certify
         self._searches: list[Search] = []
-        self._apart = threads_apart(len(queries.norms))
-        self._spans = batches(len(queries.norms), k, self._apart)
+        self._apart = threads_apart(len(queries))
+        self._spans = batches(len(queries), k, self._apart)
         self.centre = centre
         self.seen = self.skipped = 0
 
     def through(self, segments: Sequence[Segment], *, last: bool) -> None:
         """Search the next segments, or the last ones."""
         self.seen += sum(len(segment) for segment in segments)
-        _threads.apart(
+        sampled_product_works()  # asked here, since it turns off warnings for a moment
+        # A batch is begun by the thread that goes on with it: to wait for all of them takes longer.
+        self._searches = _threads.apart(
             self._apart,
-            [partial(search.through, segments, self.seen, last=last) for search in self.searches()],
+            [
+                partial(self._step, each, segments, last=last)
+                for each in self._searches or self._spans
+            ],
         )
         self.skipped += sum(segment.skipped for segment in segments)
+
+    def _step(self, search: Search | slice, segments: Sequence[Segment], *, last: bool) -> Search:
+        """Take a batch, or the queries of one that is not there yet, through segments."""
+        made = self._search(search) if isinstance(search, slice) else search
+        made.through(segments, self.seen, last=last)
+        return made
 
     def searches(self) -> list[Search]:
         """The batches; the first call makes them."""
         if not self._searches and self.centre is not None:
-            sampled_product_works()  # asked here, since it turns off warnings for a moment
-            self._searches = _threads.apart(
-                self._apart, [partial(self._search, some) for some in self._spans]
-            )
+            self._searches = [self._search(some) for some in self._spans]
         return self._searches
 
     def _search(self, some: slice) -> Search:
         assert self.centre is not None
         return Search(
-            WideRows(self._queries.rows[some], self._queries.norms[some]),
+            widen(self._queries[some]),
             self._k,
             self.centre,
             self._screen,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cossim_fast import _checks, _cpu_screen
+from cossim_fast import _checks
 from cossim_fast.retrieval.engine import MOST_QUERIES, Batches, Best, joined, threads_apart
 from cossim_fast.retrieval.exclusion import Hidden
 from cossim_fast.retrieval.explanation import SearchExplanation, joined_traces, reason_for
@@ -334,20 +334,19 @@ class CosineIndex:
             step = MOST_QUERIES * threads_apart(len(asked))
             for start in range(0, max(len(asked), 1), step):
                 some = slice(start, start + step)
-                wide, pairs = _cpu_screen.widen(asked[some]), hidden.pairs(some)
                 batches = Batches(
-                    wide,
+                    asked[some],
                     k,
                     self.screen,
                     centre=state.centre,
-                    forbidden=pairs,
+                    forbidden=hidden.pairs(some),
                     certify=certify,
                     exact=torch.float64 in (asked.dtype, self.dtype),
                 )
                 batches.through(segments, last=True)
                 found.append(batches.best())
                 traces += batches.traces()
-                bar.update(len(wide.norms))
+                bar.update(len(asked[some]))
                 for part in state.parts:
                     part.rows.let_go()
         best = joined(found, skipped=state.skipped())

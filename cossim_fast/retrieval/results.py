@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _cpu_screen
-from cossim_fast._cpu_screen import WideRows
 from cossim_fast.retrieval.engine import Best
 
 # Two scores nearer than this may change places between processors: the rounding of score64.
@@ -177,12 +176,13 @@ def like(given: Any, tensor: Tensor) -> Any:
     return tensor if isinstance(given, Tensor) else tensor.numpy()
 
 
-def oracle_of(queries: WideRows, rows: Tensor) -> Oracle:
+def oracle_of(queries: Tensor, rows: Tensor) -> Oracle:
     """The scores of all pairs of some queries and some rows, from the rows as they are now."""
 
     def scores(query: Tensor, position: Tensor) -> Tensor:
-        pairs = torch.cartesian_prod(query, position).view(-1, 2)
-        found = _cpu_screen.score_pairs(queries, rows, pairs[:, 0], pairs[:, 1])
+        pairs = torch.cartesian_prod(torch.arange(len(query)), position).view(-1, 2)
+        wide = _cpu_screen.widen(queries[query])
+        found = _cpu_screen.score_pairs(wide, rows, pairs[:, 0], pairs[:, 1])
         return found.view(len(query), len(position))
 
     return scores

@@ -33,7 +33,7 @@ MOST_PENDING = 32
 CROWDED = 1 << 22
 # A row that passes takes as long, until it is scored, as so many rows take longer in the next wider
 # product; and a row that this has to multiply again as so many more.
-RESCORING_COST = 100
+RESCORING_COST = 30
 REPEATED_COST = 1.2
 
 
@@ -160,13 +160,15 @@ class Scan:
             # Thresholds will be those of the first tiles.
             count = sum(r.stop - r.start for r in together[0]) if together else 0
             self._next_raise = GROWTH * (self._seen + count)
-        self._sieve, seen = None, self._seen
+        self._sieve, seen, sifted = None, self._seen, 0
         for some in together:
             _threads.go_on()
-            seen += sum(r.stop - r.start for r in some)
+            count = sum(r.stop - r.start for r in some)
+            seen += count
             sieve = self._sieve_of(segment)
             if sieve is not None and sieve.suits(some[0]):
                 pays = self._sift(segment, sieve, some[0], seen, total)
+                sifted += count
             else:
                 pays = self._keep(segment, some, seen, total)
             if not pays:
@@ -175,9 +177,11 @@ class Scan:
             waiting = pool.pending + held > MOST_PENDING * pool.k * pool.queries
             due, crowded = waiting or seen >= self._next_raise, len(pool) + held > CROWDED
             if sieve is not None and (due or crowded or some is together[-1]):
-                sieve.emit(pool)
-            if due:
+                sieve.emit(pool, pool.rank(sifted, total))
+                sifted = 0
+            elif due:
                 pool.raise_thresholds(seen, total)
+            if due:
                 self._next_raise = GROWTH * seen
             if crowded:
                 pool.settle(score, exact=False)
@@ -207,7 +211,8 @@ class Scan:
         some += [self._tile(segment, r) for r in stretch[1:]]
         rank = pool.rank(seen, total)
         if self._clueless():
-            pool.lift(first_threshold(some, trace.group, rank, proven=rank == pool.k), rank)
+            proven = rank == pool.k
+            pool.lift(first_threshold(some, trace.group, rank, proven=proven), proven=proven)
             self._fresh = False
         needed = [tile.needed(pool.threshold) for tile in some]
         times = max(map(passing, some, needed)) * seen / rank

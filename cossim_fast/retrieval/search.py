@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cossim_fast import _checks, _cpu_screen
+from cossim_fast import _checks
 from cossim_fast.retrieval.checkpoint import Checkpoint
 from cossim_fast.retrieval.codes import centre_of, encode
 from cossim_fast.retrieval.device import device_oracle, search_on_device
@@ -110,11 +110,10 @@ def topk_and_checkpoint(
     _checks.same_width(asked.shape[1], source.d)
     _checks.number_of_neighbours(k, source.n)
     _checks.screen_name(screen)
-    wide = _cpu_screen.widen(asked)
     if screen == "auto" and len(asked) < CODING_PAYS:
         screen = "float32"
     exact = torch.float64 in (asked.dtype, source.dtype)
-    found = Batches(wide, k, screen, certify=certify, exact=exact)
+    found = Batches(asked, k, screen, certify=certify, exact=exact)
     kept = Checkpoint(checkpoint, asked, source, k, certify=certify)
     kept.restore(found)
     with Progress(progress, "topk", source.n, found.seen) as bar:
@@ -128,7 +127,7 @@ def topk_and_checkpoint(
             bar.update(len(rows))
     _checks.number_of_neighbours(k, found.seen)
     double = torch.float64 in (asked.dtype, source.dtype)  # of an iterator known by now
-    oracle = oracle_of(wide, source.rows) if isinstance(source, ArrayCorpus) else None
+    oracle = oracle_of(asked, source.rows) if isinstance(source, ArrayCorpus) else None
     return assemble(queries, found.best(), double=double, oracle=oracle), kept
 
 

@@ -130,16 +130,51 @@ class Sieve:
         self.held += len(place)
         return len(place)
 
-    def emit(self, pool: Pool) -> None:
-        """Put what is held into the pool."""
+    def emit(self, pool: Pool, rank: int | None = None) -> None:
+        """Put what is held into the pool.
+
+        Args:
+            pool: for the queries.
+            rank: raise its thresholds before to what so many of the rows held reach.
+        """
         if not self.held:
             return
         place, value = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
         row = place // self._width
         query = place - row * self._width
-        middle, error = value * self._step[query] + self._zero[query], self._error[query]
+        if rank is not None:
+            self._raise_thresholds(pool, query, value, rank)
+            kept = np.flatnonzero(value >= self._least(pool).take(query))
+            query, row, value = query.take(kept), row.take(kept), value.take(kept)
+        error = self._error.take(query)
+        middle = value * self._step.take(query)
+        middle += self._zero.take(query)
         pool.add(query, row, middle + error, middle - error)
         self._found, self.held = [], 0
+
+    def _raise_thresholds(
+        self, pool: Pool, query: NDArray[np.int64], value: NDArray[np.uint8], rank: int
+    ) -> None:
+        """Raise the thresholds of a pool to the rank-th largest value of each query.
+
+        Counted, not sorted: there are 256 values.
+        """
+        queries = len(self._size)
+        counts = np.bincount((query << 8) + value, minlength=queries << 8).reshape(queries, 256)
+        reached = counts[:, ::-1].cumsum(1)
+        enough = reached[:, -1] >= rank
+        ranked = 255 - (reached >= rank).argmax(1)
+        share = pool.share(rank)
+        threshold = ranked * self._step + self._zero - share * self._error
+        threshold = np.where(enough, threshold, -np.inf)
+        pool.lift(torch.from_numpy(threshold), proven=share == 1.0)
+
+    def _least(self, pool: Pool) -> NDArray[np.uint8]:
+        """The values (q,) from which upper bounds reach the thresholds of a pool."""
+        needed = pool.threshold.numpy() - self._error - self._zero
+        steps = np.divide(needed, self._step, out=np.zeros_like(needed), where=self._step > 0)
+        least: NDArray[np.uint8] = np.floor(steps).clip(0, 255).astype(np.uint8)
+        return least
 
 
 def passed(values: Tensor) -> Passed:
