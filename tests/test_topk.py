@@ -95,7 +95,7 @@ def batches_apart(monkeypatch):
 @pytest.mark.parametrize("kind", CORPORA)
 @pytest.mark.usefixtures("small_parts", "batches_apart")
 def test_every_kind_of_corpus_in_batches_apart(kind):
-    assert engine.threads_apart(20) == 3
+    assert engine.threads_apart(20, 1) == 3
     assert [some.stop for some in engine.batches(20, 9, 3)] == [3, 6, 10, 13, 16, 20]
     dtype = torch.float64 if kind == "near" else torch.float32
     queries, corpus = make(kind, 1111, 24, 20, dtype)
@@ -107,7 +107,7 @@ def test_every_kind_of_corpus_in_batches_apart(kind):
 
 @pytest.mark.usefixtures("batches_apart")
 def test_fewer_queries_than_threads():
-    assert engine.threads_apart(2) == 1
+    assert engine.threads_apart(2, 1) == 1
     queries, corpus = make("clustered", 300, 24, 2, torch.float32)
     assert_exact(topk(queries, corpus, 9), queries, corpus, 9)
     assert topk(queries[:0], corpus, 9).indices.shape == (0, 9)

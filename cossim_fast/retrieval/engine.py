@@ -23,8 +23,9 @@ from cossim_fast.retrieval.sources import block_rows, let_go
 # few candidates for every result, take 100 MB at most.
 MOST_QUERIES = 1024
 MOST_RESULTS = 1 << 20
-# Queries that are worth a thread of their own.
-THREAD_QUERIES = 512
+# Queries that are worth a thread of their own; fewer are where so many rows of each, or a multiple
+# of them, are wanted.
+THREAD_QUERIES, MANY = 512, 250
 
 # The error of a screen is a sum of as many terms as there are dimensions, and reaches its bound
 # where all lean one way. If they do so by chance, its spread is that bound over the root of their
@@ -215,7 +216,7 @@ class Batches:
         self._forbidden, self._certify = forbidden, certify
         self._exact = exact or certify
         self._searches: list[Search] = []
-        self._apart = threads_apart(len(queries))
+        self._apart = threads_apart(len(queries), k)
         self._spans = batches(len(queries), k, self._apart)
         self.centre = centre
         self.seen = self.skipped = 0
@@ -301,7 +302,7 @@ class Batches:
         )
 
 
-def threads_apart(queries: int) -> int:
+def threads_apart(queries: int, k: int) -> int:
     """How many threads take batches of their own: all of torch's if there are queries enough, or 1.
 
     Threads that share each of torch's operations wait for each other, and for what Python and numpy
@@ -310,7 +311,7 @@ def threads_apart(queries: int) -> int:
     k is 100, 71 and 74 where k is 10; 256 queries took 28 and 33, k = 10 (Zen 4).
     """
     threads = min(torch.get_num_threads(), _threads.MOST_THREADS)
-    return threads if queries >= threads * THREAD_QUERIES else 1
+    return threads if queries * max(k // MANY, 1) >= threads * THREAD_QUERIES else 1
 
 
 def batches(queries: int, k: int, threads: int) -> list[slice]:

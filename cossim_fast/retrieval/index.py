@@ -331,7 +331,7 @@ class CosineIndex:
         found: list[Best] = []
         with Progress(progress, "search", len(asked), unit="queries") as bar:
             # Queries take 8 d bytes in float64: not all at once.
-            step = MOST_QUERIES * threads_apart(len(asked))
+            step = MOST_QUERIES * threads_apart(len(asked), k)
             for start in range(0, max(len(asked), 1), step):
                 some = slice(start, start + step)
                 batches = Batches(

@@ -366,16 +366,15 @@ def kth_largest(
     steps = 1 << int(np.clip(8 * len(group) // max(groups, 1), 64, 1024) - 1).bit_length()
     width = (_TOP - floor) / steps
     per = np.divide(1.0, width, out=np.zeros(groups), where=width > 0)
-    step = value - floor.take(group)
-    step *= per.take(group)
-    # The first step holds what lies below it too, the last one what lies above.
-    place = step.clip(0, steps - 1).astype(np.int64)
+    # Downwards, since numpy adds up rows that are reversed at a quarter of the speed. The first
+    # step holds what lies above it too, the last one what lies below.
+    down = (_TOP - value) * per.take(group)
+    place = down.clip(0, steps - 1).astype(np.int64)
     place += group * steps
     counts = np.bincount(place, minlength=groups * steps).reshape(groups, steps)
-    reached = counts[:, ::-1].cumsum(1)
-    ranked = steps - 1 - (reached >= k).argmax(1)
-    enough = (reached[:, -1] >= k) & (ranked > 0)
-    return np.where(enough, floor + ranked * width - _ROUNDED, -np.inf)
+    reached = counts.cumsum(1) >= k
+    lower = _TOP - (reached.argmax(1) + 1) * width - _ROUNDED
+    return np.where(reached[:, -2] & (width > 0), lower, -np.inf)
 
 
 def ranking(

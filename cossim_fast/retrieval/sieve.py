@@ -160,13 +160,12 @@ class Sieve:
         Counted, not sorted: there are 256 values.
         """
         queries = len(self._size)
-        counts = np.bincount((query << 8) + value, minlength=queries << 8).reshape(queries, 256)
-        reached = counts[:, ::-1].cumsum(1)
-        enough = reached[:, -1] >= rank
-        ranked = 255 - (reached >= rank).argmax(1)
+        place = (query << 8) + (255 - value)
+        counts = np.bincount(place, minlength=queries << 8).reshape(queries, 256)
+        reached = counts.cumsum(1) >= rank
         share = pool.share(rank)
-        threshold = ranked * self._step + self._zero - share * self._error
-        threshold = np.where(enough, threshold, -np.inf)
+        threshold = (255 - reached.argmax(1)) * self._step + self._zero - share * self._error
+        threshold = np.where(reached[:, -1], threshold, -np.inf)
         pool.lift(torch.from_numpy(threshold), proven=share == 1.0)
 
     def _least(self, pool: Pool) -> NDArray[np.uint8]:
