@@ -22,6 +22,8 @@ from cossim_fast._cpu_screen import WideRows, stable_order
 
 # Fewer pairs are scored one by one: preparing a sampled product takes as long as 100 of them.
 FEWEST = 256
+# Rows that lie together are read without a gather where one in so many is wanted.
+DENSE = 2
 # Runs of rows that ascend, up to which these are scored one by one, and not sorted together.
 RUNS = 8
 # Pairs that are sorted by their rows at a time: they take 48 bytes each.
@@ -63,40 +65,49 @@ def near_scores(
     if pairs > MOST:
         parts = zip(query_index.split(MOST), corpus_index.split(MOST), strict=True)
         return torch.cat([near_scores(queries, corpus, *part, corpus_norms) for part in parts])
-    steps = np.diff(corpus_index.numpy(), prepend=-1)
-    falls = np.flatnonzero(steps < 0).tolist()
+    falls = np.flatnonzero(np.diff(corpus_index.numpy()) < 0) + 1
     if len(falls) > RUNS:
         order = torch.from_numpy(stable_order(corpus_index.numpy()))
-        near = torch.empty(pairs, dtype=torch.float64)
-        near[order] = near_scores(
-            queries, corpus, query_index[order], corpus_index[order], corpus_norms
-        )
-        return near
-    if falls:
-        runs = [slice(*ends) for ends in itertools.pairwise([0, *falls, pairs])]
-        found = [
-            near_scores(queries, corpus, query_index[run], corpus_index[run], corpus_norms)
-            for run in runs
-        ]
-        return torch.cat(found)
-    begins = np.flatnonzero(steps)
-    rows = torch.from_numpy(corpus_index.numpy().take(begins))
-    first = torch.from_numpy(np.append(begins, pairs))
-    sums = torch.empty(pairs, dtype=torch.float64)
-    step = min(max(_NUMBERS // max(d, 1), 1), len(rows))
-    # Memory that stays: to find pages anew for every step took a third of the time.
-    stored, wide = corpus.new_empty((step, d)), torch.empty((step, d), dtype=torch.float64)
-    for start in range(0, len(rows), step):
-        some = rows[start : start + step]
-        begin, end = int(first[start]), int(first[start + len(some)])
-        places = first[start : start + len(some) + 1] - begin
-        torch.index_select(corpus, 0, some, out=stored[: len(some)])
-        exact = _cpu_screen.widened(stored[: len(some)], out=wide[: len(some)])
-        sums[begin:end] = _sampled(exact, queries.rows, places, query_index[begin:end])
+        sums = torch.empty(pairs, dtype=torch.float64)
+        sums[order] = _sums(queries.rows, corpus, query_index[order], corpus_index[order])
+    else:
+        ends = itertools.pairwise([0, *falls.tolist(), pairs])
+        runs = [(query_index[begin:end], corpus_index[begin:end]) for begin, end in ends]
+        sums = torch.cat([_sums(queries.rows, corpus, *run) for run in runs])
     # index_select takes a fifth of the time of indexing.
     norms = _cpu_screen.or_one(queries.norms).index_select(0, query_index)
     norms.mul_(_cpu_screen.or_one(corpus_norms.index_select(0, corpus_index)))
     return sums.div_(norms).clamp_(-1.0, 1.0)
+
+
+def _sums(queries: Tensor, corpus: Tensor, query: Tensor, row: Tensor) -> Tensor:
+    """Sums (p,) in float64 of the products of queries[query] and corpus[row]; rows ascend."""
+    numbers = row.numpy()
+    begins = np.flatnonzero(np.diff(numbers, prepend=-1))
+    low, count = int(numbers[0]), int(numbers[-1]) + 1 - int(numbers[0])
+    if DENSE * len(begins) >= count:
+        # To read rows that are not wanted takes less than to gather those that are.
+        count_of = np.bincount(numbers - low, minlength=count)
+        first, rows = np.append(0, count_of.cumsum()), None
+        corpus = corpus[low : low + count]
+    else:
+        first, rows = np.append(begins, len(numbers)), torch.from_numpy(numbers.take(begins))
+        count = len(begins)
+    sums = torch.empty(len(numbers), dtype=torch.float64)
+    step = min(max(_NUMBERS // max(corpus.shape[1], 1), 1), count)
+    # Memory that stays: to find pages anew for every step took a third of the time.
+    wide = torch.empty((step, corpus.shape[1]), dtype=torch.float64)
+    stored = torch.empty_like(wide, dtype=corpus.dtype) if rows is not None else None
+    for start in range(0, count, step):
+        size = min(step, count - start)
+        begin, end = int(first[start]), int(first[start + size])
+        places = torch.from_numpy(first[start : start + size + 1] - begin)
+        some = corpus[start : start + size]
+        if rows is not None and stored is not None:
+            some = torch.index_select(corpus, 0, rows[start : start + size], out=stored[:size])
+        exact = _cpu_screen.widened(some, out=wide[:size])
+        sums[begin:end] = _sampled(exact, queries, places, query[begin:end])
+    return sums
 
 
 def float32_scores(

@@ -178,8 +178,6 @@ class Pool:
         self._lift_to_kth(self.k)
         self._drop_below()
         self._score(score)
-        self._lift_to_kth(self.k)
-        self._drop_below()
         self._cut(score, exact=exact)
 
     def _lift_to_kth(self, rank: int) -> None:
