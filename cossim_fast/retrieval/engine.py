@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -286,17 +287,24 @@ class Batches:
 
     def best(self) -> Best:
         """What was found."""
-        pools = [search.pool for search in self.searches()]
-        best = [pool.best() for pool in pools]
-        bounds = [pool.excluded for pool in pools if pool.excluded is not None]
-        # Something to join where there are no queries.
-        no_scores = torch.empty((0, self._k), dtype=torch.float64)
-        no_count = torch.empty(0, dtype=torch.int64)
+        # By numpy: torch shares copies among threads, which then wait awake for the next one, on
+        # processors that the next search could use.
+        count = len(self._queries)
+        scores = np.full((count, self._k), np.nan)
+        rows = np.full((count, self._k), -1)
+        rescored = np.zeros(count, np.int64)
+        excluded = np.full(count, -np.inf) if self._certify else None
+        for search, some in zip(self.searches(), self._spans, strict=False):
+            pool = search.pool
+            pool.best(scores[some], rows[some])
+            rescored[some] = pool.rescored.numpy()
+            if excluded is not None and pool.excluded is not None:
+                excluded[some] = pool.excluded.numpy()
         return Best(
-            torch.cat([no_scores, *(scores for scores, _ in best)]),
-            torch.cat([no_scores.long(), *(positions for _, positions in best)]),
-            torch.cat([no_scores[:, 0], *bounds]) if self._certify else None,
-            torch.cat([no_count, *(pool.rescored for pool in pools)]),
+            torch.from_numpy(scores),
+            torch.from_numpy(rows),
+            None if excluded is None else torch.from_numpy(excluded),
+            torch.from_numpy(rescored),
             self.seen,
             self.skipped,
         )
@@ -324,6 +332,8 @@ def batches(queries: int, k: int, threads: int) -> list[slice]:
 
 def joined(found: Sequence[Best], *, skipped: int) -> Best:
     """The results of several batches of queries as one."""
+    if len(found) == 1:
+        return replace(found[0], skipped=skipped)
     bounds = [best.excluded for best in found if best.excluded is not None]
     return replace(
         found[0],

@@ -150,11 +150,11 @@ def positions_of(parts: Sequence[Part], serials: Tensor) -> Tensor:
 
 def ids_at(parts: Sequence[Part], positions: Tensor, missing: Any) -> np.ndarray[Any, Any]:
     """The ids of rows, by position; ``missing`` for -1."""
-    found = np.full(tuple(positions.shape), missing)
+    found, position = np.full(tuple(positions.shape), missing), positions.numpy()
     for part in parts:
-        at = (positions - part.segment.first).numpy()
-        here = (positions.numpy() >= 0) & (at >= 0) & (at < len(part))
-        found[here] = part.ids()[at[here]]
+        at = position - part.segment.first
+        here = (position >= 0) & (at >= 0) & (at < len(part))
+        found[here] = part.ids().take(at[here])
     return found
 
 

@@ -206,15 +206,17 @@ class Pool:
         wrong |= (count == self.k) & (kth < guessed)
         return torch.from_numpy(np.flatnonzero(wrong & np.isfinite(self.threshold.numpy())))
 
-    def best(self) -> tuple[Tensor, Tensor]:
-        """The k best of a settled pool: scores (q, k) float64 and positions (q, k).
+    def best(self, scores: NDArray[np.float64], rows: NDArray[np.int64]) -> None:
+        """Write the k best of a settled pool to scores and positions (q, k).
 
-        Best first, ties by position; NaN and -1 where there are no more.
+        Best first, ties by position. What stands where there are no more is left.
         """
-        scores, rows = np.full((self.queries, self.k), np.nan), np.full((self.queries, self.k), -1)
         there = np.arange(self.k) < self._counts()[:, None]
-        scores[there], rows[there] = self._held.middle(), self._held.row
-        return torch.from_numpy(scores), torch.from_numpy(rows)
+        if there.all():
+            np.copyto(scores, self._held.middle().reshape(scores.shape))
+            np.copyto(rows, self._held.row.reshape(rows.shape))
+        else:
+            scores[there], rows[there] = self._held.middle(), self._held.row
 
     def _counts(self) -> NDArray[np.int64]:
         return np.bincount(self._held.query, minlength=self.queries)

@@ -152,7 +152,7 @@ def assemble(
     queries: Any, best: Best, *, double: bool, oracle: Oracle | None
 ) -> TopK | CertifiedTopK:
     """Give the result of a search the dtype and the kind of container that its caller gets."""
-    scores = best.scores if double else best.scores.float()
+    scores = best.scores if double else _narrowed(best.scores)
     found = TopK(like(queries, scores), like(queries, best.positions))
     if best.excluded is None:
         return found
@@ -169,6 +169,13 @@ def assemble(
         rows=best.rows,
     )
     return CertifiedTopK(*found, certificate)
+
+
+def _narrowed(scores: Tensor) -> Tensor:
+    """In float32; by numpy where it can be, for which no threads are woken."""
+    if not scores.is_cpu:
+        return scores.float()
+    return torch.from_numpy(scores.numpy().astype(np.float32))
 
 
 def like(given: Any, tensor: Tensor) -> Any:
