@@ -59,7 +59,7 @@ def near_scores(
         corpus_index: (p,) int64, in any order.
         corpus_norms: `row_norms` of the corpus (m,).
     """
-    pairs, d = query_index.numel(), corpus.shape[1]
+    pairs = query_index.numel()
     if pairs < FEWEST or not sampled_product_works():
         return _cpu_screen.score_pairs(queries, corpus, query_index, corpus_index, corpus_norms)
     if pairs > MOST:

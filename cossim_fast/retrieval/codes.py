@@ -15,6 +15,7 @@ with a wider screen.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ BLOCK = 64
 # Numbers encoded at a time, in 4 MB of scratch a thread. (200000, 384) float32 rows took a core
 # 1.13 times as long with half as many, where Python shows, and 0.93 with twice as many, which
 # would not stay in the cache of processors with less of it a core than the one at hand (Zen 3).
-_CHUNK = 1 << 18
+_CHUNK = 1 << 19
 # Numbers of the chunks of all threads: 64 MB of scratch.
 _SCRATCH = 1 << 22
 # From this many elements on, torch's elementwise operations start threads.
@@ -141,8 +142,18 @@ def _extreme(norms: Tensor) -> bool:
     return bool(kept.amin() < _USUAL[0]) or bool(kept.amax() > _USUAL[1])
 
 
-def encode(rows: Tensor, centre: Tensor, *, first: int = 0, codes: bool = True) -> Segment:
+def encode(
+    rows: Tensor,
+    centre: Tensor,
+    *,
+    first: int = 0,
+    codes: bool = True,
+    into: Tensor | None = None,
+) -> Segment:
     """Measure rows (n, d) for the screens, and code them in int8 if wanted.
+
+    They are copied ``into`` other memory (n, d) on the way, if there is some: new pages of memory
+    take as long to find as rows to code, and so are found by all threads.
 
     Blocks of 64 rows share one scale: that of most others, or where that does not suit them, their
     largest entry over 127. Norms are those of the score; residuals and radii are computed in
@@ -154,24 +165,39 @@ def encode(rows: Tensor, centre: Tensor, *, first: int = 0, codes: bool = True) 
     usual = usual_scale(_sample_units(sample) - centre) if codes and rows.is_cpu else 0.0
     segment = Segment(
         first,
-        rows,
+        rows if into is None else into,
         norms=rows.new_empty(n, dtype=torch.float64),
         eligible=rows.new_ones(n, dtype=torch.bool),
         radius=rows.new_empty(blocks, dtype=torch.float32),
     )
     if codes:
-        segment.codes = rows.new_empty((blocks * BLOCK, d), dtype=torch.int8)
+        shape = blocks * BLOCK, d
+        segment.codes = (
+            large(shape, torch.int8) if rows.is_cpu else rows.new_empty(shape, dtype=torch.int8)
+        )
         segment.scale = torch.empty_like(segment.radius)
         segment.residual = torch.empty_like(segment.radius)
     step = max(_CHUNK // max(d, 1) // BLOCK, 1) * BLOCK
     if rows.is_cpu and rows.dtype != torch.float64:
-        _share(segment, centre, step, usual)
+        _share(segment, rows, centre, step, usual)
     else:
+        if into is not None:
+            into.copy_(rows)
         for start in range(0, n, step):
             _encode_chunk(segment, centre, slice(start, start + step), usual)
     segment.eligible &= segment.norms.isfinite()
     enlarge(segment.radius, segment.residual, d)
     return segment
+
+
+def large(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """New memory by numpy, which asks the system for large pages where there are 4 MB or more.
+
+    To find the small ones of (200000, 384) float32 took 110 ms; with large ones, all of a copy
+    takes 37.
+    """
+    memory = torch.from_numpy(np.empty(math.prod(shape) * dtype.itemsize, np.uint8))
+    return memory.view(dtype).view(shape)
 
 
 def enlarge(radius: Tensor, residual: Tensor | None, d: int) -> None:
@@ -200,7 +226,7 @@ def _suited(largest: NDArray[np.float32], usual: float) -> NDArray[np.float32]:
     return np.where(suits & (usual > _TINY), np.float32(usual), own)
 
 
-def _share(segment: Segment, centre: Tensor, step: int, usual: float) -> None:
+def _share(segment: Segment, given: Tensor, centre: Tensor, step: int, usual: float) -> None:
     """Share the chunks of a segment on CPU out among threads."""
     starts = range(0, len(segment), step)
     room = _SCRATCH // max(step * segment.rows.shape[1], 1)
@@ -210,7 +236,7 @@ def _share(segment: Segment, centre: Tensor, step: int, usual: float) -> None:
 
     def work() -> None:
         try:
-            _Coder(segment, centre, step, usual, shared=threads > 1).through(left)
+            _Coder(segment, given, centre, step, usual, shared=threads > 1).through(left)
         except BaseException:
             deque(left, maxlen=0)  # so that the other threads stop
             raise
@@ -228,6 +254,7 @@ class _Coder:
 
     Args:
         segment: its rows in float32 or narrower; what is measured is written to it.
+        given: what its rows are to be copied from, or they themselves.
         centre: (d,) float32.
         step: rows of a chunk.
         usual: the scale of most blocks.
@@ -235,9 +262,21 @@ class _Coder:
     """
 
     def __init__(
-        self, segment: Segment, centre: Tensor, step: int, usual: float, *, shared: bool = False
+        self,
+        segment: Segment,
+        given: Tensor,
+        centre: Tensor,
+        step: int,
+        usual: float,
+        *,
+        shared: bool = False,
     ) -> None:
         rows, self._usual = segment.rows, usual
+        # Bits are copied: numpy has no bfloat16.
+        bits = torch.int32 if rows.dtype.itemsize == 4 else torch.int16
+        self._copied = (
+            None if given is rows else (rows.view(bits).numpy(), given.view(bits).numpy())
+        )
         self._rows, self._step, self._centre = rows, step, centre
         # Views made once: to make one of a tensor takes as long as an operation on 10 000 numbers.
         self._centre_array, self._norms = centre.numpy(), segment.norms.numpy()
@@ -268,6 +307,9 @@ class _Coder:
 
     def _unit_rows(self, some: slice) -> NDArray[np.float32]:
         """Measure norms; return what `unit_rows` does, and zeros up to a whole block."""
+        if self._copied is not None:
+            kept, given = self._copied
+            np.copyto(kept[some], given[some])
         norms = self._norms[some]
         x, count = self._as_floats(some), len(norms)
         y = self._y[: -(-count // BLOCK) * BLOCK]

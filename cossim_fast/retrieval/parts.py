@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _cpu_screen
-from cossim_fast.retrieval.codes import BLOCK, Segment, encode
+from cossim_fast.retrieval.codes import BLOCK, Segment, encode, large
 from cossim_fast.retrieval.files import FileError
 from cossim_fast.retrieval.store import RowFile, Rows
 
@@ -105,8 +105,13 @@ def part_of(
     codes: bool,
     alive: Tensor | None = None,
 ) -> Part:
-    """Encode rows into a part."""
-    segment = replace(_encode(rows, centre, codes=codes), whole=rows.whole)
+    """Encode rows into a part; borrowed ones are copied on the way."""
+    if rows.borrowed:
+        kept = large(tuple(rows.tensor.shape), rows.tensor.dtype)
+        segment = encode(rows.tensor, centre, codes=codes, into=kept)
+        rows = Rows(kept, owned=True)
+    else:
+        segment = replace(_encode(rows, centre, codes=codes), whole=rows.whole)
     part = Part(rows, segment, serials, names, torch.ones(len(segment), dtype=torch.bool))
     return part if alive is None else part.without((~alive).nonzero()[:, 0])
 

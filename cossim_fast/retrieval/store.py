@@ -37,12 +37,19 @@ class Rows:
         tensor: (n, d).
         whole: the map that it lies in, if what the map holds is what the file holds.
         owned: in memory, and nobody else's.
+        borrowed: in memory of somebody else's, of which who keeps them makes his own.
     """
 
     def __init__(
-        self, tensor: Tensor, whole: np.memmap[Any, Any] | None = None, *, owned: bool = False
+        self,
+        tensor: Tensor,
+        whole: np.memmap[Any, Any] | None = None,
+        *,
+        owned: bool = False,
+        borrowed: bool = False,
     ) -> None:
-        self.tensor, self.whole, self.owned = tensor, whole, owned
+        self.tensor, self.whole, self.borrowed = tensor, whole, borrowed
+        self.owned = owned or borrowed
 
     def place(self) -> tuple[Path, int] | None:
         """The file and the first byte in it, if all bytes of the rows lie there in a row."""
@@ -115,9 +122,11 @@ def converted(rows: Any, dtype: torch.dtype) -> Iterator[Tensor]:
 
 
 def rows_of(given: Any, dtype: torch.dtype) -> Rows:
-    """Rows of one dtype in memory of their own; a memory map that has it stays where it is."""
+    """Rows of one dtype; a memory map that has it stays where it is, and memory is borrowed."""
     rows = _checks.embedding_rows("embeddings", given)
-    if file_map(given) is not None and rows.dtype == dtype and rows.data_ptr() == given.ctypes.data:
+    if rows.dtype == dtype and file_map(given) is None:
+        return Rows(rows, borrowed=True)
+    if rows.dtype == dtype and rows.data_ptr() == given.ctypes.data:
         return Rows(rows, shared_map(given))
     held, first = torch.empty(tuple(rows.shape), dtype=dtype), 0
     for block in converted(given, dtype):
