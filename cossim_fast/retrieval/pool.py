@@ -17,6 +17,7 @@ class Score(Protocol):
     """Scores candidates: query numbers and row positions (p,) to float64 (p,)."""
 
     error: float  # of a near score
+    likely: float  # of the bound of a screen: the share that a score is hardly ever further off
 
     def near(self, query: Tensor, row: Tensor) -> Tensor:
         """Scores that are off by `error` at most."""
@@ -83,14 +84,13 @@ class Pool:
     A row whose upper bound misses `threshold` (q,) is dropped. Thresholds are of two kinds:
 
     - proven: at least k rows of the pool have a lower bound there;
-    - guessed: so many of the rows seen so far lie there, or nearly surely do, that k of all the
-      rows will, save by bad luck. A guess is proven or refuted once scores are known (`refuted`).
+    - guessed: so many of the rows seen so far lie there that k of all the rows will, save by bad
+      luck. A guess is proven or refuted once scores are known (`refuted`).
 
     Args:
         queries: how many.
         k: how many rows each is to get.
         guess: whether thresholds may be guessed.
-        likely: of a bound, the share that a score is hardly ever further from the middle.
         certify: keep the largest upper bound of what is dropped, too.
     """
 
@@ -100,11 +100,10 @@ class Pool:
         k: int,
         *,
         guess: bool = True,
-        likely: float = 1.0,
         certify: bool = False,
     ) -> None:
         self.queries, self.k = queries, k
-        self._guess, self.likely = guess, likely if guess else 1.0
+        self._guess = guess
         self.threshold = torch.full((queries,), NO_THRESHOLD, dtype=torch.float64)
         self._guessed = torch.full_like(self.threshold, NO_THRESHOLD)
         self.excluded = torch.full_like(self.threshold, -torch.inf) if certify else None
@@ -175,23 +174,26 @@ class Pool:
         """
         self._gather()
         self._drop_below()
-        self._lift_to_kth(self.k)
+        held = self._held
+        likely = kth_largest(held.query, held.below(score.likely), self.k, self.threshold.numpy())
+        self._score(score, held.upper >= likely.take(held.query))
+        reached = held.query.compress(held.known & (held.lower >= likely.take(held.query)))
+        proven = np.bincount(reached, minlength=self.queries) >= self.k
+        self.lift(torch.from_numpy(np.where(proven, likely, -np.inf)), proven=True)
         self._drop_below()
-        self._score(score)
+        if not self._held.known.all():
+            # The errors of some query all lean one way.
+            self._lift_to_kth(self.k)
+            self._drop_below()
+            self._score(score, np.ones(len(self._held.query), bool))
         self._cut(score, exact=exact)
 
     def _lift_to_kth(self, rank: int) -> None:
         """Raise thresholds to the rank-th best that is held of each query."""
-        held, share = self._held, self.share(rank)
-        kth = kth_largest(held.query, held.below(share), rank, self.threshold.numpy())
-        self.lift(torch.from_numpy(kth), proven=share == 1.0)
-
-    def share(self, rank: int) -> float:
-        """The share of a bound below the middle from which the rank-th best gives a threshold.
-
-        A guess by rank has rows to spare; the k-th best gives one by what is likely, or proven.
-        """
-        return self.likely if rank == self.k else 0.0
+        held, proven = self._held, rank == self.k
+        value = held.lower if proven else held.middle()
+        kth = kth_largest(held.query, value, rank, self.threshold.numpy())
+        self.lift(torch.from_numpy(kth), proven=proven)
 
     def _drop_below(self) -> None:
         """Drop what misses the thresholds."""
@@ -226,10 +228,10 @@ class Pool:
         count, query = self._counts(), self._held.query
         return np.arange(len(query)) - (count.cumsum() - count)[query]
 
-    def _score(self, score: Score) -> None:
-        """Score rows of the pool whose score is not known."""
+    def _score(self, score: Score, chosen: NDArray[np.bool_]) -> None:
+        """Score rows of the pool, by mask, whose score is not known."""
         held = self._held
-        place = np.flatnonzero(~held.known)
+        place = np.flatnonzero(chosen & ~held.known)
         query = held.query.take(place)
         near = score.near(torch.from_numpy(query), torch.from_numpy(held.row.take(place))).numpy()
         held.upper[place], held.lower[place] = near + score.error, near - score.error

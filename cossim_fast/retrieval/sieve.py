@@ -163,10 +163,12 @@ class Sieve:
         place = (query << 8) + (255 - value)
         counts = np.bincount(place, minlength=queries << 8).reshape(queries, 256)
         reached = counts.cumsum(1) >= rank
-        share = pool.share(rank)
-        threshold = (255 - reached.argmax(1)) * self._step + self._zero - share * self._error
+        proven = rank >= pool.k
+        threshold = (255 - reached.argmax(1)) * self._step + self._zero
+        if proven:
+            threshold -= self._error
         threshold = np.where(reached[:, -1], threshold, -np.inf)
-        pool.lift(torch.from_numpy(threshold), proven=share == 1.0)
+        pool.lift(torch.from_numpy(threshold), proven=proven)
 
     def _least(self, pool: Pool) -> NDArray[np.uint8]:
         """The values (q,) from which upper bounds reach the thresholds of a pool."""
