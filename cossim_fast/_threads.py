@@ -65,12 +65,8 @@ def apart(threads: int, parts: Sequence[Callable[[], Result]]) -> list[Result]:
     found: dict[int, Result] = {}
     left = iter(enumerate(parts))
     stop, inference = threading.Event(), torch.is_inference_mode_enabled()
-    begin = threading.Event()
 
     def work() -> None:
-        # A first thread at work would keep the interpreter's lock from this one, which hands out
-        # the rest: for 3 ms where its operations are short.
-        begin.wait()
         _here.stop = stop
         try:
             with torch.inference_mode(inference):
@@ -88,14 +84,11 @@ def apart(threads: int, parts: Sequence[Callable[[], Result]]) -> list[Result]:
         try:
             for _ in range(threads):
                 futures.append(_pool().submit(work))
-            begin.set()
         except RuntimeError:  # at the interpreter's end no work can be handed out any more
-            begin.set()
             work()
         wait(futures)
     except BaseException:
         stop.set()
-        begin.set()
         wait(futures)
         raise
     failed = [error for error in (future.exception() for future in futures) if error is not None]

@@ -32,9 +32,9 @@ from cossim_fast._threads import together
 
 # Rows that share a scale, a residual bound and a radius.
 BLOCK = 64
-# Numbers encoded at a time, in 4 MB of scratch a thread. (200000, 384) float32 rows took a core
-# 1.13 times as long with half as many, where Python shows, and 0.93 with twice as many, which
-# would not stay in the cache of processors with less of it a core than the one at hand (Zen 3).
+# Numbers encoded at a time, in 8 MB of scratch a thread. (200000, 384) float32 rows took one thread
+# 202 ms, and two 121; with half as many 219 and 134, where Python and its lock show, and with twice
+# as many 224 and 157, which leave the cache (Zen 4).
 _CHUNK = 1 << 19
 # Numbers of the chunks of all threads: 64 MB of scratch.
 _SCRATCH = 1 << 22
@@ -152,8 +152,8 @@ def encode(
 ) -> Segment:
     """Measure rows (n, d) for the screens, and code them in int8 if wanted.
 
-    They are copied ``into`` other memory (n, d) on the way, if there is some: new pages of memory
-    take as long to find as rows to code, and so are found by all threads.
+    They are copied ``into`` other memory (n, d) on the way, if there is some: by all threads, and
+    while they are in cache.
 
     Blocks of 64 rows share one scale: that of most others, or where that does not suit them, their
     largest entry over 127. Norms are those of the score; residuals and radii are computed in

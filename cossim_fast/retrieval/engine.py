@@ -315,9 +315,10 @@ def threads_apart(queries: int, k: int) -> int:
     """How many threads take batches of their own: all of torch's if there are queries enough, or 1.
 
     Threads that share each of torch's operations wait for each other, and for what Python and numpy
-    do on one of them; threads with batches of their own wait for the interpreter's lock. 1024
-    queries of 39 000 sentence embeddings took two threads 155 ms in one batch and 146 in two where
-    k is 100, 71 and 74 where k is 10; 256 queries took 28 and 33, k = 10 (Zen 4).
+    do on one of them; threads with batches of their own wait for the interpreter's lock. Of 39 000
+    sentence embeddings, 1024 queries took two threads, in one batch and in two, 68 and 66 ms where
+    k is 10, 107 and 103 where it is 100, 544 and 374 where it is 1000. 256 queries took 25 and 32,
+    k = 10, but of 12 000 rows, k = 1000, 101 and 86 (Zen 4).
     """
     threads = min(torch.get_num_threads(), _threads.MOST_THREADS)
     return threads if queries * max(k // MANY, 1) >= threads * THREAD_QUERIES else 1

@@ -94,14 +94,7 @@ class Pool:
         certify: keep the largest upper bound of what is dropped, too.
     """
 
-    def __init__(
-        self,
-        queries: int,
-        k: int,
-        *,
-        guess: bool = True,
-        certify: bool = False,
-    ) -> None:
+    def __init__(self, queries: int, k: int, *, guess: bool = True, certify: bool = False) -> None:
         self.queries, self.k = queries, k
         self._guess = guess
         self.threshold = torch.full((queries,), NO_THRESHOLD, dtype=torch.float64)
@@ -278,6 +271,7 @@ class Pool:
         return held.upper < kth[held.query]
 
     def _is_sorted(self) -> bool:
+        """Whether rows are in the order of `_sort`."""
         held, value = self._held, self._held.middle()
         falls = (value[1:] < value[:-1]) | (held.query[1:] > held.query[:-1])
         ties = (value[1:] == value[:-1]) & (held.row[1:] > held.row[:-1])
