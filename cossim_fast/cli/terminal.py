@@ -29,11 +29,12 @@ def one_line_errors(checkpoint: Path | None = None) -> Iterator[None]:
         words = (str(part) for part in (error.filename, error.strerror or error) if part)
         note(": ".join(words) + _way_on(checkpoint))
         raise typer.Exit(TROUBLE) from error
-    except (ValueError, TypeError, ModuleNotFoundError, MemoryError) as error:
+    except (ValueError, TypeError, ModuleNotFoundError) as error:
         note(" ".join(str(error).split()) or type(error).__name__)
         raise typer.Exit(TROUBLE) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # torch has no class of its own for it
+    except (MemoryError, RuntimeError) as error:
+        # torch has no class of its own for it.
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
             raise
         note(f"there is not enough memory{_way_on(checkpoint)}")
         raise typer.Exit(TROUBLE) from error
