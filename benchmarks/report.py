@@ -102,6 +102,11 @@ def run(full: bool, only: str, device: str, path: Path | None, fresh: bool = Fal
         print(line)
     chosen = [case._replace(device=device) for case in CASES if full or only or case.quick]
     chosen = [case for case in chosen if only in case.name]
+    if not chosen:
+        print(
+            f"expected a case whose name holds {only!r}, and there is none; see benchmarks/cases.py"
+        )
+        return 2
     path = path or (None if only else results_file(full, device))
     partial = path and path.with_suffix(".partial.json")
     before = [partial, *([results_file(False, device)] if full else [])]

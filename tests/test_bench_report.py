@@ -247,3 +247,12 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     assert asked == [*names, names[2]]
     assert [each["name"] for each in json.loads(path.read_text())["cases"]] == names
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_that_no_case_has_is_said(tmp_path, monkeypatch, capsys):
+    environment = pytest.importorskip("environment")
+    monkeypatch.setattr(environment, "describe", lambda device: results()["environment"].copy())
+    monkeypatch.setattr(report, "left_out", lambda device: [])
+    assert report.run(True, "no such case", "cpu", tmp_path / "full.json") == 2
+    assert "'no such case', and there is none" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
