@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from cossim_fast import _cpu_screen, _reference
-from cossim_fast.retrieval import codes, int8, screens
+from cossim_fast import CosineIndex, _cpu_screen, _reference, topk
+from cossim_fast.retrieval import codes, int8, scan, screens
 from cossim_fast.retrieval.pool import Pool
 from cossim_fast.retrieval.sieve import Sieve, passed
 from search_data import CORPORA, make
@@ -183,3 +183,13 @@ def test_what_is_held_raises_the_thresholds(rank):
     given[pool.state()["row"], pool.state()["query"]] = True
     assert given[:, raised][(exact >= pool.threshold)[:, raised]].all()
     assert given.sum() < (exact >= start).sum()
+
+
+def test_thresholds_rise_where_no_tile_suits(monkeypatch):
+    monkeypatch.setattr(scan, "LONGEST_TILE", 512)
+    queries, corpus = make("gaussian", 20_000, 32, 70, torch.float32)
+    index = CosineIndex(corpus, screen="int8")
+    sifted = index.explain(queries, 5)
+    monkeypatch.setattr(Sieve, "suits", lambda self, rows: False)
+    assert index.explain(queries, 5).emitted < 1.5 * sifted.emitted
+    assert torch.equal(index.search(queries, 5).indices, topk(queries, corpus, 5).indices)

@@ -160,7 +160,10 @@ class Scan:
             # Thresholds will be those of the first tiles.
             count = sum(r.stop - r.start for r in together[0]) if together else 0
             self._next_raise = GROWTH * (self._seen + count)
-        self._sieve, seen, sifted = None, self._seen, 0
+        # Rows that were sifted since thresholds were raised by them, and whether others came.
+        sifted, kept = 0, False
+        self._sieve, seen = None, self._seen
+        most = MOST_PENDING * pool.k * pool.queries
         for some in together:
             _threads.go_on()
             count = sum(r.stop - r.start for r in some)
@@ -170,17 +173,19 @@ class Scan:
                 pays = self._sift(segment, sieve, some[0], seen, total)
                 sifted += count
             else:
+                kept = kept or not self._clueless()  # the first ones set thresholds themselves
                 pays = self._keep(segment, some, seen, total)
             if not pays:
                 return False
             held = 0 if sieve is None else sieve.held
-            waiting = pool.pending + held > MOST_PENDING * pool.k * pool.queries
-            due, crowded = waiting or seen >= self._next_raise, len(pool) + held > CROWDED
+            due = seen >= self._next_raise or pool.pending + held > most
+            crowded = len(pool) + held > CROWDED
             if sieve is not None and (due or crowded or some is together[-1]):
                 sieve.emit(pool, pool.rank(sifted, total))
                 sifted = 0
-            elif due:
+            if due and (kept or pool.pending > most):
                 pool.raise_thresholds(seen, total)
+                kept = False
             if due:
                 self._next_raise = GROWTH * seen
             if crowded:
