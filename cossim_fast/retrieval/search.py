@@ -66,11 +66,11 @@ def topk(
     Rows that hold NaN or an infinity are never returned; where fewer than k rows remain, the rest
     is NaN and -1, as is all of a query that holds them. Zero rows score 0. No gradients.
 
-    Memory beyond inputs and results: 32 bytes for each candidate, of which there are about k a
-    query, twice while they are sorted; 8 d bytes a query; and for the stretch that is searched
-    its codes (16 MB) and four tiles of scores (8 MB each), for every thread where there are 512
-    queries for each. On a GPU: codes, a byte a number, half a GB of scratch while they are made,
-    and block maxima (256 MB).
+    Memory beyond inputs and results: 33 bytes for each candidate, of which there are about 2 k a
+    query, twice while they are sorted; 8 d bytes a query, and up to 17 kB of each of 1024 while
+    its candidates are counted; and for the stretch that is searched its codes (16 MB) and four
+    tiles of scores (8 MB each), for every thread where each has queries of its own. On a GPU:
+    codes, a byte a number, half a GB of scratch while they are made, and block maxima (256 MB).
 
     Raises:
         TypeError: for integer, complex or sparse input.
