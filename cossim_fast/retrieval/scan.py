@@ -29,7 +29,7 @@ FIRST_SHARE, FEWEST_FIRST, MOST_FIRST, FIRST_WANTED, FIRST_TILES = 40, 1024, 819
 # before so many times k rows a query wait.
 GROWTH = 4
 MOST_PENDING = 32
-# Rows of a pool whose memory (32 bytes each) is freed by scoring them before their time.
+# Rows of a pool whose memory (33 bytes each) is freed by scoring them before their time.
 CROWDED = 1 << 22
 # A row that passes takes as long, until it is scored, as so many rows take longer in the next wider
 # product; and a row that this has to multiply again as so many more.
