@@ -97,13 +97,14 @@ def _sums(queries: Tensor, corpus: Tensor, query: Tensor, row: Tensor) -> Tensor
     step = min(max(_NUMBERS // max(corpus.shape[1], 1), 1), count)
     # Memory that stays: to find pages anew for every step took a third of the time.
     wide = torch.empty((step, corpus.shape[1]), dtype=torch.float64)
-    stored = torch.empty_like(wide, dtype=corpus.dtype) if rows is not None else None
+    stored = torch.empty_like(wide, dtype=corpus.dtype)
     for start in range(0, count, step):
         size = min(step, count - start)
         begin, end = int(first[start]), int(first[start + size])
         places = torch.from_numpy(first[start : start + size + 1] - begin)
-        some = corpus[start : start + size]
-        if rows is not None and stored is not None:
+        if rows is None:
+            some = corpus[start : start + size]
+        else:
             some = torch.index_select(corpus, 0, rows[start : start + size], out=stored[:size])
         exact = _cpu_screen.widened(some, out=wide[:size])
         sums[begin:end] = _sampled(exact, queries, places, query[begin:end])

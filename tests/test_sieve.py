@@ -104,13 +104,19 @@ def test_tiles_of_one_aim_are_held_together():
         assert torch.equal(one, other)
 
 
-def test_bounds_are_those_of_the_codes_and_a_step():
-    queries, corpus = make("gaussian", 640, 384, 8, torch.float32)
+def best_tenth_held(d, count):
+    """A sieve that holds what may be in the best tenth of 640 rows, where that begins, scores."""
+    queries, corpus = make("gaussian", 640, d, count, torch.float32)
     centre = codes.centre_of(corpus)
     exact = _reference.pairwise_cosine(corpus, queries, eps=0.0)
     threshold = exact.quantile(0.9, dim=0)
     made = sieve(queries, codes.encode(corpus, centre), centre)
     made.hold(0, aimed(made, threshold, slice(0, 640)))
+    return made, threshold, exact
+
+
+def test_bounds_are_those_of_the_codes_and_a_step():
+    made, threshold, exact = best_tenth_held(384, 8)
     pool = Emitted(8)
     made.emit(pool)
     ((_, _, upper, lower),) = pool.given
@@ -156,12 +162,7 @@ def test_blocks_of_unlike_scales_are_not_sieved():
 
 @pytest.mark.parametrize("rank", [1, 3, 5, 10_000])
 def test_what_is_held_raises_the_thresholds(rank):
-    queries, corpus = make("gaussian", 640, 64, 6, torch.float32)
-    centre = codes.centre_of(corpus)
-    exact = _reference.pairwise_cosine(corpus, queries, eps=0.0)
-    start = exact.quantile(0.9, dim=0)
-    made = sieve(queries, codes.encode(corpus, centre), centre)
-    made.hold(0, aimed(made, start, slice(0, 640)))
+    made, start, exact = best_tenth_held(64, 6)
     pool = Pool(6, 5)
     pool.threshold[:] = start
     pool.close(torch.arange(6) == 2)

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cossim_fast import _checks, _cpu_screen
+from cossim_fast import _checks
 from cossim_fast.retrieval.codes import Segment
 from cossim_fast.retrieval.engine import Forbidden
 from cossim_fast.retrieval.ids import Ids
 from cossim_fast.retrieval.parts import Part, without
-from cossim_fast.retrieval.results import Oracle
+from cossim_fast.retrieval.results import Oracle, oracle_of
 from cossim_fast.retrieval.sweep import Found
 
 
@@ -78,14 +78,11 @@ class Hidden:
 
         def scores(query: Tensor, position: Tensor) -> Tensor:
             found = torch.full((len(query), len(position)), torch.nan, dtype=torch.float64)
-            wide = _cpu_screen.widen(asked[query])
             for segment in segments:
                 row = position - segment.first
                 here = (row >= 0) & (row < len(segment))
                 here[here.clone()] = segment.eligible[row[here]]
-                pairs = torch.cartesian_prod(torch.arange(len(query)), row[here]).view(-1, 2)
-                values = _cpu_screen.score_pairs(wide, segment.rows, pairs[:, 0], pairs[:, 1])
-                found[:, here] = values.view(len(query), -1)
+                found[:, here] = oracle_of(asked, segment.rows)(query, row[here])
             if keys is not None:
                 hit = torch.isin(query[:, None] * self._rows + position, keys)
                 found.masked_fill_(hit, torch.nan)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cossim_fast._cpu_screen import stable_order
+from cossim_fast.retrieval.candidates import Candidates, kth_largest, ranking
 
 
 class Score(Protocol):
@@ -29,53 +30,6 @@ class Score(Protocol):
 # The threshold of a query of which nothing is known: every row reaches it, a row that is masked by
 # -inf does not.
 NO_THRESHOLD = -2.0
-# Numbers of the table that rows are sorted in, beyond four times the rows: one query may have very
-# many.
-WIDEST_TABLE = 1 << 20
-# No cosine, nor a bound on one that matters, is larger; and what the steps up to it are rounded by.
-_TOP, _ROUNDED = 1.0 + 2.0**-10, 2.0**-45
-
-
-class Candidates(NamedTuple):
-    """Rows by query, each column of shape (p,).
-
-    numpy takes them by place, or by mask (`compress`), in a fifth of the time of torch's indexing.
-    """
-
-    query: NDArray[np.int64]
-    row: NDArray[np.int64]
-    upper: NDArray[np.float64]  # bounds on its score
-    lower: NDArray[np.float64]
-    known: NDArray[np.bool_]  # whether they are those of a near score, or the score
-
-    @classmethod
-    def none(cls) -> Candidates:
-        """No row."""
-        whole = np.empty(0, np.int64)
-        return cls(whole, whole, np.empty(0), np.empty(0), np.empty(0, bool))
-
-    @classmethod
-    def join(cls, parts: Sequence[Candidates]) -> Candidates:
-        """One after another."""
-        columns: list[NDArray[Any]] = [np.concatenate(parts) for parts in zip(*parts, strict=True)]
-        return cls(*columns)
-
-    def taken(self, place: NDArray[np.int64]) -> Candidates:
-        """Those at some places, in their order."""
-        columns: list[NDArray[Any]] = [column.take(place) for column in self]
-        return Candidates(*columns)
-
-    def kept(self, mask: NDArray[np.bool_]) -> Candidates:
-        """Those of a mask."""
-        return self.taken(np.flatnonzero(mask))
-
-    def middle(self) -> NDArray[np.float64]:
-        """What is known best of each score: the score itself where it was made exact."""
-        return (self.upper + self.lower) / 2
-
-    def below(self, share: float) -> NDArray[np.float64]:
-        """What lies a share of the bound below the middle."""
-        return self.lower * ((1 + share) / 2) + self.upper * ((1 - share) / 2)
 
 
 class Pool:
@@ -123,10 +77,10 @@ class Pool:
         """Let no row reach the queries of a mask (q,)."""
         self.threshold.masked_fill_(queries, torch.inf)
 
-    def lift(self, threshold: Tensor, *, proven: bool) -> None:
-        """Raise thresholds to others (q,)."""
+    def lift(self, threshold: Tensor, rank: int) -> None:
+        """Raise thresholds to others (q,): guessed if ``rank`` is less than k, else proven."""
         torch.maximum(self.threshold, threshold, out=self.threshold)
-        if not proven:
+        if rank < self.k:
             torch.maximum(self._guessed, threshold, out=self._guessed)
 
     def rank(self, seen: int, total: int) -> int:
@@ -169,24 +123,25 @@ class Pool:
         self._drop_below()
         held = self._held
         likely = kth_largest(held.query, held.below(score.likely), self.k, self.threshold.numpy())
-        self._score(score, held.upper >= likely.take(held.query))
-        reached = held.query.compress(held.known & (held.lower >= likely.take(held.query)))
+        least = likely.take(held.query)
+        self._score(score, held.upper >= least)
+        reached = held.query.compress(held.known & (held.lower >= least))
         proven = np.bincount(reached, minlength=self.queries) >= self.k
-        self.lift(torch.from_numpy(np.where(proven, likely, -np.inf)), proven=True)
+        self.lift(torch.from_numpy(np.where(proven, likely, -np.inf)), self.k)
         self._drop_below()
         if not self._held.known.all():
             # The errors of some query all lean one way.
             self._lift_to_kth(self.k)
             self._drop_below()
-            self._score(score, np.ones(len(self._held.query), bool))
+            self._score(score, ~self._held.known)
         self._cut(score, exact=exact)
 
     def _lift_to_kth(self, rank: int) -> None:
         """Raise thresholds to the rank-th best that is held of each query."""
-        held, proven = self._held, rank == self.k
-        value = held.lower if proven else held.middle()
+        held = self._held
+        value = held.lower if rank == self.k else held.middle()
         kth = kth_largest(held.query, value, rank, self.threshold.numpy())
-        self.lift(torch.from_numpy(kth), proven=proven)
+        self.lift(torch.from_numpy(kth), rank)
 
     def _drop_below(self) -> None:
         """Drop what misses the thresholds."""
@@ -343,60 +298,3 @@ class Pool:
 def places(mask: Tensor) -> Tensor:
     """Where a mask (p,) is True; numpy's search takes a third of the time of torch's."""
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
-
-
-def kth_largest(
-    group: NDArray[np.int64], value: NDArray[np.float64], k: int, floor: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Numbers (groups,) that k values of each group reach, and hardly more: -inf where none do.
-
-    Counted in steps, which takes a third of the time of sorting groups and a partition of each.
-
-    Args:
-        group: (p,), in any order.
-        value: (p,).
-        k: how many are to reach it.
-        floor: (groups,) what a number is to exceed.
-    """
-    groups, floor = len(floor), np.minimum(floor, _TOP)
-    steps = 1 << int(np.clip(8 * len(group) // max(groups, 1), 64, 1024) - 1).bit_length()
-    width = (_TOP - floor) / steps
-    per = np.divide(1.0, width, out=np.zeros(groups), where=width > 0)
-    # Downwards, since numpy adds up rows that are reversed at a quarter of the speed. The first
-    # step holds what lies above it too, the last one what lies below.
-    down = (_TOP - value) * per.take(group)
-    place = down.clip(0, steps - 1).astype(np.int64)
-    place += group * steps
-    counts = np.bincount(place, minlength=groups * steps).reshape(groups, steps)
-    reached = counts.cumsum(1) >= k
-    lower = _TOP - (reached.argmax(1) + 1) * width - _ROUNDED
-    return np.where(reached[:, -2] & (width > 0), lower, -np.inf)
-
-
-def ranking(
-    group: NDArray[np.int64],
-    value: NDArray[np.float64],
-    row: NDArray[np.int64],
-    groups: int,
-) -> NDArray[np.int64]:
-    """The order (p,) of groups, in each of values downwards, and of rows where these are equal.
-
-    Groups stand together. numpy sorts the rows of a table with vector instructions; three keys for
-    each number take ten times as long.
-    """
-    held = np.bincount(group, minlength=groups)
-    width = int(held.max(initial=0))
-    if width * groups > 4 * len(group) + WIDEST_TABLE:
-        return np.lexsort((row, -value, group))
-    valid = np.arange(width) < held[:, None]
-    table = np.full((groups, width), np.inf)
-    table[valid] = -value
-    by_value = np.argsort(table, axis=1) + (held.cumsum() - held)[:, None]
-    order: NDArray[np.int64] = by_value[valid]
-    ordered = value.take(order)
-    equal = np.pad((ordered[1:] == ordered[:-1]) & (group[1:] == group[:-1]), 1)
-    tied = np.flatnonzero(equal[1:] | equal[:-1])
-    if len(tied):
-        run = np.cumsum(~equal[tied])  # whether it equals the one before
-        order[tied] = order[tied][np.lexsort((row[order[tied]], run))]
-    return order

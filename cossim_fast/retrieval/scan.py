@@ -216,8 +216,7 @@ class Scan:
         some += [self._tile(segment, r) for r in stretch[1:]]
         rank = pool.rank(seen, total)
         if self._clueless():
-            proven = rank == pool.k
-            pool.lift(first_threshold(some, trace.group, rank, proven=proven), proven=proven)
+            pool.lift(first_threshold(some, trace.group, rank, proven=rank == pool.k), rank)
             self._fresh = False
         needed = [tile.needed(pool.threshold) for tile in some]
         times = max(map(passing, some, needed)) * seen / rank

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cossim_fast.retrieval import int8
+from cossim_fast.retrieval.candidates import step_of_rank
 from cossim_fast.retrieval.codes import BLOCK, Segment
 from cossim_fast.retrieval.pool import Pool
 from cossim_fast.retrieval.screens import SLACK, CodedTerms, coded_blocks
@@ -159,16 +160,11 @@ class Sieve:
 
         Counted, not sorted: there are 256 values.
         """
-        queries = len(self._size)
-        place = (query << 8) + (255 - value)
-        counts = np.bincount(place, minlength=queries << 8).reshape(queries, 256)
-        reached = counts.cumsum(1) >= rank
-        proven = rank >= pool.k
-        threshold = (255 - reached.argmax(1)) * self._step + self._zero
-        if proven:
+        down = step_of_rank(query, 255 - value, rank, (len(self._size), 256))
+        threshold = (255 - down) * self._step + self._zero
+        if rank >= pool.k:
             threshold -= self._error
-        threshold = np.where(reached[:, -1], threshold, -np.inf)
-        pool.lift(torch.from_numpy(threshold), proven=proven)
+        pool.lift(torch.from_numpy(np.where(down < 256, threshold, -np.inf)), rank)
 
     def _least(self, pool: Pool) -> NDArray[np.uint8]:
         """The values (q,) from which upper bounds reach the thresholds of a pool."""
