@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from cossim_fast import _fp32_setting
+
 # torch's names for what a float32 product may do to its factors, most precise first, by our
 # (and torch.set_float32_matmul_precision's) words for them.
 SETTING = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
@@ -37,7 +39,7 @@ def full_precision_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _products_are_full(backend: str) -> bool:
-    return torch._C._get_fp32_precision_getter(backend, "matmul") in _FULL
+    return _fp32_setting.get(backend) in _FULL
 
 
 # What torch.compiler.assume_constant_result sets, which would load dynamo at import: seconds.
@@ -87,9 +89,8 @@ def _apply(setting: str) -> None:
 
 
 def _get() -> str:
-    found: str = torch._C._get_fp32_precision_getter("mkldnn", "matmul")
-    return found
+    return _fp32_setting.get("mkldnn")
 
 
 def _set(setting: str) -> None:
-    torch._C._set_fp32_precision_setter("mkldnn", "matmul", setting)
+    _fp32_setting.set("mkldnn", setting)
