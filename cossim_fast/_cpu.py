@@ -21,7 +21,7 @@ from torch.linalg import vector_norm
 
 from cossim_fast import _composite
 from cossim_fast._dtypes import accumulation_dtype
-from cossim_fast._threads import together
+from cossim_fast._threads import together, usable_threads
 
 # Elements of one operand in a block of what is widened or strided: torch's ops start slowly.
 BLOCK = 3 << 17
@@ -142,7 +142,7 @@ def _dots(x: Tensor, y: Tensor, dtype: torch.dtype) -> Array:
 
 def _share_dots(x: Array, y: Array, sums: Array) -> None:
     """Write <x, y>, <x, x> and <y, y> of rows (n, d) to sums (3, n), by threads where it pays."""
-    threads = torch.get_num_threads() if x.size >= SHARED else 1
+    threads = usable_threads() if x.size >= SHARED else 1
     # Blocks of one size, and as many for each thread.
     blocks = threads * -(-x.size // (threads * CACHED))
     step = -(-len(x) // max(blocks, 1)) or 1

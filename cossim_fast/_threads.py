@@ -8,6 +8,7 @@ no others: a part is worked on by one thread from its beginning to its end, and 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
+
+from cossim_fast._cgroup import processors_of_quota
 
 Result = TypeVar("Result")
 
@@ -28,6 +31,20 @@ _here = threading.local()
 
 class StoppedError(Exception):
     """Another part failed, or nobody waits for this one any more."""
+
+
+def usable_threads() -> int:
+    """How many threads of our own to share work among: more would wait for a processor."""
+    return min(torch.get_num_threads(), processors())
+
+
+def processors() -> int:
+    """How many processors this thread may run on, and a container's CPU quota pays for."""
+    if hasattr(os, "sched_getaffinity"):
+        there = len(os.sched_getaffinity(0))
+    else:
+        there = os.cpu_count() or 1
+    return max(math.ceil(min(there, processors_of_quota())), 1)
 
 
 def together(threads: int, work: Callable[[], None]) -> None:

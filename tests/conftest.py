@@ -43,6 +43,12 @@ def _process_is_left_as_it_was() -> Iterator[None]:
     assert _process_settings() == before
 
 
+@pytest.fixture(autouse=True)
+def _processors_do_not_limit_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests of several threads run as many as they ask torch for, on any machine."""
+    monkeypatch.setattr("cossim_fast._threads.processors", lambda: 64)
+
+
 BLOCKED_MODULES = [
     importlib.import_module(f"cossim_fast.{name}")
     for name in ("_cpu", "_cpu_matrix", "_cpu_gradients", "functional")

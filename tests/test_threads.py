@@ -153,6 +153,30 @@ def test_after_a_fork_and_at_the_end_of_the_interpreter():
     assert done.stdout.split() == ["parent", "child", "end", "parent", "end"]
 
 
+# How many threads there is a processor for.
+
+
+def test_threads_are_limited_by_torch_affinity_and_quota(monkeypatch):
+    monkeypatch.undo()  # conftest's
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    found = []
+    for quota in (float("inf"), 6.5, 2.5, 2.0, 0.3):
+        monkeypatch.setattr(_threads, "processors_of_quota", lambda quota=quota: quota)
+        found.append(_threads.usable_threads())
+    assert found == [6, 6, 3, 2, 1]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert _threads.usable_threads() == 1
+
+
+def test_a_system_without_affinity_counts_its_processors(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    monkeypatch.setattr(_threads, "processors_of_quota", lambda: float("inf"))
+    assert _threads.processors() == 5
+
+
 # Parts, each on a thread of its own.
 
 

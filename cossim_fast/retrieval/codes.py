@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cossim_fast import _cpu_screen
-from cossim_fast._threads import together
+from cossim_fast._threads import together, usable_threads
 
 # Rows that share a scale, a residual bound and a radius.
 BLOCK = 64
@@ -231,7 +231,7 @@ def _share(segment: Segment, given: Tensor, centre: Tensor, step: int, usual: fl
     starts = range(0, len(segment), step)
     room = _SCRATCH // max(step * segment.rows.shape[1], 1)
     # A thread takes as long to start as a quarter of a chunk.
-    threads = min(torch.get_num_threads(), room, len(starts) // 2)
+    threads = min(usable_threads(), room, len(starts) // 2)
     left = iter(starts)
 
     def work() -> None:

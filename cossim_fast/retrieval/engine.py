@@ -320,7 +320,7 @@ def threads_apart(queries: int, k: int) -> int:
     k is 10, 107 and 103 where it is 100, 544 and 374 where it is 1000. 256 queries took 25 and 32,
     k = 10, but of 12 000 rows, k = 1000, 101 and 86 (Zen 4).
     """
-    threads = min(torch.get_num_threads(), _threads.MOST_THREADS)
+    threads = min(_threads.usable_threads(), _threads.MOST_THREADS)
     return threads if queries * max(k // MANY, 1) >= threads * THREAD_QUERIES else 1
 
 
