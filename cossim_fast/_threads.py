@@ -115,6 +115,15 @@ def apart(threads: int, parts: Sequence[Callable[[], Result]]) -> list[Result]:
     return [found[number] for number in range(len(parts))]
 
 
+def on_one(work: Callable[[], Result]) -> Result:
+    """Run `work` on a helper, where torch's operations start no threads; here if there is none."""
+    try:
+        future = _pool().submit(work)
+    except RuntimeError:  # at the interpreter's end no work can be handed out any more
+        return work()
+    return future.result()
+
+
 def go_on() -> None:
     """Raise StoppedError in a part that is not wanted any more."""
     stop = getattr(_here, "stop", None)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cossim_fast import _cpu_screen, deduplicate, iter_pairs_above, pairs_above
-from cossim_fast.retrieval import heads
+from cossim_fast.retrieval import heads, tuning
 from cossim_fast.retrieval.codes import BLOCK, centre_of, encode
 from cossim_fast.retrieval.int8 import neighbours
 from cossim_fast.retrieval.scan import Tile
@@ -62,7 +62,7 @@ def test_no_cosine_is_above_its_bound(basis, dtype):
 def eager(monkeypatch):
     """Heads for small inputs, and a note of those that were chosen."""
     monkeypatch.setattr(heads, "_SAMPLE", 64)
-    monkeypatch.setattr(heads, "_PAIRS", 0)
+    monkeypatch.setattr(tuning, "HEAD_PAIRS", 0)
     chosen = []
     choose = heads.choose_head
     monkeypatch.setattr(

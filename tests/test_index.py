@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cossim_fast import CosineIndex, topk
-from cossim_fast.retrieval import FileError, VerificationError, fork, parts, scan, screens
+from cossim_fast.retrieval import FileError, VerificationError, fork, parts, screens, tuning
 
 SCREENS = ["int8", "bfloat16", "float32"]
 
@@ -469,7 +469,7 @@ def test_explain_says_what_a_search_did(corpus, queries):
 
 
 def test_explain_names_every_screen_that_was_tried(monkeypatch):
-    monkeypatch.setattr(scan, "RESCORING_COST", 1e9)  # no screen is narrow enough
+    monkeypatch.setattr(tuning, "CANDIDATE_NS", 1e9)  # no screen is narrow enough
     said = CosineIndex(rows(4000)).explain(rows(3, seed=4), 10)
     assert said.screens == tuple(screens.available())
     if len(said.screens) > 1:

@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cossim_fast import _cpu_screen, iter_pairs_above, pairs_above
-from cossim_fast.retrieval import Pairs, TooManyPairsError, join, join_checkpoint, rounds, sweep
+from cossim_fast.retrieval import (
+    Pairs,
+    TooManyPairsError,
+    join,
+    join_checkpoint,
+    rounds,
+    sweep,
+    tuning,
+)
 from cossim_fast.retrieval.codes import centre_of, encode
 from cossim_fast.retrieval.screens import choose
 
@@ -61,10 +69,10 @@ def rows_of_every_kind(n, d, dtype, seed=0):
 @pytest.fixture
 def small_rounds(monkeypatch):
     """Rounds, batches and room of a size that small inputs exceed."""
-    monkeypatch.setattr(rounds, "FIRST_ROUND", 128)
-    monkeypatch.setattr(rounds, "LONGEST_ROUND", 512)
-    monkeypatch.setattr(rounds, "BATCH", 64)
-    monkeypatch.setattr(rounds, "ROOM", 1000)
+    monkeypatch.setattr(tuning, "FIRST_ROUND", 128)
+    monkeypatch.setattr(tuning, "LONGEST_ROUND", 512)
+    monkeypatch.setattr(tuning, "ROUND_BATCH", 64)
+    monkeypatch.setattr(tuning, "ROUND_PAIRS", 1000)
 
 
 def test_scores_are_cosines():
@@ -210,7 +218,7 @@ def test_streams_give_the_same_in_blocks_of_whole_rows(small_rounds):
         for block, after in itertools.pairwise(blocks):
             assert block.i[-1] < after.i[0]
         for block in blocks:
-            assert len(block.i) <= rounds.ROOM or block.i[0] == block.i[-1]
+            assert len(block.i) <= tuning.ROUND_PAIRS or block.i[0] == block.i[-1]
 
 
 def test_arrays_give_arrays_and_memory_maps_are_read(tmp_path, small_rounds):
@@ -433,9 +441,9 @@ def test_any_input(n, m, d, dtype, threshold, lean, screen, room, seed):
     x = (torch.randn(n, d, generator=g) + lean).to(dtype)
     y = (torch.randn(m, d, generator=g) + lean).to(dtype) if m else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounds, "ROOM", room)
-        patch.setattr(rounds, "FIRST_ROUND", 40)
-        patch.setattr(rounds, "BATCH", 16)
+        patch.setattr(tuning, "ROUND_PAIRS", room)
+        patch.setattr(tuning, "FIRST_ROUND", 40)
+        patch.setattr(tuning, "ROUND_BATCH", 16)
         same(pairs_above(x, y, threshold, screen=screen), brute(x, y, threshold))
 
 

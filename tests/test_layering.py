@@ -31,7 +31,6 @@ RULES = {
         "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_dispatch", "_dtypes"
     },
     "_cpu_screen": set(),
-    "_cpu_near": {"_cpu_screen"},
     "_ops": {
         "_checks", "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_cpu_screen",
         "_dispatch", "_dtypes", "kernels",
@@ -45,8 +44,7 @@ RULES = {
     "__init__": {"_ops", "diagnose", "functional", "modules", "retrieval"},
     # Rooms of several files; a room may import itself.
     "retrieval": {
-        "_checks", "_cpu_near", "_cpu_screen", "_dtypes", "_extras", "_ops",
-        "_screened_topk", "_threads",
+        "_checks", "_cpu_screen", "_dtypes", "_extras", "_ops", "_screened_topk", "_threads",
     },
     "diagnose": {"functional", "modules", "_checks", "_extras", "retrieval"},
     "integrations": {

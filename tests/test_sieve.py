@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cossim_fast import CosineIndex, _cpu_screen, _reference, topk
-from cossim_fast.retrieval import codes, int8, scan, screens
+from cossim_fast.retrieval import codes, int8, screens, tuning
 from cossim_fast.retrieval.pool import Pool
 from cossim_fast.retrieval.sieve import Sieve, passed
 from search_data import CORPORA, make
@@ -187,7 +187,7 @@ def test_what_is_held_raises_the_thresholds(rank):
 
 
 def test_thresholds_rise_where_no_tile_suits(monkeypatch):
-    monkeypatch.setattr(scan, "LONGEST_TILE", 512)
+    monkeypatch.setattr(tuning, "LONGEST_TILE", 512)
     queries, corpus = make("gaussian", 20_000, 32, 70, torch.float32)
     index = CosineIndex(corpus, screen="int8")
     sifted = index.explain(queries, 5)

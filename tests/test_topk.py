@@ -20,6 +20,7 @@ from cossim_fast.retrieval import (
     scan,
     search,
     sources,
+    tuning,
 )
 from search_data import CORPORA, brute_force, make
 
@@ -30,16 +31,16 @@ SCREENS = ["auto", "bfloat16", "float32"]
 @pytest.fixture(autouse=True)
 def coding_pays_for_few_queries(monkeypatch):
     """So that `auto` begins with int8 here."""
-    monkeypatch.setattr(search, "CODING_PAYS", 0)
+    monkeypatch.setattr(tuning, "CODING_PAYS", 0)
 
 
 @pytest.fixture
 def small_parts(monkeypatch):
     """Tiles of 64 rows, segments of 256, batches of 5 queries: every seam in a small corpus."""
-    monkeypatch.setattr(scan, "LONGEST_TILE", 64)
-    monkeypatch.setattr(engine, "MOST_QUERIES", 5)
+    monkeypatch.setattr(tuning, "LONGEST_TILE", 64)
+    monkeypatch.setattr(tuning, "MOST_QUERIES", 5)
     monkeypatch.setattr(sources, "block_rows", lambda d: 256)
-    monkeypatch.setattr(codes, "_CHUNK", 1 << 10)
+    monkeypatch.setattr(tuning, "CODED_NUMBERS", 1 << 10)
 
 
 def assert_exact(found, queries, corpus, k):
@@ -87,7 +88,7 @@ def batches_apart(monkeypatch):
     """Three threads, each with batches of its own of at most five queries."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    monkeypatch.setattr(engine, "THREAD_QUERIES", 1)
+    monkeypatch.setattr(tuning, "THREAD_QUERIES", 1)
     yield
     torch.set_num_threads(before)
 
@@ -253,7 +254,7 @@ def test_any_corpus(n, d, q, k, kind, dtype, screen):
 
 def test_a_guess_that_is_too_high_is_noticed_and_the_search_repeated(monkeypatch):
     queries, corpus = make("clustered", 3000, 16, 12, torch.float32)
-    monkeypatch.setattr(scan, "LONGEST_TILE", 128)
+    monkeypatch.setattr(tuning, "LONGEST_TILE", 128)
     # The best row of the first tiles, and no other, is asked for.
     monkeypatch.setattr(pool.Pool, "rank", lambda self, seen, total: 1 if self._guess else self.k)
     traces = []
@@ -274,7 +275,7 @@ def test_a_guess_that_is_too_high_is_noticed_and_the_search_repeated(monkeypatch
 def test_a_refuted_guess_loses_nothing_of_what_was_found_before(kind, monkeypatch):
     dtype = torch.float64 if kind == "near" else torch.float32
     queries, corpus = make(kind, 1111, 24, 12, dtype)
-    monkeypatch.setattr(scan, "LONGEST_TILE", 64)
+    monkeypatch.setattr(tuning, "LONGEST_TILE", 64)
     monkeypatch.setattr(sources, "block_rows", lambda d: 256)
     monkeypatch.setattr(pool.Pool, "rank", lambda self, seen, total: 1 if self._guess else self.k)
     found = topk(queries, corpus, 9, certify=True)
@@ -284,8 +285,8 @@ def test_a_refuted_guess_loses_nothing_of_what_was_found_before(kind, monkeypatc
 
 def test_a_crowded_pool_is_settled_early(monkeypatch):
     queries, corpus = make("duplicates", 3000, 16, 8, torch.float32)
-    monkeypatch.setattr(scan, "LONGEST_TILE", 128)
-    monkeypatch.setattr(scan, "CROWDED", 500)
+    monkeypatch.setattr(tuning, "LONGEST_TILE", 128)
+    monkeypatch.setattr(tuning, "CROWDED", 500)
     found = topk(queries, corpus, 9, certify=True)
     assert_exact(found, queries, corpus, 9)
     found.certificate.verify(None)
@@ -404,7 +405,7 @@ def test_an_unknown_screen_is_refused():
 
 
 def test_rows_are_coded_where_it_pays(monkeypatch):
-    monkeypatch.setattr(search, "CODING_PAYS", 20)
+    monkeypatch.setattr(tuning, "CODING_PAYS", 20)
     coded = []
     encode = search.encode
 

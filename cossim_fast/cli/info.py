@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from cossim_fast import __version__
-from cossim_fast.retrieval import screens
+from cossim_fast.retrieval import rates, screens
 
 EXAMPLE = "Example: cossim info"
 
@@ -84,6 +84,7 @@ def _screens() -> Iterator[tuple[str, str]]:
     }
     for name, why in missing.items():
         yield f"screen {name}", f"yes: {there[name]}" if name in there else f"no: {why}"
+    yield "screen rates", str(rates.measured())
     first = screens.choose(384)[0].name
     yield "screen used", f"{first}, the narrowest that is fast; a wider one if data need it"
 

@@ -29,15 +29,10 @@ from torch import Tensor
 
 from cossim_fast import _cpu_screen
 from cossim_fast._threads import together, usable_threads
+from cossim_fast.retrieval import tuning
 
 # Rows that share a scale, a residual bound and a radius.
 BLOCK = 64
-# Numbers encoded at a time, in 8 MB of scratch a thread. (200000, 384) float32 rows took one thread
-# 202 ms, and two 121; with half as many 219 and 134, where Python and its lock show, and with twice
-# as many 224 and 157, which leave the cache (Zen 4).
-_CHUNK = 1 << 19
-# Numbers of the chunks of all threads: 64 MB of scratch.
-_SCRATCH = 1 << 22
 # From this many elements on, torch's elementwise operations start threads.
 _GRAIN = 1 << 15
 _UNIT = 2.0**-24  # unit roundoff of float32
@@ -177,7 +172,7 @@ def encode(
         )
         segment.scale = torch.empty_like(segment.radius)
         segment.residual = torch.empty_like(segment.radius)
-    step = max(_CHUNK // max(d, 1) // BLOCK, 1) * BLOCK
+    step = max(tuning.CODED_NUMBERS // max(d, 1) // BLOCK, 1) * BLOCK
     if rows.is_cpu and rows.dtype != torch.float64:
         _share(segment, rows, centre, step, usual)
     else:
@@ -229,7 +224,7 @@ def _suited(largest: NDArray[np.float32], usual: float) -> NDArray[np.float32]:
 def _share(segment: Segment, given: Tensor, centre: Tensor, step: int, usual: float) -> None:
     """Share the chunks of a segment on CPU out among threads."""
     starts = range(0, len(segment), step)
-    room = _SCRATCH // max(step * segment.rows.shape[1], 1)
+    room = tuning.CODING_SCRATCH // max(step * segment.rows.shape[1], 1)
     # A thread takes as long to start as a quarter of a chunk.
     threads = min(usable_threads(), room, len(starts) // 2)
     left = iter(starts)

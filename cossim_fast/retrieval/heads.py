@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cossim_fast._cpu_screen import WideRows, widen
 from cossim_fast._dtypes import cpu_products
+from cossim_fast.retrieval import rates, tuning
 from cossim_fast.retrieval.codes import (
     BLOCK,
     UNIT_ROW_ERROR,
@@ -39,15 +40,8 @@ from cossim_fast.retrieval.screens import (
 PARTS = 4
 # Shares of the width that are tried.
 SHARES = (1 / 4, 1 / 3, 5 / 12, 1 / 2, 2 / 3)
-# To score a pair takes as long as so many scores of a product of whole codes.
-_PAIR_COST = 256
-# What a head may take of the time of a product of whole codes, to be worth its while.
-_WORTH = 0.8
 # Rows from which the directions are found, and queries on which they are tried.
 _SAMPLE, _TRIED = 4096, 256
-# Not worth the eigenvectors of a d x d matrix, unless there are so many times d^2 pairs.
-_PAIRS = 512
-_CHUNK = 1 << 18
 # Rows from which the usual scale of a head is found.
 _USUAL = 1024
 _UNIT = 2.0**-24
@@ -106,7 +100,7 @@ class HeadScreen:
         blocks = -(-n // BLOCK)
         codes = torch.empty((blocks * BLOCK, k + PARTS), dtype=torch.int8)
         scale, residual = torch.empty(blocks), torch.empty(blocks)
-        step = max(_CHUNK // d // BLOCK, 1) * BLOCK
+        step = max(tuning.HEAD_NUMBERS // d // BLOCK, 1) * BLOCK
         usual = usual_scale(self._split_rows(segment, slice(0, n, max(n // _USUAL, 1)), centre))
         for start in range(0, n, step):
             split = self._split_rows(segment, slice(start, start + step), centre)
@@ -165,22 +159,22 @@ def choose_head(
     """
     (n, d), m = queries.shape, rows.shape[0]
     # Rows and queries of the sample must be others, so at most every second row is drawn.
-    if min(n, m) < 2 * _SAMPLE or n * m < _PAIRS * d * d or d < 64:
+    if min(n, m) < 2 * _SAMPLE or n * m < tuning.HEAD_PAIRS * d * d or d < 64:
         return None
-    step = m // _SAMPLE
+    step, price = m // _SAMPLE, rates.pair_cost(d, "int8")
     y = _finite(rows[::step]) - centre.double()
     asked = _finite(queries[1 :: step * max(n // step // _TRIED, 1)])
     if not len(asked) or not len(y):
         return None
     # Where so many pairs reach the threshold, no bound rules out enough.
     cosines = asked @ (y + centre.double()).mT
-    if float((cosines >= threshold).double().mean()) * _PAIR_COST >= _WORTH:
+    if float((cosines >= threshold).double().mean()) * price >= tuning.HEAD_WORTH:
         return None
     along = torch.linalg.eigh(y.mT @ y).eigenvectors.flip(1)  # largest first
     y_along, q_along = (y @ along).float(), (asked @ along).float()
     offset = (asked @ centre.double()).float()[:, None]
     levels = min(0.7 * neighbours, 127.0)  # neighbours are seldom both the largest
-    best, least = 0, _WORTH
+    best, least = 0, tuning.HEAD_WORTH
     for share in SHARES:
         width = round(share * d / 32) * 32
         k = max(width - PARTS, 1)
@@ -191,7 +185,7 @@ def choose_head(
         q_long, y_long = (torch.linalg.vector_norm(v, dim=1).amax() for v in (q_along, y_along))
         error = 4 / 12**0.5 * q_long * y_long * (1 / levels + 1 / 127)
         passed = float((upper + error >= threshold).float().mean())
-        cost = width / d + _PAIR_COST * passed
+        cost = width / d + price * passed
         if cost < least:
             best, least = k, cost
     return HeadScreen(_spread(along[:, :best]).float(), neighbours) if best else None

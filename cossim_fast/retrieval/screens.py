@@ -21,19 +21,17 @@ from torch import Tensor
 
 from cossim_fast._cpu_screen import WideRows
 from cossim_fast._dtypes import cpu_products
-from cossim_fast.retrieval import int8
+from cossim_fast.retrieval import int8, tuning
 from cossim_fast.retrieval.codes import BLOCK, UNIT_ROW_ERROR, Segment, unit_rows
 
 ScreenName = Literal["int8", "bfloat16", "float32"]
 _UNIT, _BFLOAT16 = 2.0**-24, 2.0**-8  # unit roundoffs
-# Numbers of the rows that are made for a product of floats at a time: 4 MB.
-_NUMBERS = 1 << 20
 # Beyond the bound in real numbers: what float64 loses in the terms of a query and in a score, less
 # than 2^-45 for any d that fits a memory, and subnormal products that a processor flushes.
 SLACK = 2.0**-40
-# So few queries are multiplied as bfloat16 with the codes, which is bound by reading these. The
-# operator reads whole vectors: rows of another width would be read beyond their end.
-FEW_QUERIES, FEW_QUERIES_WIDTH = 2, 64
+# The operator of `FewQueriesScreen` reads whole vectors: rows of another width would be read beyond
+# their end.
+FEW_QUERIES_WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -230,7 +228,7 @@ class FloatScreen:
         """Cosines less the constant of the query."""
         count = rows.stop - rows.start
         out = torch.empty((-(-count // BLOCK) * BLOCK, len(terms.scale)), dtype=self._dtype)
-        step = max(_NUMBERS // centre.numel(), 1)
+        step = max(tuning.FLOAT_NUMBERS // centre.numel(), 1)
         with cpu_products("highest"):
             for start in range(0, count, step):
                 some = slice(rows.start + start, min(rows.start + start + step, rows.stop))
@@ -297,7 +295,9 @@ def choose(d: int, wanted: str = "auto", *, queries: int | None = None) -> list[
     made: list[Screen] = []
     for name in names:
         if name == "int8":
-            few = queries is not None and queries <= FEW_QUERIES and d % FEW_QUERIES_WIDTH == 0
+            few = (
+                queries is not None and queries <= tuning.FEW_QUERIES and d % FEW_QUERIES_WIDTH == 0
+            )
             made.append(
                 FewQueriesScreen() if few and _few_queries_work() else Int8Screen(int8.neighbours())
             )
