@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 PACKAGING := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test test-faces test-model kernels gpu gpu-test gpu-install bench bench-full \
+.PHONY: demo test test-processors test-faces test-model kernels gpu gpu-test gpu-install bench bench-full \
 	bench-report bench-compare confusion lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
@@ -18,6 +18,9 @@ INTERPRETED := kernel_logic or kernel_memory or kernel_mutants
 test: $(VENV)/.dev  ## every test
 	$(BIN)/pytest -m "not ($(INTERPRETED))"
 	TRITON_INTERPRET=1 $(BIN)/pytest -m "$(INTERPRETED)"
+
+test-processors: $(VENV)/.dev  ## the numeric tests with the machine code of other processors
+	$(BIN)/python tests/processors.py $(if $(SHORT),--short)
 
 FACES := tests/faces -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
 
