@@ -19,6 +19,19 @@ test: $(VENV)/.dev  ## every test
 	$(BIN)/pytest -m "not ($(INTERPRETED))"
 	TRITON_INTERPRET=1 $(BIN)/pytest -m "$(INTERPRETED)"
 
+# What needs torch, numpy and the tools of testing alone: run on the oldest versions and the newest.
+CORE := $(filter-out $(addprefix tests/test_,bench_% cli% demo.py diagnose_% doctests.py gpu.py \
+	integration_% kernel_% layering.py packaging.py readme.py), $(wildcard tests/test_*.py))
+
+# Any Python with the versions to be tried, pytest, pytest-timeout, hypothesis and expecttest:
+# make test-oldest OLDEST_PYTHON=path/to/python. The venv made here takes torch 2.8 with the CUDA
+# libraries that it asks for, 7 GB, where no index of CPU builds is configured.
+OLDEST_VENV := .venv-oldest
+OLDEST_PYTHON ?= $(OLDEST_VENV)/bin/python
+
+test-oldest: $(if $(filter $(OLDEST_VENV)/bin/python,$(OLDEST_PYTHON)),$(OLDEST_VENV)/.core)
+	$(OLDEST_PYTHON) -m pytest $(CORE)
+
 FACES := tests/faces -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
 
 test-faces: $(VENV)/.faces  ## the faces of other libraries beside the libraries, and their suites
