@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 PACKAGING := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test test-faces test-model kernels gpu gpu-test gpu-install bench bench-full \
-	bench-report bench-compare confusion lint format clean
+.PHONY: demo test test-oldest test-faces test-model kernels gpu gpu-test gpu-install bench \
+	bench-full bench-report bench-compare confusion lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
 	$(BIN)/python -P examples/demo.py
@@ -21,11 +21,12 @@ test: $(VENV)/.dev  ## every test
 
 # What needs torch, numpy and the tools of testing alone: run on the oldest versions and the newest.
 CORE := $(filter-out $(addprefix tests/test_,bench_% cli% demo.py diagnose_% doctests.py gpu.py \
-	integration_% kernel_% layering.py packaging.py readme.py), $(wildcard tests/test_*.py))
+	integration_% kernel_% layering.py packaging.py readme.py screened_topk.py), \
+	$(wildcard tests/test_*.py))
 
-# Any Python with the versions to be tried, pytest, pytest-timeout, hypothesis and expecttest:
-# make test-oldest OLDEST_PYTHON=path/to/python. The venv made here takes torch 2.8 with the CUDA
-# libraries that it asks for, 7 GB, where no index of CPU builds is configured.
+# The venv made here takes what pip finds of torch 2.8: on Linux from PyPI a CUDA build and its
+# libraries, a download of 4 GB. Any other Python with the versions to be tried, `.[test]` and tqdm:
+# make test-oldest OLDEST_PYTHON=path/to/python.
 OLDEST_VENV := .venv-oldest
 OLDEST_PYTHON ?= $(OLDEST_VENV)/bin/python
 
@@ -95,7 +96,7 @@ confusion: $(VENV)/.dev  ## what the diagnosis finds in cases of known cause
 	$(BIN)/python tests/diagnose_cases.py --write docs/diagnose-confusion.md
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info
+	rm -rf $(VENV) $(OLDEST_VENV) build dist out *.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -106,6 +107,12 @@ $(VENV)/.demo: $(BIN)/python $(PACKAGING)
 
 $(VENV)/.dev: $(BIN)/python $(PACKAGING)
 	$(INSTALL) ".[gpu,viz,cli,test,lint]"
+	touch $@
+
+$(OLDEST_VENV)/.core: $(PACKAGING)
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --editable ".[test,retrieval]" \
+		"torch==2.8.*" "numpy==1.26.*; python_version < '3.13'"
 	touch $@
 
 $(VENV)/.faces: $(BIN)/python $(PACKAGING)
