@@ -22,6 +22,7 @@ from torch.linalg import vector_norm
 from cossim_fast import _composite
 from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast._threads import together, usable_threads
+from cossim_fast._vecdot import vecdot
 
 # Elements of one operand in a block of what is widened or strided: torch's ops start slowly.
 BLOCK = 3 << 17
@@ -47,8 +48,6 @@ NORM_BOUNDS = {
 }
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 Array: TypeAlias = "np.ndarray[Any, Any]"
-# numpy's type stubs leave out its axis.
-vecdot: Any = np.vecdot
 
 
 class RowCosines(NamedTuple):

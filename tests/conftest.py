@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.testing._internal.common_utils  # loads a profile of its own: ours comes after it
 
+from cossim_fast import _fp32_setting
+
 hypothesis.settings.register_profile(
     "suite",
     deadline=None,
@@ -26,7 +28,7 @@ hypothesis.settings.load_profile("suite")
 def _process_settings() -> dict[str, Any]:
     return {
         "float32 matmul precision": torch.get_float32_matmul_precision(),
-        "mkldnn matmul precision": torch.backends.mkldnn.matmul.fp32_precision,
+        "mkldnn matmul precision": _fp32_setting.get("mkldnn"),
         "default dtype": torch.get_default_dtype(),
         "threads": torch.get_num_threads(),
         "grad mode": torch.is_grad_enabled(),

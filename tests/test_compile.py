@@ -7,7 +7,13 @@ from torch.export import Dim, export
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cossim_fast import CosineSimilarity, _reference, cosine_similarity, pairwise_cosine
+from cossim_fast import (
+    CosineSimilarity,
+    _fp32_setting,
+    _reference,
+    cosine_similarity,
+    pairwise_cosine,
+)
 from cossim_fast.testing import assert_close, make_inputs
 
 
@@ -95,7 +101,7 @@ def test_compiled_under_lower_precision_and_autocast():
         assert_close(compiled(x, y), expected)
     finally:
         torch.set_float32_matmul_precision("highest")
-        torch.backends.mkldnn.matmul.fp32_precision = "none"
+        _fp32_setting.set("mkldnn", "none")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_close(compiled(x, y), expected)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cossim_fast import _dtypes, _fp32_setting, pairwise_cosine
+from old_torch import TORCH, needs_backend_settings
 
 
 @pytest.fixture
@@ -16,14 +17,13 @@ def before_2_9(monkeypatch):
 
 def _restore():
     torch.set_float32_matmul_precision("highest")
-    if hasattr(torch._C, "_set_fp32_precision_setter"):
+    if TORCH >= (2, 9):
         for backend in ("cuda", "mkldnn"):
             torch._C._set_fp32_precision_setter(backend, "matmul", "none")
 
 
 def test_each_torch_is_read_by_what_it_has():
-    release = tuple(map(int, torch.__version__.split(".")[:2]))
-    assert (release >= (2, 9)) == _fp32_setting.PER_BACKEND
+    assert (TORCH >= (2, 9)) == _fp32_setting.PER_BACKEND
 
 
 @pytest.mark.parametrize("word", ["ieee", "tf32", "bf16"])
@@ -36,6 +36,19 @@ def test_what_is_set_is_read_again(word):
         _fp32_setting.set("mkldnn", found)
         _restore()
     assert _fp32_setting.get("mkldnn") in ("none", "ieee")
+
+
+@needs_backend_settings
+@pytest.mark.parametrize("word", ["ieee", "tf32"])
+@pytest.mark.parametrize("backend", ["cuda", "mkldnn"])
+def test_each_backend_has_its_own(backend, word):
+    _fp32_setting.set(backend, word)
+    try:
+        found = {b: torch._C._get_fp32_precision_getter(b, "matmul") for b in ("cuda", "mkldnn")}
+        assert found.pop(backend) == word
+        assert set(found.values()) == {"none"}
+    finally:
+        _restore()
 
 
 @pytest.mark.usefixtures("before_2_9")

@@ -18,13 +18,14 @@ RULES = {
     "_extras": set(),
     "_fp32_setting": set(),
     "_dtypes": {"_fp32_setting"},
+    "_vecdot": set(),
     "files": {"_extras"},
     "_dispatch": set(),
     "_broadcast": set(),
     "testing": set(),
     "_threads": set(),
     "_composite": {"_dtypes"},
-    "_cpu": {"_composite", "_dtypes", "_threads"},
+    "_cpu": {"_composite", "_dtypes", "_threads", "_vecdot"},
     "_cpu_matrix": {"_composite", "_cpu", "_dtypes"},
     "_cpu_gradients": {"_composite", "_cpu", "_cpu_matrix", "_dtypes"},
     "_autograd": {
@@ -45,6 +46,7 @@ RULES = {
     # Rooms of several files; a room may import itself.
     "retrieval": {
         "_checks", "_cpu_screen", "_dtypes", "_extras", "_ops", "_screened_topk", "_threads",
+        "_vecdot",
     },
     "diagnose": {"functional", "modules", "_checks", "_extras", "retrieval"},
     "integrations": {

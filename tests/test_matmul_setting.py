@@ -5,23 +5,29 @@ import threading
 import pytest
 import torch
 
-from cossim_fast import _dtypes, pairwise_cosine
+from cossim_fast import _dtypes, _fp32_setting, pairwise_cosine
+from old_torch import needs_backend_settings
 
 
 def setting() -> str:
-    return torch._C._get_fp32_precision_getter("mkldnn", "matmul")
+    return _fp32_setting.get("mkldnn")
 
 
-def put(value: str, backend: str = "mkldnn", op: str = "matmul") -> None:
-    # What torch.backends.mkldnn.matmul.fp32_precision = value does, but for torch's own test
-    # helpers, which lock torch.backends once they are imported.
-    torch._C._set_fp32_precision_setter(backend, op, value)
+def put(value: str) -> None:
+    _fp32_setting.set("mkldnn", value)
+
+
+def put_on_all(value: str) -> None:
+    # What torch.backends.fp32_precision = value does, but for torch's own test helpers, which
+    # lock torch.backends once they are imported.
+    torch._C._set_fp32_precision_setter("generic", "all", value)
 
 
 @pytest.fixture(autouse=True)
 def _restore_settings():
     yield
-    put("none", "generic", "all")
+    if _fp32_setting.PER_BACKEND:
+        put_on_all("none")
     put("none")
 
 
@@ -32,17 +38,19 @@ def _restore_settings():
 )
 def test_products_run_at_the_precision_asked_for(found, precision, during):
     put(found)
+    before = setting()
     with _dtypes.cpu_products(precision):
         assert setting() in during
-    assert setting() == found
+    assert setting() == before
 
 
+@needs_backend_settings
 def test_an_inherited_setting_stays_inherited():
-    put("tf32", "generic", "all")
+    put_on_all("tf32")
     assert setting() == "tf32"
     pairwise_cosine(torch.randn(3, 4), torch.randn(5, 4))
     assert setting() == "tf32"
-    put("ieee", "generic", "all")
+    put_on_all("ieee")
     assert setting() == "ieee"
 
 

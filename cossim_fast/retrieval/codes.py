@@ -29,6 +29,7 @@ from torch import Tensor
 
 from cossim_fast import _cpu_screen
 from cossim_fast._threads import together, usable_threads
+from cossim_fast._vecdot import vecdot
 from cossim_fast.retrieval import tuning
 
 # Rows that share a scale, a residual bound and a radius.
@@ -49,9 +50,6 @@ _TINY = 2.0**-100
 # 1.3 to 1.5 times the middle one. A tile whose blocks share a scale can be sieved (`sieve`), which
 # is worth more than the tenth by which a bound grows.
 _SAMPLE, USUAL = 1024, 1.4
-
-# numpy's type stubs leave out its axis.
-vecdot: Any = np.vecdot
 
 
 @dataclass
