@@ -1,13 +1,23 @@
 """The state of the process changes no answer that it does not change in torch's function."""
 
 import threading
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from cossim_fast import _fp32_setting, _reference, cosine_similarity, pairwise_cosine
-from cossim_fast.testing import assert_close, make_inputs
+from cossim_fast import (
+    _fp32_setting,
+    _reference,
+    cosine_similarity,
+    pairwise_cosine,
+    testing,
+)
+from cossim_fast.testing import make_inputs
+
+# Nothing here sums more numbers.
+assert_close = partial(testing.assert_close, terms=128)
 
 pytestmark = pytest.mark.usefixtures("small_calls")
 

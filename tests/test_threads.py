@@ -4,12 +4,16 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import pytest
 import torch
 
-from cossim_fast import _reference, _threads, cosine_similarity
-from cossim_fast.testing import assert_close, make_inputs
+from cossim_fast import _reference, _threads, cosine_similarity, testing
+from cossim_fast.testing import make_inputs
+
+# Nothing here sums more numbers.
+assert_close = partial(testing.assert_close, terms=100)
 
 
 @pytest.fixture

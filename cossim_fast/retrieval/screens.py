@@ -23,6 +23,7 @@ from cossim_fast._cpu_screen import WideRows
 from cossim_fast._dtypes import cpu_products
 from cossim_fast.retrieval import int8, tuning
 from cossim_fast.retrieval.codes import BLOCK, UNIT_ROW_ERROR, Segment, unit_rows
+from cossim_fast.retrieval.sources import let_go
 
 ScreenName = Literal["int8", "bfloat16", "float32"]
 _UNIT, _BFLOAT16 = 2.0**-24, 2.0**-8  # unit roundoffs
@@ -234,6 +235,10 @@ class FloatScreen:
                 some = slice(rows.start + start, min(rows.start + start + step, rows.stop))
                 y = unit_rows(segment.rows[some], segment.norms[some], centre).to(self._dtype)
                 torch.mm(y, terms.operand.mT, out=out[start : start + len(y)])
+                if segment.whole is not None:
+                    # Else a pass over an index would hold all of its file: 130 MB of 150 000
+                    # float16 rows of 384 numbers, and 63 so.
+                    let_go(segment.whole, segment.rows[some])
         return out.float()
 
     def coded(self, segment: Segment) -> Segment | None:
