@@ -132,7 +132,8 @@ def compare(x: Tensor) -> Tensor:
     print(f"""
   time: median of {ROUNDS} alternating runs; {faster:.0f} times faster than a call a row.
   memory: peak above the inputs, the result included, in a process of its own.
-  error: the largest difference from float64. A call a row differs from ours by {apart:.0e}.
+  error: the largest difference from float64. Ours and a call a row differ by
+  {apart:.0e}.
   One call of F.cosine_similarity for all rows makes temporaries of {broadcast:.1f} GB.
 """)
     return results["ours"]

@@ -237,7 +237,7 @@ class FloatScreen:
                 torch.mm(y, terms.operand.mT, out=out[start : start + len(y)])
                 if segment.whole is not None:
                     # Else a pass over an index would hold all of its file: 130 MB of 150 000
-                    # float16 rows of 384 numbers, and 63 so.
+                    # float16 rows of 384 numbers, and 29 so.
                     let_go(segment.whole, segment.rows[some])
         return out.float()
 
