@@ -24,7 +24,7 @@ class CosineRows(torch.autograd.Function):
         rows = _cpu.row_cosines(x, y, eps, dtype)
         ctx.save_for_backward(x, y, *rows)
         ctx.eps = eps
-        return rows.cosine.clamp(-1.0, 1.0).to(dtype)
+        return _cpu.clamped(rows.cosine, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -27,7 +27,7 @@ RULES = {
     "_composite": {"_dtypes"},
     "_cpu": {"_composite", "_dtypes", "_threads", "_vecdot"},
     "_cpu_matrix": {"_composite", "_cpu", "_dtypes"},
-    "_cpu_gradients": {"_composite", "_cpu", "_cpu_matrix", "_dtypes"},
+    "_cpu_gradients": {"_composite", "_cpu", "_cpu_matrix", "_dtypes", "_threads"},
     "_autograd": {
         "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_dispatch", "_dtypes"
     },
