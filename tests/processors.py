@@ -29,7 +29,7 @@ import torch
 from cossim_fast.cli.info import processor
 
 ROOT = Path(__file__).parents[1]
-# A child that has not ended after so many seconds hangs: the slowest took 210, beside others.
+# A child that has not ended after so many seconds hangs: the slowest took 292, beside others.
 LONGEST = 1800
 
 AVX2 = {"avx2", "fma"}

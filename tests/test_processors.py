@@ -145,11 +145,16 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_status_and_table(some, capsys):
+def test_status_and_table(some, capsys, monkeypatch):
+    monkeypatch.setattr(processors, "instructions", lambda: X86)
     assert processors.main(["--only", "as it is", str(some)]) == 0
     said = capsys.readouterr().out
     assert f"{processors.processor()}; torch {processors.torch.__version__}; 1 thread" in said
     assert "FAILED" not in said
+    assert processors.main(["--only", "CAPABILITY", str(some)]) == 1
+    said = capsys.readouterr().out
+    assert "not on this processor, which lacks avx2 fma\n" in said
+    assert "  test_some.py::test_ends_badly\n    AssertionError: at once" in said
     assert processors.main(["--only", "no such setting", str(some)]) == 1
 
 
