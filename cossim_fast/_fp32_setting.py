@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 # Since 2.9 each backend has a setting of its own. Before, torch.set_float32_matmul_precision is
-# all there is: it holds for every backend and every thread of the process.
+# all there is: it holds for every backend and every thread of the process, so a call that asks for
+# another precision than is set changes it for all of them until it returns.
 PER_BACKEND = hasattr(torch._C, "_get_fp32_precision_getter")
 
 _BY_WORD = {"none": "highest", "ieee": "highest", "tf32": "high", "bf16": "medium"}

@@ -108,7 +108,9 @@ def pairwise_cosine(
             ``"highest"``: u = 0;
             ``"high"``: u = 2^-11, three tf32 or bfloat16 products where the hardware has them;
             ``"medium"``: u = 2^-8, one such product.
-            A processor without such products gives a better one.
+            A processor without such products gives a better one. Before torch 2.9, a call on CPU
+            that asks for another precision than is set changes torch's setting until it returns,
+            for every thread and device.
 
     Returns:
         (n, m) or (b, n, m) in ``torch.result_type(x, y)``, every entry in [-1, 1].

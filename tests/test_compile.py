@@ -140,7 +140,7 @@ def test_make_fx(call, mode):
 
 
 @every_call
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_jit_trace(call):
     traced = torch.jit.trace(call, tuple(inputs()))
