@@ -59,9 +59,13 @@ def near_scores(
         return torch.cat([near_scores(queries, corpus, *part, corpus_norms) for part in parts])
     falls = np.flatnonzero(np.diff(corpus_index.numpy()) < 0) + 1
     if len(falls) > tuning.NEAR_RUNS:
-        order = torch.from_numpy(stable_order(corpus_index.numpy()))
-        sums = torch.empty(pairs, dtype=torch.float64)
-        sums[order] = _sums(queries.rows, corpus, query_index[order], corpus_index[order])
+        # By numpy: torch's indexing takes five times as long.
+        order = stable_order(corpus_index.numpy())
+        query = torch.from_numpy(query_index.numpy().take(order))
+        row = torch.from_numpy(corpus_index.numpy().take(order))
+        found = np.empty(pairs)
+        found[order] = _sums(queries.rows, corpus, query, row).numpy()
+        sums = torch.from_numpy(found)
     else:
         ends = itertools.pairwise([0, *falls.tolist(), pairs])
         runs = [(query_index[begin:end], corpus_index[begin:end]) for begin, end in ends]
