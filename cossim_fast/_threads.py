@@ -98,6 +98,17 @@ def apart(threads: int, parts: Sequence[Callable[[], Result]]) -> list[Result]:
     return [found[number] for number in range(len(parts))]
 
 
+def run_alone(work: Callable[[], Result]) -> Result:
+    """Run work on one thread, on which torch's operations start no others; return its result."""
+    if torch.get_num_threads() == 1:
+        return work()
+    try:
+        future = _pool().submit(work)
+    except RuntimeError:  # at the interpreter's end no work can be handed out any more
+        return work()
+    return future.result()
+
+
 def go_on() -> None:
     """Raise StoppedError in a part that is not wanted any more."""
     stop = getattr(_here, "stop", None)

@@ -76,14 +76,9 @@ def _of_cpuinfo(field: str) -> str | None:
 
 
 def _screens() -> Iterator[tuple[str, str]]:
-    there = screens.available()
-    missing: dict[screens.ScreenName, str] = {
-        "int8": "its products are not exact here, or torch has none",
-        "bfloat16": "slow, as the processor has no instructions for it",
-        "float32": "",
-    }
-    for name, why in missing.items():
-        yield f"screen {name}", f"yes: {there[name]}" if name in there else f"no: {why}"
+    for name in screens.NAMES:
+        found = screens.offer(name)
+        yield f"screen {name}", f"{'yes' if found.fast else 'no'}: {found.words}"
     first = screens.choose(384)[0].name
     yield "screen used", f"{first}, the narrowest that is fast; a wider one if data need it"
 

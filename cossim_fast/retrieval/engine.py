@@ -227,6 +227,8 @@ class Batches:
         """Search the next segments, or the last ones."""
         self.seen += sum(len(segment) for segment in segments)
         sampled_product_works()  # asked here, since it turns off warnings for a moment
+        # What this measures, once a process, is not to be measured by several threads at once.
+        screens.choose(self._queries.shape[1], self._screen)
         # A batch is begun by the thread that goes on with it: to wait for all of them takes longer.
         self._searches = _threads.apart(
             self._apart,

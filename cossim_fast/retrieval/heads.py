@@ -65,13 +65,13 @@ class HeadScreen:
 
     Args:
         basis: P (d, k) in float32.
-        neighbours: what two neighbouring codes of a query may add up to (`int8.neighbours`).
+        adjacent_code_limit: what two adjacent codes of a query may add up to (`arithmetic`).
     """
 
     name: ScreenName = "int8"
 
-    def __init__(self, basis: Tensor, neighbours: int) -> None:
-        self._basis, self._int8 = basis, Int8Screen(neighbours)
+    def __init__(self, basis: Tensor, adjacent_code_limit: int) -> None:
+        self._basis, self._int8 = basis, Int8Screen(adjacent_code_limit)
         wide = basis.double()
         self._wide = wide
         k = basis.shape[1]
@@ -88,11 +88,11 @@ class HeadScreen:
         return replace(terms, residual=residual, offset=unit @ centre.double())
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
-        """What the codes miss."""
+        """What the codes miss, and what their product may be off by."""
         return self._int8.blocks(_head(segment), some)
 
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
-        """Whole numbers, rounded beyond 2^24."""
+        """Sums of codes times codes."""
         return self._int8.product(_head(segment), rows, centre, terms)
 
     def coded(self, segment: Segment) -> Segment | None:
@@ -152,7 +152,7 @@ def _split(y: Tensor, basis: Tensor) -> Tensor:
 
 
 def choose_head(
-    queries: Tensor, rows: Tensor, centre: Tensor, threshold: float, neighbours: int
+    queries: Tensor, rows: Tensor, centre: Tensor, threshold: float, adjacent_code_limit: int
 ) -> HeadScreen | None:
     """The number of directions that promises the fastest join, or None if none pays.
 
@@ -161,7 +161,7 @@ def choose_head(
         rows: (m, d) likewise.
         centre: (d,) of the rows.
         threshold: what a cosine is to reach.
-        neighbours: what two neighbouring codes of a query may add up to.
+        adjacent_code_limit: what two adjacent codes of a query may add up to.
     """
     (n, d), m = queries.shape, rows.shape[0]
     # Rows and queries of the sample must be others, so at most every second row is drawn.
@@ -179,7 +179,7 @@ def choose_head(
     along = torch.linalg.eigh(y.mT @ y).eigenvectors.flip(1)  # largest first
     y_along, q_along = (y @ along).float(), (asked @ along).float()
     offset = (asked @ centre.double()).float()[:, None]
-    levels = min(0.7 * neighbours, 127.0)  # neighbours are seldom both the largest
+    levels = min(0.7 * adjacent_code_limit, 127.0)  # seldom are both the largest
     best, least = 0, _WORTH
     for share in SHARES:
         width = round(share * d / 32) * 32
@@ -194,7 +194,7 @@ def choose_head(
         cost = width / d + _PAIR_COST * passed
         if cost < least:
             best, least = k, cost
-    return HeadScreen(_spread(along[:, :best]).float(), neighbours) if best else None
+    return HeadScreen(_spread(along[:, :best]).float(), adjacent_code_limit) if best else None
 
 
 def _finite(rows: Tensor) -> Tensor:
