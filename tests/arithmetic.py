@@ -131,6 +131,11 @@ PROCESSORS = [*LINEAR, *(["this one"] if own().adjacent_code_limit else [])]
 every_processor = pytest.mark.parametrize("processor", PROCESSORS, indirect=True)
 
 
+def limit():
+    """What two adjacent codes of a query may add up to here."""
+    return arithmetic.found().adjacent_code_limit
+
+
 def become(monkeypatch, name):
     """Multiply as a processor of that kind does, and take its screens to be fast."""
     if name == "this one":

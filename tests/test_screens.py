@@ -12,7 +12,7 @@ from search_data import CORPORA, make
 MADE = {
     "float32": lambda: screens.FloatScreen("float32"),
     "bfloat16": lambda: screens.FloatScreen("bfloat16"),
-    "int8": lambda: screens.Int8Screen(arithmetic.found().adjacent_code_limit),
+    "int8": lambda: screens.Int8Screen(models.limit()),
     "few queries": screens.FewQueriesScreen,
 }
 # How far the bound may lie beyond the largest error that is seen: rounding adds up as chance has

@@ -6,7 +6,7 @@ import torch
 
 import arithmetic as models
 from cossim_fast import CosineIndex, _cpu_screen, _reference, topk
-from cossim_fast.retrieval import arithmetic, codes, int8, scan, screens
+from cossim_fast.retrieval import codes, int8, scan, screens
 from cossim_fast.retrieval.pool import Pool
 from cossim_fast.retrieval.sieve import Sieve, passed
 from search_data import CORPORA, make
@@ -28,9 +28,7 @@ class Emitted(Pool):
 
 
 def sieve(queries, segment, centre):
-    terms = screens.Int8Screen(arithmetic.found().adjacent_code_limit).queries(
-        _cpu_screen.widen(queries), centre
-    )
+    terms = screens.Int8Screen(models.limit()).queries(_cpu_screen.widen(queries), centre)
     return Sieve(terms, segment)
 
 
