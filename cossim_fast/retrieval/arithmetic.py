@@ -29,7 +29,7 @@ from cossim_fast.retrieval.rates import FASTER
 ANY_CODES, PAIRS_OF_16_BITS = 254, 128
 # Rows in whole blocks, as they are multiplied, queries, and a width.
 _SHAPES = ((64, 1, 1), (64, 5, 385), (192, 64, 1031), (128, 33, 66))
-# Times as fast as float32 from which it is AMX: 10 to 14 (Emerald Rapids); VNNI is 4 to 7.3 (Zen 5).
+# Times as fast as float32 from which it is AMX (10 to 14 on Emerald Rapids; VNNI 4 to 7.3, Zen 5).
 _TILES = 8.0
 
 
