@@ -176,6 +176,8 @@ def apart(threads: int, parts: Sequence[Callable[[], Result]]) -> list[Result]:
 
 def on_one(work: Callable[[], Result]) -> Result:
     """Run `work` on a helper, where torch's operations start no threads; here if there is none."""
+    if torch.get_num_threads() == 1:
+        return work()
     try:
         future = _pool().submit(work)
     except RuntimeError:  # at the interpreter's end no work can be handed out any more

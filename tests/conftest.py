@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.testing._internal.common_utils  # loads a profile of its own: ours comes after it
 
+import arithmetic
 from cossim_fast import _fp32_setting
 
 hypothesis.settings.register_profile(
@@ -76,3 +77,17 @@ def small_calls(request: pytest.FixtureRequest, set_blocks: Callable[..., None])
     """Run a test twice: small inputs have a path of their own, unless told otherwise."""
     if request.param == "small calls blocked":
         set_blocks(SMALL=-1)
+
+
+@pytest.fixture
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Multiply as a kind of processor does, for tests with `every_processor`; return its name."""
+    name: str = request.param
+    arithmetic.become(monkeypatch, name)
+    return name
+
+
+@pytest.fixture
+def int8_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let int8 come first: with this processor's product, or a model where that is of no use."""
+    arithmetic.become(monkeypatch, arithmetic.PROCESSORS[-1])

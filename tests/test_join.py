@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import arithmetic as models
 from cossim_fast import _cpu_screen, iter_pairs_above, pairs_above
 from cossim_fast.retrieval import (
     Pairs,
@@ -25,6 +26,7 @@ from cossim_fast.retrieval.codes import centre_of, encode
 from cossim_fast.retrieval.screens import choose
 
 SCREENS = ("auto", "int8", "bfloat16", "float32")
+pytestmark = pytest.mark.usefixtures("int8_product")
 
 
 def scores_of_all(x, y=None):
@@ -95,9 +97,10 @@ def test_every_pair_and_no_other(dtype, threshold):
         same(pairs_above(x, other, threshold), brute(x, other, threshold))
 
 
+@models.every_processor
 @pytest.mark.parametrize("screen", SCREENS)
 @pytest.mark.parametrize("threshold", [-0.5, 0.4, 0.9])
-def test_every_screen_in_small_rounds(small_rounds, screen, threshold):
+def test_every_screen_in_small_rounds(small_rounds, screen, threshold, processor):
     x = rows_of_every_kind(350, 33, torch.float32)
     found = pairs_above(x, threshold=threshold, screen=screen)
     assert same(found, brute(x, None, threshold)) > 100
@@ -174,8 +177,9 @@ def test_a_product_of_orthogonal_rows_is_zero():
     assert torch.equal(found.scores, torch.zeros(len(found.i)))
 
 
+@models.every_processor
 @pytest.mark.parametrize("screen", SCREENS)
-def test_what_fills_a_block_up_pairs_with_nothing(screen):
+def test_what_fills_a_block_up_pairs_with_nothing(screen, processor):
     g = torch.Generator().manual_seed(0)
     lean = torch.nn.functional.normalize(torch.randn(1, 48, generator=g))
     y = torch.nn.functional.normalize(torch.randn(70, 48, generator=g)) + 0.4 * lean

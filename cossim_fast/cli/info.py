@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from cossim_fast import __version__
-from cossim_fast.retrieval import rates, screens
+from cossim_fast.retrieval import costs, screens
 
 EXAMPLE = "Example: cossim info"
 
@@ -76,15 +76,10 @@ def _of_cpuinfo(field: str) -> str | None:
 
 
 def _screens() -> Iterator[tuple[str, str]]:
-    there = screens.available()
-    missing: dict[screens.ScreenName, str] = {
-        "int8": "its products are not exact here, or torch has none",
-        "bfloat16": "slow, as the processor has no instructions for it",
-        "float32": "",
-    }
-    for name, why in missing.items():
-        yield f"screen {name}", f"yes: {there[name]}" if name in there else f"no: {why}"
-    yield "screen rates", str(rates.measured())
+    for name in screens.NAMES:
+        found = screens.offer(name)
+        yield f"screen {name}", f"{'yes' if found.fast else 'no'}: {found.words}"
+    yield "a pair in float64", f"{costs.pair_ns():.0f} ns, 384 numbers, one core"
     first = screens.choose(384)[0].name
     yield "screen used", f"{first}, the narrowest that is fast; a wider one if data need it"
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cossim_fast._cpu_screen import WideRows, widen
 from cossim_fast._dtypes import cpu_products
-from cossim_fast.retrieval import rates, tuning
+from cossim_fast.retrieval import costs, tuning
 from cossim_fast.retrieval.codes import (
     BLOCK,
     UNIT_ROW_ERROR,
@@ -59,13 +59,13 @@ class HeadScreen:
 
     Args:
         basis: P (d, k) in float32.
-        neighbours: what two neighbouring codes of a query may add up to (`int8.neighbours`).
+        adjacent_code_limit: what two adjacent codes of a query may add up to (`arithmetic`).
     """
 
     name: ScreenName = "int8"
 
-    def __init__(self, basis: Tensor, neighbours: int) -> None:
-        self._basis, self._int8 = basis, Int8Screen(neighbours)
+    def __init__(self, basis: Tensor, adjacent_code_limit: int) -> None:
+        self._basis, self._int8 = basis, Int8Screen(adjacent_code_limit)
         wide = basis.double()
         self._wide = wide
         k = basis.shape[1]
@@ -82,11 +82,11 @@ class HeadScreen:
         return replace(terms, residual=residual, offset=unit @ centre.double())
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
-        """What the codes miss."""
+        """What the codes miss, and what their product may be off by."""
         return self._int8.blocks(_head(segment), some)
 
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
-        """Whole numbers, rounded beyond 2^24."""
+        """Sums of codes times codes."""
         return self._int8.product(_head(segment), rows, centre, terms)
 
     def coded(self, segment: Segment) -> Segment | None:
@@ -146,7 +146,7 @@ def _split(y: Tensor, basis: Tensor) -> Tensor:
 
 
 def choose_head(
-    queries: Tensor, rows: Tensor, centre: Tensor, threshold: float, neighbours: int
+    queries: Tensor, rows: Tensor, centre: Tensor, threshold: float, adjacent_code_limit: int
 ) -> HeadScreen | None:
     """The number of directions that promises the fastest join, or None if none pays.
 
@@ -155,13 +155,13 @@ def choose_head(
         rows: (m, d) likewise.
         centre: (d,) of the rows.
         threshold: what a cosine is to reach.
-        neighbours: what two neighbouring codes of a query may add up to.
+        adjacent_code_limit: what two adjacent codes of a query may add up to.
     """
     (n, d), m = queries.shape, rows.shape[0]
     # Rows and queries of the sample must be others, so at most every second row is drawn.
     if min(n, m) < 2 * _SAMPLE or n * m < tuning.HEAD_PAIRS * d * d or d < 64:
         return None
-    step, price = m // _SAMPLE, rates.pair_cost(d, "int8")
+    step, price = m // _SAMPLE, costs.pair_cost(d, "int8")
     y = _finite(rows[::step]) - centre.double()
     asked = _finite(queries[1 :: step * max(n // step // _TRIED, 1)])
     if not len(asked) or not len(y):
@@ -173,7 +173,7 @@ def choose_head(
     along = torch.linalg.eigh(y.mT @ y).eigenvectors.flip(1)  # largest first
     y_along, q_along = (y @ along).float(), (asked @ along).float()
     offset = (asked @ centre.double()).float()[:, None]
-    levels = min(0.7 * neighbours, 127.0)  # neighbours are seldom both the largest
+    levels = min(0.7 * adjacent_code_limit, 127.0)  # seldom are both the largest
     best, least = 0, tuning.HEAD_WORTH
     for share in SHARES:
         width = round(share * d / 32) * 32
@@ -188,7 +188,7 @@ def choose_head(
         cost = width / d + price * passed
         if cost < least:
             best, least = k, cost
-    return HeadScreen(_spread(along[:, :best]).float(), neighbours) if best else None
+    return HeadScreen(_spread(along[:, :best]).float(), adjacent_code_limit) if best else None
 
 
 def _finite(rows: Tensor) -> Tensor:

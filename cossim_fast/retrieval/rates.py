@@ -1,113 +1,135 @@
-"""What this processor's products and scores take: measured once a process, in a few milliseconds.
+"""How fast narrow products are here, beside float32: measured once a process, in milliseconds.
 
-Kinds of processor differ in the ratio of these by more than a constant can bear. Multiply-adds a
-nanosecond on one core, and nanoseconds for a near score of 384 numbers:
+A processor may have instructions that oneDNN has no kernel for: its reference code takes 4000
+times as long as that of VNNI. So what is used is what was seen to be fast. Results do not depend
+on it. Multiply-adds a nanosecond on one core, as they were met:
 
-| kind                | int8 | bfloat16 | float32 | pair       |
-| ------------------- | ---- | -------- | ------- | ---------- |
-| Zen 3 (AVX2)        | 80   | 4        | 45      | 300 to 800 |
-| Zen 4 (VNNI)        | 204  | 90       | 44      | 90 to 300  |
-| Zen 5 (VNNI)        | 470  | 245      | 54      | 90 to 240  |
-| Emerald Rapids, AMX | 1050 | 460      | 73      | -          |
-
-What is chosen by them: whether a wider screen would cost less than scoring what this one lets
-through (`pair_cost`), in a search and in a join.
+| kind                | int8 | bfloat16 | float32 |
+| ------------------- | ---- | -------- | ------- |
+| Zen 3 (AVX2)        | 80   | 4        | 45      |
+| Zen 4 (VNNI)        | 204  | 90       | 44      |
+| Zen 5 (VNNI)        | 470  | 245      | 54      |
+| Emerald Rapids, AMX | 1050 | 460      | 73      |
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from cossim_fast import _cpu_screen, _threads
-from cossim_fast._dtypes import cpu_products
-from cossim_fast.retrieval import int8, near, screens, tuning
+from cossim_fast import _threads
+from cossim_fast.retrieval import products
 
-_WIDTH, _QUERIES, _ROWS, _SCORED = 384, 256, 1024, 2048
+# Rows, queries and width of a trial, 25 million multiplications: 0.5 ms in float32 on a core of
+# Zen 5, and 0.06 in int8; and of the one before it, after which a slow product is not tried again.
+_TRIAL, _FIRST = (512, 128, 384), (64, 16, 64)
+# Rows of a trial with one query.
+_ROWS = 4096
+# Runs of each: the quickest counts, since other processes can only delay one.
+_RUNS = 5
+# Seconds that a run of the trial may promise to take.
+_LONGEST = 0.05
+# A narrow product that is not so many times as fast as float32 is not used of our own accord: it
+# lets more rows through.
+FASTER = 1.25
+
+Call = Callable[[], object]
 
 
-@dataclass(frozen=True)
-class Rates:
-    """What one core does.
+class Rate(NamedTuple):
+    """How fast a product is; zeros where there is none."""
 
-    Attributes:
-        products: multiply-adds a nanosecond of the product of each screen that is there.
-        pair: nanoseconds of a near score of 384 numbers.
-    """
-
-    products: dict[screens.ScreenName, float]
-    pair: float
-
-    def __str__(self) -> str:
-        said = [f"{name} {rate:.0f}" for name, rate in self.products.items()]
-        return f"{', '.join(said)} multiply-adds a ns on a core; a scored pair {self.pair:.0f} ns"
+    products: float  # multiply-adds a nanosecond
+    times: float  # as fast as float32
 
 
 @functools.cache
-def measured() -> Rates:
-    """Measure the rates, or return what was measured before."""
-    return _threads.on_one(_measure)
+def int8() -> Rate:
+    """Of `int8.sieved`, and how many times as fast as float32 it and `int8.product` both are."""
+    plain, sieved = _threads.on_one(lambda: [_compare(_linear_of(t)) for t in _LINEAR])
+    return Rate(sieved.products, min(plain.times, sieved.times))
 
 
-def pair_cost(d: int, screen: screens.ScreenName, than: screens.ScreenName | None = None) -> float:
-    """How many scores of a screen take as long as to score one pair of d numbers.
+@functools.cache
+def float32() -> Rate:
+    """Of a product of float32."""
+    return _threads.on_one(lambda: _compare(_float32_of))
 
-    Args:
-        d: the width of rows.
-        screen: whose scores are counted.
-        than: count only by how much they take longer than those of this one.
+
+@functools.cache
+def bfloat16() -> Rate:
+    """Of a product of bfloat16; zeros where torch has no fast one.
+
+    torch warns where it would take a slow one: it is asked before.
     """
-    took, pair = _score(d, screen), measured().pair * d / _WIDTH + tuning.CANDIDATE_NS
-    if than is not None:
-        # A wider screen that is no slower is worth it as soon as it lets less through.
-        took = max(took - _score(d, than), took / 16)
-        if screen == "bfloat16":
-            pair *= tuning.BFLOAT16_SPARES
-    return pair / took
+    try:
+        there = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        there = False
+    return _threads.on_one(lambda: _compare(_bfloat16_of)) if there else Rate(0.0, 0.0)
 
 
-def _score(d: int, screen: screens.ScreenName) -> float:
-    """Nanoseconds of a score."""
-    rest = tuning.SIEVED_NS if screen == "int8" else tuning.FLOAT_SCORE_NS
-    products = measured().products
-    return d / products.get(screen, products["float32"]) + rest
+@functools.cache
+def mixed() -> float:
+    """How many times as fast as `int8.product` one query in bfloat16 is."""
+    return _threads.on_one(_mixed)
 
 
-def _measure() -> Rates:
-    draw = torch.Generator().manual_seed(0)
-    x = torch.randn(_ROWS, _WIDTH, generator=draw, dtype=torch.float32)
-    q = x[:_QUERIES].clone()
-    products: dict[screens.ScreenName, float] = {}
-    work = _ROWS * _QUERIES * _WIDTH
-    there = screens.available()
-    if "int8" in there:
-        codes, packed = (x * 30).clamp_(-127, 127).to(torch.int8), int8.pack(q.to(torch.int8))
-        unsigned = int8.unsigned(codes, torch.empty(codes.numel(), dtype=torch.uint8))
-        scale = torch.full((_QUERIES,), 1e-3, dtype=torch.float32)
-        offset = torch.zeros_like(scale)
-        products["int8"] = work / _least(lambda: int8.sieved(unsigned, packed, scale, offset))
-    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
-        if name in there:
-            rows, columns = x.to(dtype), q.to(dtype).mT
-            out = torch.empty((_ROWS, _QUERIES), dtype=dtype)
-            with cpu_products("highest"):
-                products[name] = work / _least(functools.partial(torch.mm, rows, columns, out=out))
-    query = torch.randint(_QUERIES, (_SCORED,), generator=draw)
-    row = torch.randint(_ROWS, (_SCORED,), generator=draw).sort().values
-    wide, norms = _cpu_screen.widen(q), _cpu_screen.row_norms(x)
-    pair = _least(lambda: near.near_scores(wide, x, query, row, norms)) / _SCORED
-    return Rates(products, pair)
+_LINEAR = torch.float32, torch.uint8
 
 
-def _least(work: Callable[[], object]) -> float:
-    """Nanoseconds of the fastest of three calls, after one that makes code and finds memory."""
-    times = []
-    for _ in range(4):
-        begun = time.perf_counter_ns()
-        work()
-        times.append(time.perf_counter_ns() - begun)
-    return float(min(times[1:]))
+def _linear_of(dtype: torch.dtype) -> Callable[[int, int, int], Call]:
+    def made(n: int, q: int, d: int) -> Call:
+        rows, scale = torch.ones((n, d), dtype=torch.uint8), torch.ones(q)
+        packed = products.pack(torch.ones((q, d), dtype=torch.int8))
+        return lambda: products.linear(rows, 0, packed, scale, None, dtype)
+
+    return made
+
+
+def _bfloat16_of(n: int, q: int, d: int) -> Call:
+    rows, queries = (torch.ones((count, d), dtype=torch.bfloat16) for count in (n, q))
+    out = torch.empty((n, q), dtype=torch.bfloat16)
+    return lambda: products.bfloat16(rows, queries, out)
+
+
+def _float32_of(n: int, q: int, d: int) -> Call:
+    rows, queries, out = torch.ones((n, d)), torch.ones((q, d)), torch.empty((n, q))
+    return lambda: torch.mm(rows, queries.mT, out=out)
+
+
+def _compare(made: Callable[[int, int, int], Call]) -> Rate:
+    """Measure a product of (n, d) and (q, d) beside that of float32."""
+    shape, (n, q, d) = _FIRST, _TRIAL
+    mine, usual = _quickest(made(*shape), _float32_of(*shape))
+    if mine * (n * q * d) / math.prod(shape) <= _LONGEST:
+        shape = _TRIAL
+        mine, usual = _quickest(made(*shape), _float32_of(*shape))
+    return Rate(math.prod(shape) / (mine * 1e9), usual / mine)
+
+
+def _mixed() -> float:
+    d = _TRIAL[2]
+    codes = torch.ones((_ROWS, d), dtype=torch.int8)
+    query = torch.ones((1, d), dtype=torch.bfloat16)
+    product = _linear_of(torch.float32)(_ROWS, 16, d)
+    mine, usual = _quickest(lambda: products.mixed(query, codes), product)
+    return usual / mine
+
+
+def _quickest(*calls: Call) -> list[float]:
+    """The seconds of the quickest of a few runs of each call, which take turns."""
+    for call in calls:
+        call()  # makes its machine code
+    best = [float("inf")] * len(calls)
+    for _ in range(_RUNS):
+        for number, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            best[number] = min(best[number], time.perf_counter() - start)
+    return best

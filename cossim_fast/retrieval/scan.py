@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cossim_fast import _threads
 from cossim_fast._cpu_screen import WideRows
-from cossim_fast.retrieval import rates, tuning
+from cossim_fast.retrieval import costs, tuning
 from cossim_fast.retrieval.codes import BLOCK, Segment
 from cossim_fast.retrieval.pool import NO_THRESHOLD, Pool, Score, places
 from cossim_fast.retrieval.screens import SLACK, BlockTerms, CodedTerms, QueryTerms, Screen
@@ -231,7 +231,7 @@ class Scan:
         if not self._screens:
             return False
         d = self._queries.rows.shape[1]
-        cost = rates.pair_cost(d, self._screens[0].name, self._screen.name)
+        cost = costs.pair_cost(d, self._screens[0].name, self._screen.name)
         saved = (times - 1) * self._pool.k * cost
         return saved > total + tuning.REPEATED_COST * multiplied
 

@@ -44,8 +44,8 @@ def topk(
             (something with ``__next__``) of blocks (n_i, d), which are numbered through.
         k: how many rows for each query, 1 to n.
         screen: ``"auto"``, ``"int8"``, ``"bfloat16"`` or ``"float32"``. ``"auto"`` takes the
-            narrowest that the processor has instructions for, and goes on with a wider one where
-            the data let too many rows through. For fewer than 64 queries it is float32, since
+            narrowest that is fast on this processor, and goes on with a wider one where the data
+            let too many rows through. For fewer than 64 queries it is float32, since
             coding the rows would not pay: a `CosineIndex` codes them once.
         certify: return a `Certificate` too.
         progress: show a progress bar (needs tqdm: ``pip install 'cossim_fast[retrieval]'``).

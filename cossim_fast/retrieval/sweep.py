@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _cpu_screen
-from cossim_fast.retrieval import dense, rates
+from cossim_fast.retrieval import costs, dense
 from cossim_fast.retrieval.codes import BLOCK, Segment
 from cossim_fast.retrieval.near import float32_scores
 from cossim_fast.retrieval.pool import places
@@ -208,7 +208,7 @@ class Sweep:
     def _pair_cost(self, level: int) -> float:
         """How many scores of the next wider product take as long as to score a pair."""
         wider = self.screens[level + 1].name if level + 1 < len(self.screens) else "float32"
-        return rates.pair_cost(self.centre.numel(), wider)
+        return costs.pair_cost(self.centre.numel(), wider)
 
     def _note(self, level: int) -> None:
         self._level = level
