@@ -148,5 +148,5 @@ def become(monkeypatch, name):
         monkeypatch.setattr(products, "bfloat16", bfloat16)
         monkeypatch.setattr(screens, "_bfloat16_pays", lambda: True)
         monkeypatch.setattr(screens, "_few_queries_work", lambda: True)
-        monkeypatch.setattr(rates, "bfloat16", lambda: 2.0)
-    monkeypatch.setattr(rates, "int8", lambda: 4.0)
+        monkeypatch.setattr(rates, "bfloat16", lambda: rates.Rate(100.0, 2.0))
+    monkeypatch.setattr(rates, "int8", lambda: rates.Rate(200.0, 4.0))

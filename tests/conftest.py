@@ -1,6 +1,8 @@
 """What every test file shares: one hypothesis profile, the process's settings, tiny blocks."""
 
 import importlib
+import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +26,19 @@ hypothesis.settings.register_profile(
     ],
 )
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_sessionstart() -> None:
+    """Refuse to interpret kernels by a Triton that the ladder does not know: once, not a file."""
+    if os.environ.get("TRITON_INTERPRET") and importlib.util.find_spec("triton"):
+        import triton
+
+        from ladder import interpreter
+
+        try:
+            interpreter.check_version(triton.__version__)
+        except interpreter.UnknownTritonError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 def _process_settings() -> dict[str, Any]:

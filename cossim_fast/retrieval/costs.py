@@ -18,7 +18,6 @@ from cossim_fast.retrieval.screens import ScreenName
 
 # Width, queries, rows and pairs of the trial.
 _WIDTH, _QUERIES, _ROWS, _SCORED = 384, 256, 1024, 2048
-_RATES = {"int8": rates.int8, "bfloat16": rates.bfloat16, "float32": rates.float32}
 
 
 def pair_cost(d: int, screen: ScreenName, than: ScreenName | None = None) -> float:
@@ -41,8 +40,9 @@ def pair_cost(d: int, screen: ScreenName, than: ScreenName | None = None) -> flo
 def _score(d: int, screen: ScreenName) -> float:
     """Nanoseconds of a score."""
     rest = tuning.SIEVED_NS if screen == "int8" else tuning.FLOAT_SCORE_NS
+    rate = {"int8": rates.int8, "bfloat16": rates.bfloat16, "float32": rates.float32}[screen]()
     # A screen may be asked for where its product is made in float32.
-    return d / (_RATES[screen]().products or rates.float32().products) + rest
+    return d / (rate.products or rates.float32().products) + rest
 
 
 @functools.cache
