@@ -375,7 +375,8 @@ def test_parts_do_not_wait_for_a_thread_that_has_not_begun(monkeypatch):
     caller.start()
     caller.join(timeout=30)
     ended = not caller.is_alive()
-    pool.never.cancel()  # so that it ends where it does wait
+    pool.never.cancel()
+    pool.never.set_running_or_notify_cancel()  # so that it ends where it does wait
     caller.join()
     pool.shutdown()
     assert ended
