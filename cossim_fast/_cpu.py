@@ -198,8 +198,9 @@ def _fill_any_dots(dtype: torch.dtype, size: int, blocks: Iterable[tuple[Tensor,
         if a.stride(-1) == b.stride(-1) == 1:
             _dot_pairs(a.numpy(), b.numpy(), [out.numpy() for out in sums])
         else:
+            place = product.like(a, b)
             for first, second, out in zip((a, a, b), (b, a, b), sums, strict=True):
-                torch.sum(torch.mul(first, second, out=product.like(first, second)), -1, out=out)
+                torch.sum(torch.mul(first, second, out=place), -1, out=out)
 
 
 def each_block(

@@ -46,8 +46,8 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     infinity gives NaN, and no other. Empty rows give 0. Derivatives of every order, forward mode,
     ``vmap``, ``torch.compile`` and ``torch.export`` work; the clamp to [-1, 1] and the maximum
     with eps are invisible to them, the latter as in torch. On CPU the result of paired rows
-    lies in memory of numpy's, which ``resize_`` cannot enlarge; the extra memory is a few MiB,
-    and as many bytes as the inputs for their gradients.
+    lies in memory of numpy's, which ``resize_`` cannot enlarge; the extra memory is a few
+    MiB a thread, and as many bytes as the inputs for their gradients.
 
     Raises:
         RuntimeError: shapes that do not broadcast, no floating dtype or a complex one, eps < 0,

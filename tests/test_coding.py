@@ -21,7 +21,7 @@ def body(request, monkeypatch):
     monkeypatch.setattr(tuning, "CODED_NUMBERS", 1 << 10)
     if request.param == "torch":  # as on another device
 
-        def by_torch(segment, given, centre, step, usual):
+        def by_torch(segment, given, centre, step, usual, most):
             if given is not segment.rows:
                 segment.rows.copy_(given)
             for start in range(0, len(segment), step):

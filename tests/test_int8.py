@@ -354,7 +354,7 @@ def test_bfloat16_is_multiplied_in_float32_where_no_product_of_it_is_fast(monkey
     x = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(products, "bfloat16", refuse)
     for rate, words in ((0.0, "no instructions"), (0.7, "0.7 times as fast as float32")):
-        monkeypatch.setattr(rates, "bfloat16", lambda rate=rate: rate)
+        monkeypatch.setattr(rates, "bfloat16", lambda rate=rate: rates.Rate(50.0 * rate, rate))
         screens._bfloat16_pays.cache_clear()
         offer = screens.offer("bfloat16")
         assert offer.there
@@ -372,7 +372,7 @@ def test_a_bfloat16_product_beyond_its_bound_is_not_used(off, monkeypatch):
         out.mul_(1 + off)
 
     monkeypatch.setattr(products, "bfloat16", wrong)
-    monkeypatch.setattr(rates, "bfloat16", lambda: 2.0)
+    monkeypatch.setattr(rates, "bfloat16", lambda: rates.Rate(100.0, 2.0))
     screens._bfloat16_pays.cache_clear()
     assert screens.offer("bfloat16").fast == (off == 0.0)
     screens._bfloat16_pays.cache_clear()

@@ -392,16 +392,31 @@ def test_an_interrupted_caller_stops_the_parts_and_waits_for_them(monkeypatch):
 
 
 def test_parts_do_not_wait_for_a_thread_that_has_not_begun(monkeypatch):
-    busy = threading.Event()
-    pool = _threads.ThreadPoolExecutor(2)
+    class Late(_threads.ThreadPoolExecutor):
+        """Of two threads the second never gets a processor."""
+
+        never = None
+
+        def submit(self, work):
+            if self.never is not None:
+                return self.never
+            self.never = _threads.Future()
+            return super().submit(work)
+
+    pool = Late(1)
     monkeypatch.setattr(_threads, "_helpers", pool)
-    pool.submit(busy.wait)
-    try:
-        assert _threads.apart(2, [lambda: 1, lambda: 2, lambda: 3]) == [1, 2, 3]
-        assert not busy.is_set()
-    finally:
-        busy.set()
-        pool.shutdown()
+    found = []
+    parts = [lambda: 1, lambda: 2, lambda: 3]
+    caller = threading.Thread(target=lambda: found.extend(_threads.apart(2, parts)))
+    caller.start()
+    caller.join(timeout=30)
+    ended = not caller.is_alive()
+    pool.never.cancel()
+    pool.never.set_running_or_notify_cancel()  # so that it ends where it does wait
+    caller.join()
+    pool.shutdown()
+    assert ended
+    assert found == [1, 2, 3]
 
 
 def test_the_caller_works_where_no_thread_can_be_had(monkeypatch):

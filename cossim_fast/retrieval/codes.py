@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cossim_fast import _cpu_screen
-from cossim_fast._threads import together, usable_threads
+from cossim_fast._threads import alone, together, usable_threads
 from cossim_fast._vecdot import vecdot
 from cossim_fast.retrieval import tuning
 
@@ -95,8 +96,9 @@ class Segment:
 
 def centre_of(rows: Tensor, sample: int = 1024) -> Tensor:
     """The mean unit row (d,), in float32, of a sample spread over the rows; any centre is valid."""
-    unit = _sample_units(rows[:: max(rows.shape[0] // sample, 1)])
-    return unit.mean(0) if unit.shape[0] else unit.new_zeros(rows.shape[1])
+    with alone():
+        unit = _sample_units(rows[:: max(rows.shape[0] // sample, 1)])
+        return unit.mean(0) if unit.shape[0] else unit.new_zeros(rows.shape[1])
 
 
 def _sample_units(rows: Tensor) -> Tensor:
@@ -152,6 +154,16 @@ def encode(
     largest entry over 127. Norms are those of the score; residuals and radii are computed in
     float32 and enlarged by what that may lose.
     """
+    # float64 is coded by torch's threads, and all else by ours.
+    threads = usable_threads() if rows.is_cpu and rows.dtype != torch.float64 else 0
+    with alone() if threads else nullcontext():
+        return _encode(rows, centre, first, codes, into, threads)
+
+
+def _encode(
+    rows: Tensor, centre: Tensor, first: int, codes: bool, into: Tensor | None, threads: int
+) -> Segment:
+    """The body of `encode`: by so many threads of ours, or by torch's for 0."""
     n, d = rows.shape
     blocks = -(-n // BLOCK)
     sample = rows[:: max(n // _SAMPLE, 1)]
@@ -171,8 +183,8 @@ def encode(
         segment.scale = torch.empty_like(segment.radius)
         segment.residual = torch.empty_like(segment.radius)
     step = max(tuning.CODED_NUMBERS // max(d, 1) // BLOCK, 1) * BLOCK
-    if rows.is_cpu and rows.dtype != torch.float64:
-        _share(segment, rows, centre, step, usual)
+    if threads:
+        _share(segment, rows, centre, step, usual, threads)
     else:
         if into is not None:
             into.copy_(rows)
@@ -219,12 +231,14 @@ def _suited(largest: NDArray[np.float32], usual: float) -> NDArray[np.float32]:
     return np.where(suits & (usual > _TINY), np.float32(usual), own)
 
 
-def _share(segment: Segment, given: Tensor, centre: Tensor, step: int, usual: float) -> None:
+def _share(
+    segment: Segment, given: Tensor, centre: Tensor, step: int, usual: float, most: int
+) -> None:
     """Share the chunks of a segment on CPU out among threads."""
     starts = range(0, len(segment), step)
     room = tuning.CODING_SCRATCH // max(step * segment.rows.shape[1], 1)
     # A thread takes as long to start as a quarter of a chunk.
-    threads = min(usable_threads(), room, len(starts) // 2)
+    threads = min(most, room, len(starts) // 2)
     left = iter(starts)
 
     def work() -> None:
