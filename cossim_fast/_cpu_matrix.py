@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _threads
-from cossim_fast._cpu import BLOCK, row_blocks
+from cossim_fast._cpu import BLOCK, Scratch, row_blocks
 from cossim_fast._cpu_narrow import choose_product
 from cossim_fast._cpu_products import Operand, Product
-from cossim_fast._cpu_units import PANEL, normalized, panel_rows
+from cossim_fast._cpu_units import normalize, panel_rows
 from cossim_fast._dtypes import accumulation_dtype, cpu_products
 
 # Side of a tile. One core of Zen 5 multiplied tiles of 512 x 512 x 768 at 111 G operations a
@@ -31,9 +31,9 @@ WIDE_SIDE = 2048
 # end together, and as few as prepare the rows of a strip few times.
 PARTS = 4
 # Multiplications from which threads of our own take tiles; below, torch's share each operation. On
-# two cores of Zen 5, ms apart and by torch's threads: 1024 x 1024 x 384 4.6 and 2.5, 1024 x 1024 x
-# 768 5.2 and 6.7, 2048 x 2048 x 384 9.7 and 14.
-SHARED_WORK = 1 << 29
+# two cores of Zen 5, in ms, apart and by torch's threads: (1024, 384) 4.7 and 2.4, (1500, 384) 6.3
+# and 5.1, (2048, 384) 9.7 and 14; beside one busy process 8.1 and 6.3, 10 and 10.3.
+SHARED_WORK = 1 << 30
 # Side of the smallest squares on the diagonal of a symmetric matrix, computed whole.
 LEAF = 256
 # Side of the squares that are transposed, and what their rows are apart beyond that: a stride of
@@ -42,8 +42,8 @@ LEAF = 256
 MIRROR = 256
 APART = 16
 
-# Below this many columns the product is bound by reading the rows: keep their blocks in cache.
-FEW_COLUMNS = 128
+# Up to so many columns the product is bound by reading the rows: keep their blocks in cache.
+FEW = 128
 
 Part = Callable[[], None]
 
@@ -67,7 +67,9 @@ def _fill(x: Tensor, y: Tensor | None, eps: float, out: Tensor, precision: str) 
         _fill_small(x, y, eps, out, BLOCK // max(size, 1), all_together)
         return
     dtypes = (x.dtype, x.dtype if y is None else y.dtype)
-    product = choose_product(dtypes, out.dtype, precision, n * m * d)
+    # What is bound by reading the rows gains nothing by a faster product of prepared ones.
+    gain = n * m * d if min(n, m) > FEW else 0
+    product = choose_product(dtypes, out.dtype, precision, gain)
     tiles = Tiles(product, eps, each, _side(product, out.dtype, n * m * d))
     others = [None] * count if y is None else list(y)
     items = [partial(tiles.fill, *item) for item in zip(x, others, out, strict=True)]
@@ -100,17 +102,27 @@ def _fill_small(
     x: Tensor, y: Tensor | None, eps: float, out: Tensor, items: int, threads: int
 ) -> None:
     """Many small matrices: as many at a time as stay in cache."""
-    blocks = row_blocks(items, x.shape[:1], x, x if y is None else y, out)
-    parts = [partial(_fill_block, a, None if y is None else b, eps, to) for a, b, to in blocks]
+    # In memory that is kept from one to the next: a few parts for each thread.
+    step = len(x) if threads == 1 else -(-len(x) // (PARTS * threads))
+    spans = [slice(start, start + step) for start in range(0, len(x), step)]
+    parts = [
+        partial(_fill_items, x[some], None if y is None else y[some], eps, out[some], items)
+        for some in spans
+    ]
     _threads.apart(threads, parts)
 
 
-def _fill_block(x: Tensor, y: Tensor | None, eps: float, out: Tensor) -> None:
-    wide = accumulation_dtype(out.dtype)
-    a = normalized(x, eps, wide)
-    b = a if y is None else normalized(y, eps, wide)
-    product = torch.bmm(a, b.mT).clamp_(-1.0, 1.0)
-    out.copy_(product if y is not None else product.triu() + product.triu(1).mT)
+def _fill_items(x: Tensor, y: Tensor | None, eps: float, out: Tensor, items: int) -> None:
+    unit_x, unit_y, tile = (Scratch(accumulation_dtype(out.dtype)) for _ in range(3))
+    others = x if y is None else y
+    for x_part, y_part, part in row_blocks(items, x.shape[:1], x, others, out):
+        b = a = unit_x.like(x_part)
+        normalize(x_part, eps, a)
+        if y is not None:
+            b = unit_y.like(y_part)
+            normalize(y_part, eps, b)
+        product = torch.bmm(a, b.mT, out=tile.like(part)).clamp_(-1.0, 1.0)
+        part.copy_(product if y is not None else product.triu() + product.triu(1).mT)
 
 
 class Tiles:
@@ -156,11 +168,9 @@ class Tiles:
     def _rectangle(self, x: Tensor, b: Operand, out: Tensor, mirror: Tensor | None) -> list[Part]:
         """Parts that fill out with all rows of x and b, and the mirror (m, n) if there is one."""
         n, m = out.shape
-        if self._side is not None:
-            rows = columns = self._side
-        else:
-            few = m <= FEW_COLUMNS
-            rows, columns = max((BLOCK if few else PANEL) // max(x.shape[1], 1), 1), m
+        rows = columns = self._side or max(panel_rows(x.shape[1]), m)
+        if m <= FEW:
+            rows = max(BLOCK // max(x.shape[1], 1), 1)
         starts = range(0, m, columns)
         group = self._group(-(-n // rows) * len(starts))
         parts: list[Part] = []
