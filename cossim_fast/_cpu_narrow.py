@@ -12,6 +12,7 @@ what that leaves:
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from functools import cache
 
@@ -30,6 +31,7 @@ class NarrowProduct(TileProduct):
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
+        self._kept = threading.local()
 
     def empty(self, rows: int, width: int) -> Operand:
         """Rows (rows, width), and the float32 (rows,) that products with them are multiplied by."""
@@ -57,8 +59,15 @@ class NarrowProduct(TileProduct):
                     narrow[index], inverse[index] = _any_range(source[index], eps)
 
     def write(self, a: Operand, b: Operand, out: Tensor) -> None:
-        """Multiply, and scale in float32."""
-        tile = torch.mm(a[0], b[0].T).float()
+        """Multiply, and scale in float32, in memory that a thread keeps from tile to tile.
+
+        4096 x 4096 x 768 in bfloat16 on two cores of Zen 5 took 35 ms so, 42 in memory of each
+        tile's own; torch.mm of all normalized rows takes 32, the products of tiles alone 31.
+        """
+        if not hasattr(self._kept, "tiles"):
+            self._kept.tiles = Scratch(self._dtype), Scratch(torch.float32)
+        narrow, wide = self._kept.tiles
+        tile = wide.like(out).copy_(torch.mm(a[0], b[0].T, out=narrow.like(out)))
         out.copy_(tile.mul_(a[1][:, None]).mul_(b[1]).clamp_(-1.0, 1.0))
 
 
