@@ -34,6 +34,10 @@ PARTS = 4
 # two cores of Zen 5, in ms, apart and by torch's threads: (1024, 384) 4.7 and 2.4, (1500, 384) 6.3
 # and 5.1, (2048, 384) 9.7 and 14; beside one busy process 8.1 and 6.3, 10 and 10.3.
 SHARED_WORK = 1 << 30
+# Elements of many small matrices and their rows from which threads of our own share them. In ms,
+# apart and by torch's threads: 2000 of (16, 64) 2.8 and 1.8, 8000 of them 8.2 and 7.6; beside one
+# busy process 3.3 and 5.9, 11.1 and 15.5.
+SMALL_SHARED = 1 << 24
 # Side of the smallest squares on the diagonal of a symmetric matrix, computed whole.
 LEAF = 256
 # Side of the squares that are transposed, and what their rows are apart beyond that: a stride of
@@ -64,7 +68,9 @@ def _fill(x: Tensor, y: Tensor | None, eps: float, out: Tensor, precision: str) 
     size = (n + m) * d + n * m
     each, all_together = threads_apart(n * m * d), threads_apart(count * n * m * d)
     if count > 1 and size <= BLOCK:
-        _fill_small(x, y, eps, out, BLOCK // max(size, 1), all_together)
+        threads = torch.get_num_threads()
+        apart = count * size >= SMALL_SHARED and threads <= _threads.MOST_THREADS
+        _fill_small(x, y, eps, out, BLOCK // max(size, 1), threads if apart else 1)
         return
     dtypes = (x.dtype, x.dtype if y is None else y.dtype)
     # What is bound by reading the rows gains nothing by a faster product of prepared ones.

@@ -9,14 +9,22 @@ from cossim_fast import _cpu_matrix, _reference, _threads, pairwise_cosine
 from cossim_fast._cpu_products import PlainProduct
 from cossim_fast.testing import assert_close, make_inputs
 
-SHAPES = [((300, 40), (200, 40)), ((300, 40), None), ((3, 90, 24), (3, 70, 24)), ((500, 9), (2, 9))]
+SHAPES = [
+    ((300, 40), (200, 40)),
+    ((300, 40), None),
+    ((3, 90, 24), (3, 70, 24)),
+    ((40, 5, 6), (40, 7, 6)),
+    ((500, 9), (2, 9)),
+]
 DTYPES = [torch.float16, torch.float32, torch.float64]
 
 
 @pytest.fixture
 def in_parts(set_blocks):
     """Small matrices are cut as large ones are, in several panels."""
-    set_blocks(SHARED_WORK=1, SIDE=32, PANEL=4096, BLOCK=640, LEAF=16, MIRROR=16, FEWEST=16)
+    set_blocks(
+        SHARED_WORK=1, SMALL_SHARED=1, SIDE=32, PANEL=4096, BLOCK=640, LEAF=16, MIRROR=16, FEWEST=16
+    )
 
 
 @pytest.fixture
