@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cossim_fast import _composite, _cpu, _cpu_gradients, _cpu_matrix
+from cossim_fast import (
+    _composite,
+    _cpu,
+    _cpu_gradients,
+    _cpu_matrix,
+    _cpu_matrix_gradients,
+)
 from cossim_fast._dispatch import Executor, choose_executor, without_autocast
 from cossim_fast._dtypes import cpu_products
 
@@ -62,8 +68,8 @@ class CosineMatrix(torch.autograd.Function):
             if _graph_is_wanted(grad):
                 one_side = _composite.matrix_gradient
             else:
-                one_side = _cpu_gradients.matrix_gradient
-            with cpu_products(ctx.precision):
+                one_side = _cpu_matrix_gradients.matrix_gradient
+            with cpu_products("highest"):
                 grad_x = one_side(grad, x, other, ctx.eps) if for_x else None
                 if y is None and grad_x is not None:
                     grad_x = grad_x + one_side(grad.mT, x, other, ctx.eps)

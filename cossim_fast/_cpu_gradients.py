@@ -9,7 +9,6 @@ which is torch's own gradient, also below eps.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from functools import partial
 
@@ -22,13 +21,10 @@ from cossim_fast._cpu import (
     NORM_BOUNDS,
     Array,
     RowCosines,
-    Scratch,
     each_block,
     odd_rows,
     scratch_places,
 )
-from cossim_fast._cpu_matrix import TILE, normalize, panel_rows, unit_rows
-from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast._threads import alone
 
 
@@ -101,35 +97,11 @@ def _fill_gradients(
 def _odd_gradient(this: Tensor, other: Tensor, grad: Tensor, eps: float) -> Tensor:
     """The derivative by `this` for rows of any magnitude, without autograd: an op has none."""
     t = _composite.unit_rows(other, -1, eps) * grad[..., None]
-    _project(t, _composite.unit_rows(this, -1, eps), _composite.row_norms(this, -1), eps)
+    project(t, _composite.unit_rows(this, -1, eps), _composite.row_norms(this, -1), eps)
     return t
 
 
-def matrix_gradient(grad: Tensor, x: Tensor, y: Tensor, eps: float) -> Tensor:
-    """The derivative by x of <grad, cosine matrix>.
-
-    That is (T - x <x, T> / (n |x|)) / n with T = grad @ unit_y and n = max(|x|, eps).
-    """
-    result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    dtype = accumulation_dtype(torch.promote_types(x.dtype, y.dtype))
-    rows = panel_rows(x.shape[-1])
-    if grad.dtype != dtype or 0 in grad.stride():  # addmm copies what is expanded
-        rows = min(rows, math.isqrt(TILE))
-    wide, unit_x, unit_y, total = (Scratch(dtype) for _ in range(4))
-    for g, x_item, y_item, result_item in zip(grad, x, y, result, strict=True):
-        for strip, x_panel, panel in zip(
-            g.split(rows), x_item.split(rows), result_item.split(rows), strict=True
-        ):
-            t = total.like(panel).zero_()
-            for part, y_panel in zip(strip.split(rows, 1), y_item.split(rows), strict=True):
-                t.addmm_(wide.widen(part), unit_rows(y_panel, eps, unit_y.like(y_panel)))
-            unit = unit_x.like(x_panel)
-            _project(t, unit, normalize(x_panel, eps, unit), eps)
-            panel.copy_(t)
-    return result
-
-
-def _project(t: Tensor, unit: Tensor, norm: Tensor, eps: float) -> None:
+def project(t: Tensor, unit: Tensor, norm: Tensor, eps: float) -> None:
     """Turn T into the derivative in place, given x / n and |x|; unit is used up."""
     bounded = norm.clamp_min(eps)
     # x / |x| = (x / n) (n / |x|), where n / |x| is 1 but below eps.

@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cossim_fast import _checks, _composite, _cpu, _cpu_gradients, _cpu_matrix, _cpu_screen
+from cossim_fast import (
+    _checks,
+    _composite,
+    _cpu,
+    _cpu_gradients,
+    _cpu_matrix,
+    _cpu_matrix_gradients,
+    _cpu_screen,
+)
 from cossim_fast._dispatch import without_autocast
 from cossim_fast._dtypes import cpu_products
 
@@ -60,8 +68,8 @@ def _(x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
 def pairwise_bwd(grad: Tensor, x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
     """The derivative of <grad, pairwise_fwd(x, y)> by x; by y it is that of the swapped pair."""
     _checks.batched_rows(x, y, eps, precision)
-    with cpu_products(precision):
-        return _cpu_gradients.matrix_gradient(grad, x, y, eps)
+    with cpu_products("highest"):
+        return _cpu_matrix_gradients.matrix_gradient(grad, x, y, eps)
 
 
 @pairwise_bwd.register_fake

@@ -27,15 +27,23 @@ RULES = {
     "_threads": {"_cgroup"},
     "_composite": {"_dtypes"},
     "_cpu": {"_composite", "_dtypes", "_threads", "_vecdot"},
-    "_cpu_matrix": {"_composite", "_cpu", "_dtypes"},
-    "_cpu_gradients": {"_composite", "_cpu", "_cpu_matrix", "_dtypes", "_threads"},
+    "_cpu_gradients": {"_composite", "_cpu", "_threads"},
+    "_cpu_units": {"_composite", "_cpu"},
+    "_cpu_products": {"_cpu_units", "_threads"},
+    "_cpu_narrow": {"_composite", "_cpu", "_cpu_products", "_cpu_units", "_dtypes"},
+    "_cpu_matrix": {"_cpu", "_cpu_narrow", "_cpu_products", "_cpu_units", "_dtypes", "_threads"},
+    "_cpu_matrix_gradients": {
+        "_cpu", "_cpu_gradients", "_cpu_matrix", "_cpu_products", "_cpu_units", "_dtypes",
+        "_threads",
+    },
     "_autograd": {
-        "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_dispatch", "_dtypes"
+        "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_cpu_matrix_gradients",
+        "_dispatch", "_dtypes",
     },
     "_cpu_screen": set(),
     "_ops": {
-        "_checks", "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_cpu_screen",
-        "_dispatch", "_dtypes", "kernels",
+        "_checks", "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix",
+        "_cpu_matrix_gradients", "_cpu_screen", "_dispatch", "_dtypes", "kernels",
     },
     "_screened_topk": {"_checks", "_ops"},
     "functional": {
