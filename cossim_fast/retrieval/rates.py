@@ -7,11 +7,11 @@ nanosecond on one core, and nanoseconds for a near score of 384 numbers:
 | ------------------- | ---- | -------- | ------- | ---------- |
 | Zen 3 (AVX2)        | 80   | 4        | 45      | 300 to 800 |
 | Zen 4 (VNNI)        | 204  | 90       | 44      | 90 to 300  |
-| Zen 5 (VNNI)        | 470  | 245      | 54      | 90 to 240  |
+| Zen 5 (VNNI)        | 470  | 245      | 128     | 90 to 240  |
 | Emerald Rapids, AMX | 1050 | 460      | 73      | -          |
 
 What is chosen by them: whether a wider screen would cost less than scoring what this one lets
-through (`pair_cost`), in a search and in a join.
+through (`pair_cost`), in a search and in a join; and whether to rank all rows at once (`ranked`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import torch
 
 from cossim_fast import _cpu_screen, _threads
-from cossim_fast._dtypes import cpu_products
 from cossim_fast.retrieval import int8, near, screens, tuning
+from cossim_fast.retrieval.products import product
 
 _WIDTH, _QUERIES, _ROWS, _SCORED = 384, 256, 1024, 2048
 
@@ -42,15 +42,23 @@ class Rates:
     products: dict[screens.ScreenName, float]
     pair: float
 
-    def __str__(self) -> str:
-        said = [f"{name} {rate:.0f}" for name, rate in self.products.items()]
-        return f"{', '.join(said)} multiply-adds a ns on a core; a scored pair {self.pair:.0f} ns"
-
 
 @functools.cache
 def measured() -> Rates:
     """Measure the rates, or return what was measured before."""
     return _threads.on_one(_measure)
+
+
+def score(d: int, screen: screens.ScreenName) -> float:
+    """Nanoseconds of a screen's score of rows of d numbers."""
+    products = measured().products
+    rest = tuning.SIEVED_NS if screen == "int8" else tuning.FLOAT_SCORE_NS
+    return d / products.get(screen, products["float32"]) + rest
+
+
+def pair(d: int) -> float:
+    """Nanoseconds to score a candidate, and to keep it."""
+    return measured().pair * d / _WIDTH + tuning.CANDIDATE_NS
 
 
 def pair_cost(d: int, screen: screens.ScreenName, than: screens.ScreenName | None = None) -> float:
@@ -61,20 +69,13 @@ def pair_cost(d: int, screen: screens.ScreenName, than: screens.ScreenName | Non
         screen: whose scores are counted.
         than: count only by how much they take longer than those of this one.
     """
-    took, pair = _score(d, screen), measured().pair * d / _WIDTH + tuning.CANDIDATE_NS
+    took, paired = score(d, screen), pair(d)
     if than is not None:
         # A wider screen that is no slower is worth it as soon as it lets less through.
-        took = max(took - _score(d, than), took / 16)
+        took = max(took - score(d, than), took / 16)
         if screen == "bfloat16":
-            pair *= tuning.BFLOAT16_SPARES
-    return pair / took
-
-
-def _score(d: int, screen: screens.ScreenName) -> float:
-    """Nanoseconds of a score."""
-    rest = tuning.SIEVED_NS if screen == "int8" else tuning.FLOAT_SCORE_NS
-    products = measured().products
-    return d / products.get(screen, products["float32"]) + rest
+            paired *= tuning.BFLOAT16_SPARES
+    return paired / took
 
 
 def _measure() -> Rates:
@@ -90,17 +91,16 @@ def _measure() -> Rates:
         scale = torch.full((_QUERIES,), 1e-3, dtype=torch.float32)
         offset = torch.zeros_like(scale)
         products["int8"] = work / _least(lambda: int8.sieved(unsigned, packed, scale, offset))
-    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
-        if name in there:
-            rows, columns = x.to(dtype), q.to(dtype).mT
-            out = torch.empty((_ROWS, _QUERIES), dtype=dtype)
-            with cpu_products("highest"):
-                products[name] = work / _least(functools.partial(torch.mm, rows, columns, out=out))
+    products["float32"] = work / _least(functools.partial(product, x, q))
+    if "bfloat16" in there:
+        narrow, columns = x.bfloat16(), q.bfloat16().mT
+        out = torch.empty((_ROWS, _QUERIES), dtype=torch.bfloat16)
+        products["bfloat16"] = work / _least(functools.partial(torch.mm, narrow, columns, out=out))
     query = torch.randint(_QUERIES, (_SCORED,), generator=draw)
     row = torch.randint(_ROWS, (_SCORED,), generator=draw).sort().values
     wide, norms = _cpu_screen.widen(q), _cpu_screen.row_norms(x)
-    pair = _least(lambda: near.near_scores(wide, x, query, row, norms)) / _SCORED
-    return Rates(products, pair)
+    scored = _least(functools.partial(near.near_scores, wide, x, query, row, norms))
+    return Rates(products, scored / _SCORED)
 
 
 def _least(work: Callable[[], object]) -> float:

@@ -29,6 +29,13 @@ class Trace:
     tiles: int = 0
     emitted: int = 0  # rows that passed a threshold when they were seen
     repeated: int = 0  # queries whose guessed threshold was too high
+    ranked: bool = False  # whether all rows were ranked by one product
+
+    def note_ranked(self, rows: int, passed: int) -> None:
+        """Note that so many rows were ranked at once, and how many were scored."""
+        self.screens.append("float32")
+        self.ranked, self.tile, self.group, self.tiles = True, rows, 1, 1
+        self.emitted += passed
 
 
 class Tile:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from cossim_fast._cpu_screen import WideRows
-from cossim_fast._dtypes import cpu_products
 from cossim_fast.retrieval import int8, tuning
 from cossim_fast.retrieval.codes import BLOCK, UNIT_ROW_ERROR, Segment, unit_rows
+from cossim_fast.retrieval.products import product
 
 ScreenName = Literal["int8", "bfloat16", "float32"]
 _UNIT, _BFLOAT16 = 2.0**-24, 2.0**-8  # unit roundoffs
@@ -229,11 +229,14 @@ class FloatScreen:
         count = rows.stop - rows.start
         out = torch.empty((-(-count // BLOCK) * BLOCK, len(terms.scale)), dtype=self._dtype)
         step = max(tuning.FLOAT_NUMBERS // centre.numel(), 1)
-        with cpu_products("highest"):
-            for start in range(0, count, step):
-                some = slice(rows.start + start, min(rows.start + start + step, rows.stop))
-                y = unit_rows(segment.rows[some], segment.norms[some], centre).to(self._dtype)
-                torch.mm(y, terms.operand.mT, out=out[start : start + len(y)])
+        for start in range(0, count, step):
+            some = slice(rows.start + start, min(rows.start + start + step, rows.stop))
+            y = unit_rows(segment.rows[some], segment.norms[some], centre)
+            place = out[start : start + len(y)]
+            if self._dtype == torch.float32:
+                place.copy_(product(y, terms.operand))
+            else:
+                torch.mm(y.to(self._dtype), terms.operand.mT, out=place)
         return out.float()
 
     def coded(self, segment: Segment) -> Segment | None:

@@ -72,6 +72,21 @@ FEW_QUERIES = 2
 # Numbers: of rows that are made for a product of floats at a time; 4 MB.
 FLOAT_NUMBERS = 1 << 20
 
+# ---- all rows ranked at once (ranked) ----
+
+# Share: of what a wanted row takes otherwise (`rates.pair`), that is spared by ranking all rows.
+# Zen 5, 256 queries, ms by ranking and by a scan: 12 000 rows, k = 1000 50 and 62, k = 500 35 and
+# 36, k = 300 29 and 26; 39 000 rows, k = 1000 148 and 77.
+RANKED_SPARES = 0.4
+# ns: to find those that pass among the float32 scores, beyond what a float screen takes (Zen 5).
+RANKED_NS = 1.5
+# Queries: at least; to make unit rows of all takes as long as so many products.
+RANKED_QUERIES = 16
+# Scores: of the queries that are ranked together, 16 MB of float32.
+RANKED_SCORES = 1 << 22
+# Numbers: of all rows, at most; 64 MB of unit rows.
+RANKED_NUMBERS = 1 << 24
+
 # ---- coding (codes) ----
 
 # Numbers: coded at a time, in 8 MB of scratch a thread. (200 000, 384) on Zen 4, ms on one and two
