@@ -9,6 +9,9 @@ none of the k best. What is left, hardly more than k rows, is scored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,10 +19,11 @@ from torch import Tensor
 
 from cossim_fast._cpu_screen import WideRows, stable_order
 from cossim_fast.retrieval import products, rates, tuning
-from cossim_fast.retrieval.codes import Segment, large, unit_rows
-from cossim_fast.retrieval.int8 import even_rows
+from cossim_fast.retrieval.codes import Segment, extreme, large, unit_rows
 from cossim_fast.retrieval.pool import Pool, Score
 from cossim_fast.retrieval.screens import SLACK, FloatScreen
+
+_UNIT = 2.0**-24
 
 
 def pays(k: int, segment: Segment, queries: int) -> bool:
@@ -52,20 +56,15 @@ def rank_all(
     Returns:
         How many rows reached the float32 threshold of their query.
     """
-    screen, n = FloatScreen("float32"), len(segment)
-    terms = screen.queries(queries, centre)
-    blocks = screen.blocks(segment, slice(None))
-    margin = terms.residual * blocks.radius.max() + terms.norm * blocks.residual.max() + SLACK
-    y = large((even_rows(n), centre.numel()), torch.float32)
-    y[n:] = 0.0
-    step = max(tuning.FLOAT_NUMBERS // max(centre.numel(), 1), 1)
-    for start in range(0, n, step):
-        some = slice(start, min(start + step, n))
-        y[some] = unit_rows(segment.rows[some], segment.norms[some], centre)
-    count, seen = max(tuning.RANKED_SCORES // n, 1), 0
+    terms = FloatScreen("float32").queries(queries, centre)
+    make = _centred if _leans(segment) else _plain
+    rows = make(segment, centre)
+    margin = terms.residual * rows.radius + terms.norm * rows.residual + SLACK
+    n, seen = len(segment), 0
+    count = max(tuning.RANKED_SCORES // n, 1)
     for first in range(0, pool.queries, count):
         some = slice(first, min(first + count, pool.queries))
-        values = products.product(terms.operand[some], y)[:, :n]
+        values = _values(terms.operand[some], rows, n)
         if not bool(segment.eligible.all()):
             values[:, ~segment.eligible] = -torch.inf
         values[~queries.norms[some].isfinite()] = -torch.inf
@@ -77,6 +76,69 @@ def rank_all(
         seen += len(found[0])
         _score(found, pool, some, segment.first, score)
     return seen
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows to multiply by, and what a value may be off by.
+
+    Attributes:
+        some: gives some of them (n, d) in float32.
+        factor: (n,) float32, for the products; None for 1.
+        radius: the largest norm of what a row stands for.
+        residual: how far a value is off at most, for a unit of the query's norm.
+    """
+
+    some: Callable[[slice], Tensor]
+    factor: Tensor | None
+    radius: float
+    residual: float
+
+
+def _leans(segment: Segment) -> bool:
+    """Whether rows are to be centred: a cone, whose bound is so much narrower then.
+
+    So are those that have to be widened or scaled in any case.
+    """
+    lean = len(segment.radius) and float(segment.radius.max()) < tuning.RANKED_RADIUS
+    return bool(lean) or segment.rows.dtype != torch.float32 or extreme(segment.norms)
+
+
+def _centred(segment: Segment, centre: Tensor) -> _Rows:
+    """Centred unit rows, as the float32 screen multiplies them."""
+    blocks = FloatScreen("float32").blocks(segment, slice(None))
+    radius, residual = (float(each.max()) for each in (blocks.radius, blocks.residual))
+
+    def unit(some: slice) -> Tensor:
+        return unit_rows(segment.rows[some], segment.norms[some], centre)
+
+    return _Rows(unit, None, radius, residual)
+
+
+def _plain(segment: Segment, centre: Tensor) -> _Rows:
+    """Rows as they are stored, their products divided by the norms.
+
+    A product with a query q^ is off by g |q^| |x|, g = d u / (1 - d u) with u = 2^-24; 1 / |x| is
+    rounded once, and its product once more. What underflows is less than SLACK, as norms are usual.
+    """
+    d = segment.rows.shape[1]
+    factor = segment.norms.reciprocal()
+    factor.masked_fill_(~factor.isfinite(), 0.0)
+    residual = (d / (1 - d * _UNIT) + 3) * _UNIT
+    return _Rows(lambda some: segment.rows[some], factor.float(), 1.0, residual)
+
+
+def _values(queries: Tensor, rows: _Rows, n: int) -> Tensor:
+    """V (q, n), by stretches of rows whose values stay in cache."""
+    found = large((len(queries), n), torch.float32)
+    for start in range(0, n, tuning.RANKED_ROWS):
+        some = slice(start, min(start + tuning.RANKED_ROWS, n))
+        values, place = products.product(queries, rows.some(some)), found[:, some]
+        if rows.factor is None:
+            place.copy_(values)
+        else:
+            torch.mul(values, rows.factor[some], out=place)
+    return found
 
 
 def _passing(

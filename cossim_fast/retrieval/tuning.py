@@ -84,8 +84,12 @@ RANKED_NS = 1.5
 RANKED_QUERIES = 16
 # Scores: of the queries that are ranked together, 16 MB of float32.
 RANKED_SCORES = 1 << 22
-# Numbers: of all rows, at most; 64 MB of unit rows.
+# Numbers: of all rows, at most; they are read again for every so many queries.
 RANKED_NUMBERS = 1 << 24
+# Rows: multiplied at a time; 2 MB of scores with 256 queries.
+RANKED_ROWS = 1 << 11
+# Length: of the longest centred row, below which rows are centred before they are multiplied.
+RANKED_RADIUS = 0.5
 
 # ---- coding (codes) ----
 
