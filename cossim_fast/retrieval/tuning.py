@@ -26,6 +26,12 @@ GROUP = 16
 SMALL_GROUP = 4
 GROUP_RESULTS = 128
 
+# Parts: into which a tile is cut at most around blocks that cannot be sieved. Zen 5, 39 000 rows of
+# which two blocks cannot: see `Sieve.parts`.
+SIEVE_PARTS = 3
+# Share of a tile: a smaller part does not say whether a screen pays.
+JUDGED_SHARE = 1 / 8
+
 # ---- thresholds (scan) ----
 
 # Rows: the first thresholds come from one in so many. Their products are made in float32, at half
@@ -113,6 +119,10 @@ NEAR_PAIRS = 1 << 20
 # Numbers: of the rows that are widened at a time; 4 MB of float64. Zen 4: 64 to 1365 rows took the
 # same time.
 NEAR_NUMBERS = 1 << 19
+# Steps: in which candidates of a query are counted at most, to find what the k-th of them reaches.
+# Zen 5, 1024 queries of 39 000, ms: k = 10 with 1024 59, 512 58, 256 57, 128 57; k = 100 89, 87,
+# 85, 86.
+COUNTED_STEPS = 256
 # Numbers: of the table that candidates are sorted in, beyond four times the candidates.
 WIDEST_TABLE = 1 << 20
 
