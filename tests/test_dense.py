@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cossim_fast import _cpu_screen
-from cossim_fast.retrieval import dense
+from cossim_fast.retrieval import dense, tuning
 from cossim_fast.retrieval.codes import centre_of, encode
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -82,7 +82,7 @@ def test_what_is_decided_is_the_score(kind, dtype, q, n, d, seed, where, any_thr
         aside = {"a score": score, "just above": 2.0, "just below": -2.0}[where]
         threshold = min(max(math.nextafter(score, aside), -1.0), 1.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dense, "_NUMBERS", at_a_time)
+        patch.setattr(tuning, "DENSE_NUMBERS", at_a_time)
         after = torch.randint(0, n + 6, (q,), generator=g) if seed % 2 else None
         listed, scores, exact = both(asked, x, threshold, double=False, after=after)
         assert not listed[exact.isnan()].any()

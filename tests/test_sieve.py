@@ -195,3 +195,25 @@ def test_thresholds_rise_where_no_tile_suits(monkeypatch, processor):
     monkeypatch.setattr(Sieve, "suits", lambda self, rows: False)
     assert index.explain(queries, 5).emitted < 1.5 * sifted.emitted
     assert torch.equal(index.search(queries, 5).indices, topk(queries, corpus, 5).indices)
+
+
+@pytest.mark.parametrize(
+    ("odd", "expected"),
+    [
+        ((), [(0, 640)]),
+        ((3,), [(0, 192), (192, 256), (256, 640)]),
+        ((0, 1), [(0, 128), (128, 640)]),
+        ((9,), [(0, 576), (576, 640)]),
+        ((2, 5), [(0, 640)]),
+    ],
+)
+def test_a_tile_is_cut_around_blocks_that_do_not_suit(odd, expected):
+    queries, corpus = make("gaussian", 640, 24, 6, torch.float32)
+    for block in odd:
+        corpus[block * 64 : block * 64 + 64, 1:] *= 1e-3  # as long as one entry
+    index = CosineIndex(corpus, screen="int8")
+    segment = index._state.parts[0].segment
+    terms = screens.choose(24, "int8")[0].queries(_cpu_screen.widen(queries), index._state.centre)
+    parts = Sieve(terms, segment).parts(slice(0, 640))
+    assert [(part.start, part.stop) for part in parts] == expected
+    assert torch.equal(index.search(queries, 5).indices, topk(queries, corpus, 5).indices)

@@ -35,6 +35,7 @@ def _facts() -> Iterator[tuple[str, str]]:
         yield name, version_of(name)
     yield "processor", processor()
     yield "instructions", instructions()
+    yield "torch's code", torch.backends.cpu.get_cpu_capability()
     yield "threads", f"{torch.get_num_threads()} of torch, {os.cpu_count()} processors"
     yield "", ""
     yield from _screens()
@@ -56,11 +57,10 @@ def processor() -> str:
 
 
 def instructions() -> str:
-    """The instruction sets that matter here, and which of them torch uses."""
+    """The instruction sets that matter here."""
     flags = (_of_cpuinfo("flags") or _of_cpuinfo("Features") or "").split()
     found = [name for name in _INSTRUCTIONS if name in flags]
-    used = torch.backends.cpu.get_cpu_capability()
-    return f"{' '.join(found) or 'unknown'} (torch runs its {used} code)"
+    return " ".join(found) or "unknown"
 
 
 def _of_cpuinfo(field: str) -> str | None:

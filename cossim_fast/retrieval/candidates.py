@@ -70,7 +70,8 @@ def kth_largest(
         floor: (groups,) what a number is to exceed.
     """
     groups, floor = len(floor), np.minimum(floor, _TOP)
-    steps = 1 << int(np.clip(8 * len(group) // max(groups, 1), 64, 1024) - 1).bit_length()
+    wanted = np.clip(8 * len(group) // max(groups, 1), 64, tuning.COUNTED_STEPS)
+    steps = 1 << int(wanted - 1).bit_length()
     width = (_TOP - floor) / steps
     per = np.divide(1.0, width, out=np.zeros(groups), where=width > 0)
     # Downwards, since numpy adds up rows that are reversed at a quarter of the speed. The first

@@ -118,7 +118,7 @@ def unit_rows(rows: Tensor, norms: Tensor, centre: Tensor) -> Tensor:
     """
     inverse = norms.reciprocal()
     inverse.masked_fill_(~inverse.isfinite(), 0.0)  # zero rows; those of infinite norm give 0 too
-    if rows.dtype == torch.float64 or _extreme(norms):
+    if rows.dtype == torch.float64 or extreme(norms):
         wide = _cpu_screen.widened(rows)
         unit = (wide * inverse[:, None]).float()
     else:
@@ -129,7 +129,7 @@ def unit_rows(rows: Tensor, norms: Tensor, centre: Tensor) -> Tensor:
     return centred
 
 
-def _extreme(norms: Tensor) -> bool:
+def extreme(norms: Tensor) -> bool:
     """Whether a norm or its inverse leaves the normal numbers of float32."""
     if norms.numel() == 0:
         return False
@@ -328,7 +328,7 @@ class _Coder:
         usual = norms.min() >= _USUAL[0] and norms.max() <= _USUAL[1]
         if not usual:
             measured = torch.from_numpy(norms)
-            if _extreme(measured):
+            if extreme(measured):
                 unit[:] = unit_rows(self._rows[some], measured, self._centre).numpy()
                 return y
             inverse[~np.isfinite(inverse)] = 0.0  # as in `unit_rows`

@@ -2,7 +2,7 @@
 
 A near score of 384 numbers took 300 to 800 ns on Zen 3, and 90 to 300 on Zen 4 and 5; with the
 rates of products (`rates`) that decides whether a wider screen costs less than scoring what this
-one lets through, in a search and in a join.
+one lets through, in a search and in a join, and whether to rank all rows at once (`ranked`).
 """
 
 from __future__ import annotations
@@ -28,17 +28,22 @@ def pair_cost(d: int, screen: ScreenName, than: ScreenName | None = None) -> flo
         screen: whose scores are counted.
         than: count only by how much they take longer than those of this one.
     """
-    took, pair = _score(d, screen), pair_ns() * d / _WIDTH + tuning.CANDIDATE_NS
+    took, paired = score(d, screen), pair(d)
     if than is not None:
         # A wider screen that is no slower is worth it as soon as it lets less through.
-        took = max(took - _score(d, than), took / 16)
+        took = max(took - score(d, than), took / 16)
         if screen == "bfloat16":
-            pair *= tuning.BFLOAT16_SPARES
-    return pair / took
+            paired *= tuning.BFLOAT16_SPARES
+    return paired / took
 
 
-def _score(d: int, screen: ScreenName) -> float:
-    """Nanoseconds of a score."""
+def pair(d: int) -> float:
+    """Nanoseconds to score a candidate of d numbers, and to keep it."""
+    return pair_ns() * d / _WIDTH + tuning.CANDIDATE_NS
+
+
+def score(d: int, screen: ScreenName) -> float:
+    """Nanoseconds of a screen's score of rows of d numbers."""
     rest = tuning.SIEVED_NS if screen == "int8" else tuning.FLOAT_SCORE_NS
     rate = {"int8": rates.int8, "bfloat16": rates.bfloat16, "float32": rates.float32}[screen]()
     # A screen may be asked for where its product is made in float32.

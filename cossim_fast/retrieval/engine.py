@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cossim_fast import _threads
 from cossim_fast._cpu_screen import WideRows, score_pairs, widen
-from cossim_fast.retrieval import costs, screens, tuning
+from cossim_fast.retrieval import costs, float_product, ranked, screens, tuning
 from cossim_fast.retrieval.codes import Segment
 from cossim_fast.retrieval.near import near_error, near_scores, sampled_product_works
 from cossim_fast.retrieval.pool import Pool, places
@@ -124,7 +124,6 @@ class Search:
         self._forbidden, self._exact = forbidden, exact
         self.trace = Trace()
         self.pool = Pool(len(queries.norms), k, certify=certify)
-        self._scan = self._new_scan(queries, self.pool, forbidden)
 
     def _new_scan(self, queries: WideRows, pool: Pool, forbidden: Forbidden | None) -> Scan:
         count, d = queries.rows.shape
@@ -136,14 +135,34 @@ class Search:
 
         After the last of them none is compared any more: near scores do.
         """
-        before, exact = self.pool.state(), self._exact or not last
         score = Scorer(self._queries, segments)
+        if last and self._is_ranked(segments):
+            self._rank(segments[0], score)
+            return
+        before, exact = self.pool.state(), self._exact or not last
         for segment in segments:
             self._scan.through(segment, total, score)
         self.pool.settle(score, exact=exact)
         failed = self.pool.refuted()
         if failed.numel():
             self._repeat(failed, segments, total, before, exact=exact)
+
+    @cached_property
+    def _scan(self) -> Scan:
+        return self._new_scan(self._queries, self.pool, self._forbidden)
+
+    def _is_ranked(self, segments: Sequence[Segment]) -> bool:
+        """Whether all rows are ranked by one product: they lie in one segment, seen first."""
+        free = self._screen == "auto" and self.pool.excluded is None and not len(self.pool)
+        if not free or len(segments) != 1:
+            return False
+        return ranked.pays(self.pool.k, segments[0], len(self._queries.norms))
+
+    def _rank(self, segment: Segment, score: Scorer) -> None:
+        pool = self.pool
+        seen = ranked.rank_all(self._queries, pool, segment, self._centre, score, self._forbidden)
+        self.trace.note_ranked(len(segment), seen)
+        pool.settle(score, exact=self._exact)
 
     def resume(self, seen: int) -> None:
         """Go on after so many rows, whose best are in the pool."""
@@ -221,6 +240,7 @@ class Batches:
         # Asked here: one turns off warnings for a moment, the others measure, once a process, what
         # is not to be measured by several threads at once.
         sampled_product_works()
+        float_product.linear_is_faster()
         screens.choose(self._queries.shape[1], self._screen)
         costs.pair_ns()
         # A batch is begun by the thread that goes on with it: to wait for all of them takes longer.

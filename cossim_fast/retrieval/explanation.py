@@ -59,8 +59,10 @@ class SearchExplanation:
         )
 
 
-def reason_for(wanted: str, tried: tuple[str, ...]) -> str:
+def reason_for(wanted: str, tried: tuple[str, ...], *, ranked: bool = False) -> str:
     """Why these screens were used."""
+    if ranked:
+        return "so many rows are wanted that all are ranked by one product"
     if not tried:
         return "nothing to search"
     words = screens.offer(tried[-1]).words  # type: ignore[arg-type]
@@ -80,4 +82,5 @@ def joined_traces(traces: list[Trace]) -> Trace:
         whole.tiles += trace.tiles
         whole.emitted += trace.emitted
         whole.repeated += trace.repeated
+        whole.ranked = whole.ranked or trace.ranked
     return whole

@@ -302,7 +302,7 @@ class CosineIndex:
             rows=state.rows(),
             segments=len(state.parts),
             screens=tuple(trace.screens),
-            reason=reason_for(self.screen, tuple(trace.screens)),
+            reason=reason_for(self.screen, tuple(trace.screens), ranked=trace.ranked),
             tile=trace.tile,
             group=trace.group,
             emitted=trace.emitted / max(len(asked), 1),

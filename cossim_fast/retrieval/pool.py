@@ -73,6 +73,16 @@ class Pool:
         self._new.append(Candidates(query, row, upper, lower, np.zeros(len(query), bool)))
         self.pending += len(query)
 
+    def add_scored(
+        self, query: NDArray[np.int64], row: NDArray[np.int64], score: NDArray[np.float64],
+        error: float,
+    ) -> None:  # fmt: skip
+        """Add rows with scores (p,) that are off by the error at most."""
+        known = np.ones(len(query), bool)
+        self._new.append(Candidates(query, row, score + error, score - error, known))
+        self.pending += len(query)
+        self.rescored += torch.from_numpy(np.bincount(query, minlength=self.queries))
+
     def close(self, queries: Tensor) -> None:
         """Let no row reach the queries of a mask (q,)."""
         self.threshold.masked_fill_(queries, torch.inf)

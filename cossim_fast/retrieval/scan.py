@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +29,13 @@ class Trace:
     tiles: int = 0
     emitted: int = 0  # rows that passed a threshold when they were seen
     repeated: int = 0  # queries whose guessed threshold was too high
+    ranked: bool = False  # whether all rows were ranked by one product
+
+    def note_ranked(self, rows: int, passed: int) -> None:
+        """Note that so many rows were ranked at once, and how many were scored."""
+        self.screens.append("float32")
+        self.ranked, self.tile, self.group, self.tiles = True, rows, 1, 1
+        self.emitted += passed
 
 
 class Tile:
@@ -146,7 +153,7 @@ class Scan:
         sifted, kept = 0, False
         self._sieve, seen = None, self._seen
         most = tuning.MOST_PENDING * pool.k * pool.queries
-        for some in together:
+        for some in self._parts(segment, together):
             _threads.go_on()
             count = sum(r.stop - r.start for r in some)
             seen += count
@@ -162,7 +169,7 @@ class Scan:
             held = 0 if sieve is None else sieve.held
             due = seen >= self._next_raise or pool.pending + held > most
             crowded = len(pool) + held > tuning.CROWDED
-            if sieve is not None and (due or crowded or some is together[-1]):
+            if sieve is not None and (due or crowded):
                 sieve.emit(pool, pool.rank(sifted, total))
                 sifted = 0
             if due and (kept or pool.pending > most):
@@ -172,7 +179,20 @@ class Scan:
                 self._next_raise = tuning.GROWTH * seen
             if crowded:
                 pool.settle(score, exact=False)
+        if self._sieve is not None:
+            self._sieve.emit(pool, pool.rank(sifted, total))
         return True
+
+    def _parts(
+        self, segment: Segment, together: Sequence[Sequence[slice]]
+    ) -> Iterator[Sequence[slice]]:
+        """Tiles, cut at blocks that cannot be sieved as soon as others can."""
+        for some in together:
+            sieve = self._sieve_of(segment) if len(some) == 1 else None
+            if sieve is None:
+                yield some
+            else:
+                yield from ([part] for part in sieve.parts(some[0]))
 
     def _keep(self, segment: Segment, stretch: Sequence[slice], seen: int, total: int) -> bool:
         """Multiply tiles, and put what passes into the pool; False if a wider screen is cheaper.
@@ -202,7 +222,8 @@ class Scan:
             self._fresh = False
         needed = [tile.needed(pool.threshold) for tile in some]
         times = max(map(passing, some, needed)) * seen / rank
-        if self._is_beaten(times, total, multiplied=seen - self._seen):
+        says = sum(r.stop - r.start for r in stretch) >= tuning.JUDGED_SHARE * trace.tile
+        if says and self._is_beaten(times, total, multiplied=seen - self._seen):
             return False
         for tile, least in zip(some, needed, strict=True):
             trace.emitted += emit(pool, tile, least, trace.group)

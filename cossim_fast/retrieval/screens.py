@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast._cpu_screen import WideRows
-from cossim_fast._dtypes import cpu_products
-from cossim_fast.retrieval import arithmetic, int8, products, rates, tuning
+from cossim_fast.retrieval import arithmetic, float_product, int8, products, rates, tuning
 from cossim_fast.retrieval.codes import BLOCK, UNIT_ROW_ERROR, Segment, unit_rows
 from cossim_fast.retrieval.sources import let_go
 
@@ -243,19 +242,18 @@ class FloatScreen:
         operand = terms.operand.to(dtype)
         out = torch.empty((-(-count // BLOCK) * BLOCK, len(terms.scale)), dtype=dtype)
         step = max(tuning.FLOAT_NUMBERS // centre.numel(), 1)
-        with cpu_products("highest"):
-            for start in range(0, count, step):
-                some = slice(rows.start + start, min(rows.start + start + step, rows.stop))
-                y = unit_rows(segment.rows[some], segment.norms[some], centre)
-                y, place = y.to(self._dtype).to(dtype), out[start : start + len(y)]
-                if self._wide:
-                    torch.mm(y, operand.mT, out=place)
-                else:
-                    products.bfloat16(y, operand, place)
-                if segment.whole is not None:
-                    # Else a pass over an index would hold all of its file: 130 MB of 150 000
-                    # float16 rows of 384 numbers, and 29 so.
-                    let_go(segment.whole, segment.rows[some])
+        for start in range(0, count, step):
+            some = slice(rows.start + start, min(rows.start + start + step, rows.stop))
+            y = unit_rows(segment.rows[some], segment.norms[some], centre).to(self._dtype)
+            place = out[start : start + len(y)]
+            if self._wide:
+                place.copy_(float_product.product(y.float(), operand))
+            else:
+                products.bfloat16(y, operand, place)
+            if segment.whole is not None:
+                # Else a pass over an index would hold all of its file: 130 MB of 150 000 float16
+                # rows of 384 numbers, and 29 so.
+                let_go(segment.whole, segment.rows[some])
         return out.float()
 
     def coded(self, segment: Segment) -> Segment | None:

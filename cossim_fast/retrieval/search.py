@@ -65,7 +65,8 @@ def topk(
     Memory beyond inputs and results: 33 bytes for each candidate, of which there are about 2 k a
     query, twice while they are sorted; 8 d bytes a query, and up to 17 kB of each of 1024 while
     its candidates are counted; and for the stretch that is searched its codes (16 MB) and four
-    tiles of scores (8 MB each), for every thread where each has queries of its own. On a GPU:
+    tiles of scores (8 MB each), for every thread where each has queries of its own. Where so large
+    a share of the rows is wanted that all are ranked at once: three times 16 MB. On a GPU:
     codes, a byte a number, half a GB of scratch while they are made, and block maxima (256 MB).
 
     Raises:

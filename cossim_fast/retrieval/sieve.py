@@ -16,12 +16,14 @@ segment, so what a value stands for changes with the thresholds alone.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cossim_fast.retrieval import int8
+from cossim_fast.retrieval import int8, tuning
 from cossim_fast.retrieval.candidates import step_of_rank
 from cossim_fast.retrieval.codes import BLOCK, Segment
 from cossim_fast.retrieval.pool import Pool
@@ -70,6 +72,19 @@ class Sieve:
     def suits(self, rows: slice) -> bool:
         """Whether blocks of rows share the usual scale: no others can be sieved."""
         return bool(self._shares[rows.start // BLOCK : -(-rows.stop // BLOCK)].all())
+
+    def parts(self, rows: slice) -> list[slice]:
+        """Cut a tile where blocks that suit and blocks that do not meet, unless that is often.
+
+        Few blocks have a scale of their own: two of 609 of sentence embeddings. Alone they take
+        less time than tiles that cannot be sieved for their sake.
+        """
+        first = rows.start // BLOCK
+        shares = self._shares[first : -(-rows.stop // BLOCK)]
+        edges = (np.flatnonzero(shares[1:] != shares[:-1]) + 1 + first) * BLOCK
+        if len(edges) >= tuning.SIEVE_PARTS:
+            return [rows]
+        return [slice(*ends) for ends in itertools.pairwise([rows.start, *edges, rows.stop])]
 
     def tile(self, rows: slice) -> Tensor:
         """Multiply rows of the segment.

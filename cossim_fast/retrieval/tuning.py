@@ -26,6 +26,12 @@ GROUP = 16
 SMALL_GROUP = 4
 GROUP_RESULTS = 128
 
+# Parts: into which a tile is cut at most around blocks that cannot be sieved. Zen 5, 39 000 rows of
+# which two blocks cannot: see `Sieve.parts`.
+SIEVE_PARTS = 3
+# Share of a tile: a smaller part does not say whether a screen pays.
+JUDGED_SHARE = 1 / 8
+
 # ---- thresholds (scan) ----
 
 # Rows: the first thresholds come from one in so many. Their products are made in float32, at half
@@ -72,6 +78,25 @@ FEW_QUERIES = 2
 # Numbers: of rows that are made for a product of floats at a time; 4 MB.
 FLOAT_NUMBERS = 1 << 20
 
+# ---- all rows ranked at once (ranked) ----
+
+# Share: of what a wanted row takes otherwise (`rates.pair`), that is spared by ranking all rows.
+# Zen 5, 256 queries, ms by ranking and by a scan: 12 000 rows, k = 1000 50 and 62, k = 500 35 and
+# 36, k = 300 29 and 26; 39 000 rows, k = 1000 148 and 77.
+RANKED_SPARES = 0.4
+# ns: to find those that pass among the float32 scores, beyond what a float screen takes (Zen 5).
+RANKED_NS = 1.5
+# Queries: at least; to make unit rows of all takes as long as so many products.
+RANKED_QUERIES = 16
+# Scores: of the queries that are ranked together, 16 MB of float32.
+RANKED_SCORES = 1 << 22
+# Numbers: of all rows, at most; they are read again for every so many queries.
+RANKED_NUMBERS = 1 << 24
+# Rows: multiplied at a time; 2 MB of scores with 256 queries.
+RANKED_ROWS = 1 << 11
+# Length: of the longest centred row, below which rows are centred before they are multiplied.
+RANKED_RADIUS = 0.5
+
 # ---- coding (codes) ----
 
 # Numbers: coded at a time, in 8 MB of scratch a thread. (200 000, 384) on Zen 4, ms on one and two
@@ -94,6 +119,10 @@ NEAR_PAIRS = 1 << 20
 # Numbers: of the rows that are widened at a time; 4 MB of float64. Zen 4: 64 to 1365 rows took the
 # same time.
 NEAR_NUMBERS = 1 << 19
+# Steps: in which candidates of a query are counted at most, to find what the k-th of them reaches.
+# Zen 5, 1024 queries of 39 000, ms: k = 10 with 1024 59, 512 58, 256 57, 128 57; k = 100 89, 87,
+# 85, 86.
+COUNTED_STEPS = 256
 # Numbers: of the table that candidates are sorted in, beyond four times the candidates.
 WIDEST_TABLE = 1 << 20
 
