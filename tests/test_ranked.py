@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cossim_fast import CosineIndex, topk
-from cossim_fast.retrieval import float_product, ranked, rates, tuning
+from cossim_fast.retrieval import costs, float_product, ranked, rates, tuning
 from search_data import CORPORA, brute_force, make
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

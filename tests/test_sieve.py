@@ -207,7 +207,7 @@ def test_thresholds_rise_where_no_tile_suits(monkeypatch, processor):
         ((2, 5), [(0, 640)]),
     ],
 )
-def test_a_tile_is_cut_around_blocks_that_do_not_suit(odd, expected):
+def test_a_tile_is_cut_around_blocks_that_do_not_suit(odd, expected, processor):
     queries, corpus = make("gaussian", 640, 24, 6, torch.float32)
     for block in odd:
         corpus[block * 64 : block * 64 + 64, 1:] *= 1e-3  # as long as one entry
