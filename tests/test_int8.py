@@ -1,13 +1,14 @@
 """The int8 product of every kind of processor: within its bound, and refused where it is not."""
 
 import platform
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 import arithmetic as models
 from cossim_fast import CosineIndex, _cpu_screen, pairs_above, topk
-from cossim_fast.retrieval import arithmetic, codes, int8, products, rates, scan, screens
+from cossim_fast.retrieval import arithmetic, codes, int8, products, rates, scan, screens, tuning
 from cossim_fast.retrieval.explanation import reason_for
 
 WIDTHS = (1, 2, 3, 17, 64, 97, 384, 1031, 4099)
@@ -60,7 +61,7 @@ def test_sieved_products_are_within_their_rounding(d, count, processor):
     limit = int8.LARGEST_SCALED / (255 * queries.abs().sum(1))
     scale = torch.minimum(255 / spread * stretch, limit).float()
     offset = (100 - exact.mean(0) * scale).float()
-    unsigned = int8.unsigned(rows.to(torch.int8), torch.empty(192 * d + 5, dtype=torch.uint8))
+    unsigned = int8.unsigned(rows.to(torch.int8))
     assert torch.equal(unsigned.long(), rows + 128)
     padded = (torch.nn.functional.pad(x, (0, int8.width(count) - count)) for x in (scale, offset))
     found = int8.sieved(unsigned, int8.pack(queries.to(torch.int8)), *padded)
@@ -75,9 +76,35 @@ def test_few_shapes_occur():
     assert len(set(rows)) < 80
     assert all(n <= even <= n * 1.125 for n, even in zip(range(64, 1 << 16, 64), rows, strict=True))
     assert len({int8.width(q) for q in range(1, 1025)}) == 19
-    tiles = {scan.tile_rows(q, 1) for q in range(1, 1025)}
+    tiles = {scan.tile_rows(q, 1, width) for q in range(1, 1025) for width in (0, 384)}
     assert all(int8.even_rows(n) == n for n in tiles)
     assert len(tiles) < 60
+
+
+def test_copies_of_codes_stay_in_cache_for_any_number_of_queries():
+    for width in (1, 64, 384, 4096):
+        for queries in (1, 7, 64, 1000):
+            rows = scan.tile_rows(queries, 10, width)
+            assert rows * width <= tuning.TILE_CODES
+            assert rows * queries <= tuning.TILE_SCORES
+            assert rows <= tuning.LONGEST_TILE
+
+
+def test_each_thread_keeps_memory_for_copies_of_its_own(monkeypatch):
+    rows = torch.arange(64 * 3, dtype=torch.int8).view(64, 3)
+
+    def place():
+        return int8.unsigned(rows).data_ptr(), int8.unsigned(rows[:, :2].contiguous()).data_ptr()
+
+    here = place()
+    with ThreadPoolExecutor(1) as pool:
+        there = pool.submit(place).result()
+    assert here[0] == here[1]
+    assert there[0] == there[1]
+    assert here[0] != there[0]
+    monkeypatch.setattr(tuning, "KEPT_CODES", 63)
+    large = int8.unsigned(torch.zeros((1 << 12, 1 << 12), dtype=torch.int8))
+    assert large.data_ptr() != int8.unsigned(rows).data_ptr()
 
 
 @models.every_processor

@@ -149,9 +149,8 @@ def _sieves(codes: Tensor, packed: Tensor, query: Tensor, exact: Tensor) -> bool
     scale = torch.minimum(400 / spread, most).float()
     offset = (128 - wide.mean(0) * scale).float()
     n, count = exact.shape
-    room = torch.empty(int8.even_rows(n) * codes.shape[1], dtype=torch.uint8)
     padding = 0, int8.width(count) - count
     padded = (torch.nn.functional.pad(each, padding) for each in (scale, offset))
-    seen = int8.sieved(int8.unsigned(codes, room), packed, *padded)[:n, :count]
+    seen = int8.sieved(int8.unsigned(codes), packed, *padded)[:n, :count]
     wanted = (wide * scale + offset).clamp_(0.0, 255.0)
     return bool(((seen - wanted).abs() <= int8.ROUNDING).all())

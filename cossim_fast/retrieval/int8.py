@@ -24,11 +24,13 @@ and so do the product with the scale and the offset, each: ROUNDING holds them.
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from cossim_fast.retrieval import products
+from cossim_fast.retrieval import products, tuning
 
 # Sums of d products of unsigned codes fit int32.
 LONGEST_ROW = (2**31 - 1) // (255 * 127)
@@ -47,6 +49,8 @@ _COLUMNS, _FEWEST_COLUMNS, _FEWEST_ROWS = 64, 16, 64
 # What is added to codes of rows, and eight of it.
 _ZERO = 128
 _SIGNS = np.uint64(0x8080808080808080)
+# What a thread keeps to write codes to: to find memory anew took longer than the product.
+_kept = threading.local()
 
 
 def width(queries: int) -> int:
@@ -76,10 +80,9 @@ def product(rows: Tensor, packed: Tensor, queries: int) -> Tensor:
 
     Off by SUM_ERROR sum |z| and a rounding at most.
     """
-    n, d = rows.shape
-    codes = unsigned(rows, torch.empty(even_rows(n) * d, dtype=torch.uint8))
-    found = products.linear(codes, _ZERO, packed, torch.ones(width(queries)), None, torch.float32)
-    return found[:n, :queries].contiguous()
+    codes, ones = unsigned(rows), torch.ones(width(queries))
+    found = products.linear(codes, _ZERO, packed, ones, None, torch.float32)
+    return found[: len(rows), :queries].contiguous()
 
 
 def sieved(rows: Tensor, packed: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
@@ -98,12 +101,18 @@ def sieved(rows: Tensor, packed: Tensor, scale: Tensor, offset: Tensor) -> Tenso
     return products.linear(rows, 0, packed, scale, offset, torch.uint8)
 
 
-def unsigned(rows: Tensor, out: Tensor) -> Tensor:
+def unsigned(rows: Tensor) -> Tensor:
     """Codes (n, d) int8 of whole blocks plus 128, and `even_rows` (n): the others hold anything.
 
-    In the memory of ``out``: so many rows of d uint8 or more.
+    In memory of this thread's, which the next call on it writes over.
     """
     n, d = rows.shape
-    there = out.numpy()[: rows.numel()]
+    size = even_rows(n) * d
+    memory: Tensor | None = getattr(_kept, "memory", None)
+    if memory is None or memory.numel() < size:
+        memory = torch.empty(size, dtype=torch.uint8)
+        if size <= tuning.KEPT_CODES:
+            _kept.memory = memory
+    there = memory.numpy()[: rows.numel()]
     np.bitwise_xor(rows.numpy().reshape(-1).view(np.uint64), _SIGNS, out=there.view(np.uint64))
-    return out[: even_rows(n) * d].view(-1, d)
+    return memory[:size].view(-1, d)

@@ -141,7 +141,9 @@ class Scan:
         """Go through a segment; False as soon as a wider screen promises to be cheaper."""
         pool, trace = self._pool, self._trace
         trace.group = group_rows(pool.k, total)
-        rows = tiles(len(segment), tile_rows(pool.queries, pool.k))
+        coded = self._screen.coded(segment)
+        width = 0 if coded is None or coded.codes is None else coded.codes.shape[1]
+        rows = tiles(len(segment), tile_rows(pool.queries, pool.k, width))
         trace.tile = max([trace.tile, *(r.stop - r.start for r in rows)])
         together = [[r] for r in rows]
         if self._clueless():
@@ -285,9 +287,18 @@ class Scan:
             values[position[first:last] - span[0], query[first:last]] = nothing
 
 
-def tile_rows(queries: int, k: int) -> int:
-    """Rows of a tile: what its scores leave room for, and enough that k of them say something."""
-    fitting = min(max(tuning.TILE_SCORES // max(queries, 1), k), tuning.LONGEST_TILE)
+def tile_rows(queries: int, k: int, width: int = 0) -> int:
+    """Rows of a tile: what its scores leave room for, and enough that k of them say something.
+
+    Args:
+        queries: how many are multiplied together.
+        k: how many rows of each are wanted.
+        width: of codes that are copied on the way to a product, 0 where none are.
+    """
+    fitting = tuning.TILE_SCORES // max(queries, 1)
+    if width:
+        fitting = min(fitting, tuning.TILE_CODES // width)
+    fitting = min(max(fitting, k), tuning.LONGEST_TILE)
     # Of a size that `int8.even_rows` leaves as it is.
     step = max(1 << max(fitting.bit_length() - 4, 0), BLOCK)
     return max(fitting // step, 1) * step

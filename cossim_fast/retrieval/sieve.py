@@ -65,7 +65,6 @@ class Sieve:
         self._margin += float(blocks.residual.max()) * self._norm + SLACK
         self._scale = float(usual) * terms.scale.numpy()
         self._threshold: NDArray[np.float64] | None = None
-        self._room = torch.empty(0, dtype=torch.uint8)
         self._found: list[Passed] = []
         self.held = 0
 
@@ -97,10 +96,7 @@ class Sieve:
             thresholds aimed at, and beyond the queries.
         """
         codes = self._codes[rows.start : -(-rows.stop // BLOCK) * BLOCK]
-        size = int8.even_rows(len(codes)) * codes.shape[1]
-        if self._room.numel() < size:
-            self._room = torch.empty(size, dtype=torch.uint8)
-        unsigned = int8.unsigned(codes, self._room)
+        unsigned = int8.unsigned(codes)
         return int8.sieved(unsigned, self._operand, self._per, self._shift)[: len(codes)]
 
     def aim(self, thresholds: Tensor) -> None:
