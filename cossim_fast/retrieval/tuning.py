@@ -47,8 +47,8 @@ FIRST_WANTED = 4
 # Tiles: over which they are spread.
 FIRST_TILES = 4
 # Times as many rows: are seen before thresholds are raised again. Zen 4, ms: Gaussian 200 000 x 384
-# with 4 137, with 2 129; real 39 000, k = 100, with 4 112, with 2 119. Zen 5, 1024 queries of 39 000, k = 10 and 100: with 2
-# 65 and 90, 3 65 and 88, 4 62 and 90, 8 67 and 86.
+# with 4 137, with 2 129; real 39 000, k = 100, with 4 112, with 2 119. Zen 5, 1024 queries of real
+# 39 000, k = 10 and 100: with 2 65 and 90, 3 65 and 88, 4 62 and 90, 8 67 and 86.
 GROWTH = 4
 # Times k rows a query: may wait before thresholds are raised in any case.
 MOST_PENDING = 32
