@@ -13,7 +13,7 @@ from __future__ import annotations
 # ---- products in tiles (scan) ----
 
 # Scores: of a tile; 8 MB of float32, which stay in a shared cache. 0.5 to 4 million took the same
-# time on Zen 4.
+# time on Zen 4, and 1 to 4 million on Zen 5.
 TILE_SCORES = 1 << 21
 # Numbers: of the codes of a tile, which are copied on the way to a product; 4 MB, which stay in
 # cache. Zen 5, 8 queries of 200 000 rows, ms: with 1 MB 14.7, 4 MB 12.4, 32 MB 41, of which 25 are
@@ -27,7 +27,7 @@ LONGEST_TILE = 1 << 17
 SAMPLED = 4
 # Rows: under one maximum, while few are wanted, and where more are; up to how many of a query are
 # few. Zen 3, 1024 queries of 39 000, ms: k = 10 with 16 296, with 64 334; k = 100 with 16 544, with
-# 8 527, with 4 542.
+# 8 527, with 4 542. Zen 5: k = 10 with 8, 16, 64 70, 62, 69, k = 100 89, 90, 95.
 GROUP = 16
 SMALL_GROUP = 4
 GROUP_RESULTS = 128
@@ -42,7 +42,8 @@ JUDGED_SHARE = 1 / 8
 
 # Rows: the first thresholds come from one in so many. Their products are made in float32, at half
 # the rate of others (Zen 4); fewer of them make guesses that more rows pass. Zen 4: 256 to 1024
-# rows at least took the same time.
+# rows at least took the same time. Zen 5, k = 10 and 100: one in 20 67 and 94, 40 62 and 90, 80 64
+# and 84.
 FIRST_SHARE = 40
 # Rows: of these, at least and at most.
 FEWEST_FIRST = 1024
@@ -52,7 +53,8 @@ FIRST_WANTED = 4
 # Tiles: over which they are spread.
 FIRST_TILES = 4
 # Times as many rows: are seen before thresholds are raised again. Zen 4, ms: Gaussian 200 000 x 384
-# with 4 137, with 2 129; real 39 000, k = 100, with 4 112, with 2 119.
+# with 4 137, with 2 129; real 39 000, k = 100, with 4 112, with 2 119. Zen 5, 1024 queries of real
+# 39 000, k = 10 and 100: with 2 65 and 90, 3 65 and 88, 4 62 and 90, 8 67 and 86.
 GROWTH = 4
 # Times k rows a query: may wait before thresholds are raised in any case.
 MOST_PENDING = 32
@@ -122,9 +124,9 @@ NEAR_TOGETHER = 2
 NEAR_RUNS = 8
 # Pairs: sorted by their rows at a time; 48 bytes each.
 NEAR_PAIRS = 1 << 20
-# Numbers: of the rows that are widened at a time; 4 MB of float64. Zen 4: 64 to 1365 rows took the
-# same time.
-NEAR_NUMBERS = 1 << 19
+# Numbers: of the rows that are widened at a time; 2 MB of float64. Zen 5, 256 000 pairs of 256
+# queries, ns a pair: twice as many 55, these 50, half 54. Zen 4: 64 to 1365 rows took the same.
+NEAR_NUMBERS = 1 << 18
 # Steps: in which candidates of a query are counted at most, to find what the k-th of them reaches.
 # Zen 5, 1024 queries of 39 000, ms: k = 10 with 1024 59, 512 58, 256 57, 128 57; k = 100 89, 87,
 # 85, 86.
@@ -154,7 +156,7 @@ DENSE_NUMBERS = 1 << 18
 
 # ---- what a score costs beside its product (rates) ----
 
-# ns: to keep, move and sort a candidate. Zen 4 about 100; k = 1000: 0.8 million in 120 ms.
+# ns: to keep, move and sort a candidate. Zen 4 about 100: k = 1000: 0.8 million in 120 ms.
 CANDIDATE_NS = 100.0
 # ns: to look at a sieved score, and at one of a float screen with its maxima. Zen 4 0.2 and 1.
 SIEVED_NS = 0.2
