@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from cossim_fast import _composite
+from cossim_fast import _composite, _products
 from cossim_fast._cpu import BLOCK, RowCosines, Scratch, all_in_bounds, odd_rows, row_blocks
 from cossim_fast._cpu_matrix import TILE, normalize, panel_rows, unit_rows
 from cossim_fast._dtypes import accumulation_dtype
@@ -73,16 +73,21 @@ def matrix_gradient(grad: Tensor, x: Tensor, y: Tensor, eps: float) -> Tensor:
     result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dtype = accumulation_dtype(torch.promote_types(x.dtype, y.dtype))
     rows = panel_rows(x.shape[-1])
-    if grad.dtype != dtype or 0 in grad.stride():  # addmm copies what is expanded
+    if grad.dtype != dtype or 0 in grad.stride():  # mm copies what is expanded
         rows = min(rows, math.isqrt(TILE))
-    wide, unit_x, unit_y, total = (Scratch(dtype) for _ in range(4))
+    wide, unit_x, unit_y, total, more = (Scratch(dtype) for _ in range(5))
     for g, x_item, y_item, result_item in zip(grad, x, y, result, strict=True):
         for strip, x_panel, panel in zip(
             g.split(rows), x_item.split(rows), result_item.split(rows), strict=True
         ):
-            t = total.like(panel).zero_()
-            for part, y_panel in zip(strip.split(rows, 1), y_item.split(rows), strict=True):
-                t.addmm_(wide.widen(part), unit_rows(y_panel, eps, unit_y.like(y_panel)))
+            t = total.like(panel)
+            parts = zip(strip.split(rows, 1), y_item.split(rows), strict=True)
+            for number, (part, y_panel) in enumerate(parts):
+                unit = unit_rows(y_panel, eps, unit_y.like(y_panel))
+                place = t if number == 0 else more.like(panel)
+                product = _products.mm(wide.widen(part), unit, out=place)
+                if number:
+                    t.add_(product)
             unit = unit_x.like(x_panel)
             _project(t, unit, normalize(x_panel, eps, unit), eps)
             panel.copy_(t)

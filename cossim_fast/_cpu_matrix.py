@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cossim_fast import _composite
+from cossim_fast import _composite, _products
 from cossim_fast._cpu import (
     BLOCK,
     Scratch,
@@ -19,7 +19,7 @@ from cossim_fast._cpu import (
     row_blocks,
     scratch_places,
 )
-from cossim_fast._dtypes import accumulation_dtype, cpu_products
+from cossim_fast._dtypes import accumulation_dtype
 
 # Elements of a normalized panel: 16 MiB of float32. Tiles of 4096 x 4096 x 1024 run at the speed
 # of the whole product, those of 256 x 4096 x 1024 at 0.86 of it.
@@ -42,8 +42,7 @@ def cosine_matrix(
     x: Tensor, y: Tensor | None, eps: float, out: Tensor, precision: str = "highest"
 ) -> Tensor:
     """Fill `out` (b, n, m) with the cosines of (b, n, d) and (b, m, d); y=None stands for x."""
-    with cpu_products(precision):
-        _fill(x, y, eps, out)
+    _fill(x, y, eps, out)
     return out
 
 
@@ -69,7 +68,7 @@ def _fill_small(x: Tensor, y: Tensor | None, eps: float, out: Tensor, items: int
     for x_part, y_part, part in row_blocks(items, x.shape[:1], x, others, out):
         a = unit_rows(x_part, eps, unit_x.like(x_part))
         b = a if y is None else unit_rows(y_part, eps, unit_y.like(y_part))
-        product = torch.bmm(a, b.mT, out=tile.like(part)).clamp_(-1.0, 1.0)
+        product = _products.bmm(a, b.mT, out=tile.like(part)).clamp_(-1.0, 1.0)
         part.copy_(product if y is not None else product.triu() + product.triu(1).mT)
 
 
@@ -123,11 +122,11 @@ def _fill_square(unit: Tensor, out: Tensor, tile: Scratch) -> None:
 def _product(a: Tensor, b: Tensor, out: Tensor, tile: Scratch) -> None:
     """Fill out with a @ b.T clamped, through a tile where it is narrower than the product."""
     if out.dtype == a.dtype:
-        torch.mm(a, b.T, out=out).clamp_(-1.0, 1.0)
+        _products.mm(a, b.T, out=out).clamp_(-1.0, 1.0)
         return
     rows = max(TILE // b.shape[0], 1)
     for a_part, part in zip(a.split(rows), out.split(rows), strict=True):
-        part.copy_(torch.mm(a_part, b.T, out=tile.like(part)).clamp_(-1.0, 1.0))
+        part.copy_(_products.mm(a_part, b.T, out=tile.like(part)).clamp_(-1.0, 1.0))
 
 
 def _transpose(source: Tensor, target: Tensor) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from cossim_fast import _checks, _composite, _cpu, _cpu_gradients, _cpu_matrix, _cpu_screen
 from cossim_fast._dispatch import without_autocast
-from cossim_fast._dtypes import cpu_products
 
 
 @torch.library.custom_op("cossim_fast::rowwise_fwd", mutates_args=())
@@ -60,8 +59,7 @@ def _(x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
 def pairwise_bwd(grad: Tensor, x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
     """The derivative of <grad, pairwise_fwd(x, y)> by x; by y it is that of the swapped pair."""
     _checks.batched_rows(x, y, eps, precision)
-    with cpu_products(precision):
-        return _cpu_gradients.matrix_gradient(grad, x, y, eps)
+    return _cpu_gradients.matrix_gradient(grad, x, y, eps)
 
 
 @pairwise_bwd.register_fake

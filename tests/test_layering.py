@@ -17,23 +17,23 @@ RULES = {
     "_checks": set(),
     "_extras": set(),
     "_dtypes": set(),
+    "_products": set(),
     "files": {"_extras"},
     "_dispatch": set(),
     "_broadcast": set(),
     "testing": set(),
-    "_threads": set(),
-    "_composite": {"_dtypes"},
+    "_cgroup": set(),
+    "_threads": {"_cgroup"},
+    "_composite": {"_dtypes", "_products"},
     "_cpu": {"_composite", "_dtypes", "_threads"},
-    "_cpu_matrix": {"_composite", "_cpu", "_dtypes"},
-    "_cpu_gradients": {"_composite", "_cpu", "_cpu_matrix", "_dtypes"},
-    "_autograd": {
-        "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_dispatch", "_dtypes"
-    },
-    "_cpu_screen": set(),
+    "_cpu_matrix": {"_composite", "_cpu", "_dtypes", "_products"},
+    "_cpu_gradients": {"_composite", "_cpu", "_cpu_matrix", "_dtypes", "_products"},
+    "_autograd": {"_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_dispatch"},
+    "_cpu_screen": {"_products"},
     "_cpu_near": {"_cpu_screen"},
     "_ops": {
         "_checks", "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_cpu_screen",
-        "_dispatch", "_dtypes", "kernels",
+        "_dispatch", "kernels",
     },
     "_screened_topk": {"_checks", "_ops"},
     "functional": {
@@ -44,16 +44,16 @@ RULES = {
     "__init__": {"_ops", "diagnose", "functional", "modules", "retrieval"},
     # Rooms of several files; a room may import itself.
     "retrieval": {
-        "_checks", "_cpu_near", "_cpu_screen", "_dtypes", "_extras", "_ops",
+        "_checks", "_cpu_near", "_cpu_screen", "_extras", "_ops", "_products",
         "_screened_topk", "_threads",
     },
-    "diagnose": {"functional", "modules", "_checks", "_extras", "retrieval"},
+    "diagnose": {"functional", "modules", "_checks", "_extras", "_products", "retrieval"},
     "integrations": {
         "__init__", "functional", "modules", "retrieval", "diagnose", "_checks", "_extras"
     },
     "cli": {
-        "__init__", "_extras", "files", "functional", "modules", "retrieval", "diagnose",
-        "integrations",
+        "__init__", "_extras", "_products", "_threads", "files", "functional", "modules",
+        "retrieval", "diagnose", "integrations",
     },
 }  # fmt: skip
 ONLY_IN_FUNCTIONS = {("_ops", "kernels")}

@@ -82,6 +82,9 @@ BY_TORCH = {
 }
 
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
 @pytest.fixture(scope="module")
 def megabytes():
     """Peak beyond the inputs and what is kept, of each case; those of torch under `torch: name`."""

@@ -292,7 +292,7 @@ class Batches:
         # processors that the next search could use.
         count = len(self._queries)
         scores = np.full((count, self._k), np.nan)
-        rows = np.full((count, self._k), -1)
+        rows = np.full((count, self._k), -1, np.int64)
         rescored = np.zeros(count, np.int64)
         excluded = np.full(count, -np.inf) if self._certify else None
         for search, some in zip(self.searches(), self._spans, strict=False):

@@ -19,8 +19,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from cossim_fast import _products
 from cossim_fast._cpu_screen import WideRows
-from cossim_fast._dtypes import cpu_products
 from cossim_fast.retrieval import int8
 from cossim_fast.retrieval.codes import BLOCK, UNIT_ROW_ERROR, Segment, unit_rows
 
@@ -231,11 +231,10 @@ class FloatScreen:
         count = rows.stop - rows.start
         out = torch.empty((-(-count // BLOCK) * BLOCK, len(terms.scale)), dtype=self._dtype)
         step = max(_NUMBERS // centre.numel(), 1)
-        with cpu_products("highest"):
-            for start in range(0, count, step):
-                some = slice(rows.start + start, min(rows.start + start + step, rows.stop))
-                y = unit_rows(segment.rows[some], segment.norms[some], centre).to(self._dtype)
-                torch.mm(y, terms.operand.mT, out=out[start : start + len(y)])
+        for start in range(0, count, step):
+            some = slice(rows.start + start, min(rows.start + start + step, rows.stop))
+            y = unit_rows(segment.rows[some], segment.norms[some], centre).to(self._dtype)
+            _products.mm(y, terms.operand.mT, out=out[start : start + len(y)])
         return out.float()
 
     def coded(self, segment: Segment) -> Segment | None:
