@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 PACKAGING := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test test-faces test-model kernels gpu gpu-test gpu-install bench bench-full \
-	bench-report bench-compare confusion lint format clean
+.PHONY: demo test test-processors test-oldest test-faces test-model kernels gpu gpu-test \
+	gpu-install bench bench-full bench-report bench-compare confusion lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
 	$(BIN)/python -P examples/demo.py
@@ -18,6 +18,23 @@ INTERPRETED := kernel_logic or kernel_memory or kernel_mutants
 test: $(VENV)/.dev  ## every test
 	$(BIN)/pytest -m "not ($(INTERPRETED))"
 	TRITON_INTERPRET=1 $(BIN)/pytest -m "$(INTERPRETED)"
+
+test-processors: $(VENV)/.dev  ## the numeric tests with the machine code of other processors
+	$(BIN)/python tests/processors.py $(if $(SHORT),--short)
+
+# What needs torch, numpy and the tools of testing alone: run on the oldest versions and the newest.
+CORE := $(filter-out $(addprefix tests/test_,bench_% cli% demo.py diagnose_% doctests.py gpu.py \
+	integration_% kernel_% layering.py packaging.py readme.py screened_topk.py), \
+	$(wildcard tests/test_*.py))
+
+# The venv made here takes what pip finds of torch 2.8: on Linux from PyPI a CUDA build and its
+# libraries, a download of 4 GB. Any other Python with the versions to be tried, `.[test]` and tqdm:
+# make test-oldest OLDEST_PYTHON=path/to/python.
+OLDEST_VENV := .venv-oldest
+OLDEST_PYTHON ?= $(OLDEST_VENV)/bin/python
+
+test-oldest: $(if $(filter $(OLDEST_VENV)/bin/python,$(OLDEST_PYTHON)),$(OLDEST_VENV)/.core)
+	$(OLDEST_PYTHON) -m pytest $(CORE)
 
 FACES := tests/faces -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
 
@@ -82,7 +99,7 @@ confusion: $(VENV)/.dev  ## what the diagnosis finds in cases of known cause
 	$(BIN)/python tests/diagnose_cases.py --write docs/diagnose-confusion.md
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info
+	rm -rf $(VENV) $(OLDEST_VENV) build dist out *.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -93,6 +110,12 @@ $(VENV)/.demo: $(BIN)/python $(PACKAGING)
 
 $(VENV)/.dev: $(BIN)/python $(PACKAGING)
 	$(INSTALL) ".[gpu,viz,cli,test,lint]"
+	touch $@
+
+$(OLDEST_VENV)/.core: $(PACKAGING)
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --editable ".[test,retrieval]" \
+		"torch==2.8.*" "numpy==1.26.*; python_version < '3.13'"
 	touch $@
 
 $(VENV)/.faces: $(BIN)/python $(PACKAGING)

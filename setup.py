@@ -74,7 +74,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    install_requires=["torch>=2.13", "numpy>=2.0"],
+    # 2.8 is the torch of Triton 3.4, the oldest that the kernels were written for. `make
+    # test-oldest` runs on these; CONTRIBUTING.md says what they cost.
+    install_requires=["torch>=2.8", "numpy>=1.26"],
     extras_require=EXTRAS,
     packages=[
         "cossim_fast",
@@ -92,6 +94,11 @@ setup(
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],

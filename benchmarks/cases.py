@@ -7,7 +7,7 @@ differ in one size alone are points of a growth curve: report.py finds them by t
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -94,6 +94,7 @@ class Case(NamedTuple):
     quick: bool = True  # `make bench` measures it
     why: str = ""  # why another is faster, where one is
     device: str = "cpu"
+    beside: bool = False  # another process keeps one of its processors busy
 
     @property
     def name(self) -> str:
@@ -113,6 +114,8 @@ class Case(NamedTuple):
             words.append(f"{self.threads} thread{'s' if self.threads > 1 else ''}")
         else:
             words.append(self.device)
+        if self.beside:
+            words.append("beside one busy process")
         return ", ".join(words)
 
     @property
@@ -135,10 +138,14 @@ class Case(NamedTuple):
 OURS = "cossim_fast"
 OURS_OUT = "cossim_fast, out="
 OURS_FLOAT32 = "cossim_fast, screen='float32'"
+# Beside a busy process: the same call while that one rests.
+OURS_QUIET = "cossim_fast, nothing beside it"
 TORCH = "F.cosine_similarity"
 NORMALIZE = "F.normalize + mm"
 SENTENCE = "sentence-transformers"
 METRICS = "torchmetrics"
+TORCH_TOPK = "torch.topk(q @ x.T)"
+TRIANGLE = "triangular product"
 FLAT = "FAISS flat"
 KNN = "faiss.knn"
 READ = "x1.sum() + x2.sum()"
@@ -162,7 +169,15 @@ def _rows() -> list[Case]:
     few = (Target("extra", 15, TORCH), MEMORY)
     cases = [
         Case("rows", big, f32, 1, one, why=reasons.READ_ONCE),
-        Case("rows", big, f32, 2, (Target("speed", 8, TORCH), MEMORY), why=reasons.READ_ONCE),
+        Case(
+            "rows",
+            big,
+            f32,
+            2,
+            (Target("speed", 8, TORCH), MEMORY),
+            quick=False,
+            why=reasons.READ_ONCE,
+        ),
         Case("rows", small, f32, 2, few, why=reasons.CHECKS),
         Case("rows", ((32, 128),) * 2, f32, 2, few, why=reasons.CHECKS),
     ]
@@ -371,6 +386,40 @@ def _joins() -> list[Case]:
     return [*cases, *mapped[:2], mapped[2]._replace(targets=(memory, quadratic))]
 
 
+def _beside() -> list[Case]:
+    """Cases beside one busy process: of two processors it takes at most one, and half of the speed.
+
+    Only what the targets name takes part.
+    """
+    f32, f16, bf16 = torch.float32, torch.float16, torch.bfloat16
+    kind = real_or_clustered(40000, 384)
+    rows, large = ((10000, 384),) * 2, ((100000, 384),) * 2
+    square = ((4096, 768),) * 2
+    listed: list[tuple[Task, tuple[tuple[int, ...], ...], torch.dtype, str, dict[str, Any]]] = [
+        ("rows", rows, f32, TORCH, {}),
+        ("rows", rows, f16, TORCH, {}),
+        ("rows", rows, bf16, TORCH, {}),
+        ("rows", large, f32, TORCH, {}),
+        ("rows gradient", rows, f32, TORCH, {}),
+        ("rows gradient", rows, f16, TORCH, {}),
+        ("matrix", square, f32, NORMALIZE, {}),
+        ("matrix", square, f16, NORMALIZE, {}),
+        ("matrix gradient", ((1024, 384),) * 2, f32, NORMALIZE, {}),
+        ("self", square[:1], f32, NORMALIZE, {}),
+        ("top-k", ((1024, 384), (38976, 384)), f32, TORCH_TOPK, {"k": 10, "data": kind}),
+        ("top-k", ((1, 384), (200000, 384)), f32, TORCH_TOPK, {"k": 10, "data": "clustered"}),
+        ("join", ((5000, 384),), f32, TRIANGLE, {"threshold": 0.65, "data": "clustered"}),
+        ("build", ((50000, 384),), f32, "", {"data": "clustered"}),
+    ]
+    cases = []
+    for task, shapes, dtype, peer, rest in listed:
+        targets = [Target("speed", 0.5, OURS_QUIET)]
+        if peer:
+            targets.append(Target("speed", 1, peer))
+        cases.append(Case(task, shapes, dtype, 2, tuple(targets), beside=True, **rest))
+    return cases
+
+
 def _diagnosis() -> list[Case]:
     cases = [
         Case("report", ((n, 384),), torch.float32, 2, (MEMORY,), n == 40000, data="clustered")
@@ -378,7 +427,8 @@ def _diagnosis() -> list[Case]:
     ]
     monitored = (Target("share", 0.02, NO_MONITOR),)
     for batch in ((256, 512), (128, 1, 32, 32)):
-        cases.append(Case("monitor", (batch,), torch.float32, 2, monitored))
+        quick = len(batch) == 2
+        cases.append(Case("monitor", (batch,), torch.float32, 2, monitored, quick=quick))
     return cases
 
 
@@ -389,4 +439,5 @@ CASES: list[Case] = [
     *_indexes(),
     *_joins(),
     *_diagnosis(),
+    *_beside(),
 ]

@@ -131,6 +131,7 @@ class Server:
 
     def __init__(self) -> None:
         self.call: Any = None
+        self.busy: Any = None  # spins while a case beside a busy process is called
 
     def where(self) -> str | None:
         """The package that this process has imported."""
@@ -141,11 +142,15 @@ class Server:
     def prepare(self, name: str) -> float:
         """Make the inputs of a case, check our answer; return the seconds of a call."""
         import answers  # noqa: PLC0415
+        import busy  # noqa: PLC0415
         import timing  # noqa: PLC0415
         from cases import CASES, OURS  # noqa: PLC0415
         from peers import contenders  # noqa: PLC0415
 
         self.call = None
+        if self.busy is not None:
+            self.busy.close()
+            self.busy = None
         (case,) = (case for case in CASES if case.name == name)
         (contender,) = (c for c in contenders(case) if c.name == OURS)
         lacks = contender.missing()
@@ -159,17 +164,25 @@ class Server:
         if not answers.acceptable(case, contender, checked):
             raise RuntimeError(f"wrong by {checked.error:.1e}")
         self.call = call
+        if case.beside:
+            self.busy = busy.Busy(max(os.sched_getaffinity(0)))
         return min(self.sample(1) for _ in range(3))
 
     def spent(self) -> float:
-        """Processor time of this process so far."""
-        return time.process_time()
+        """Processor time of this process so far, and of the busy one."""
+        return time.process_time() + (self.busy.spent if self.busy is not None else 0.0)
 
     def sample(self, repeats: int) -> float:
         """Seconds a call, of so many in a row."""
         from timing import sampler  # noqa: PLC0415
 
-        return sampler("cpu")(self.call, repeats)
+        if self.busy is not None:
+            self.busy.spin()
+        try:
+            return sampler("cpu")(self.call, repeats)
+        finally:
+            if self.busy is not None:
+                self.busy.rest()
 
 
 def serve() -> int:

@@ -47,6 +47,9 @@ def curves(results: dict[str, Any]) -> list[Curve]:
     """Every curve of at least three sizes that the cases hold."""
     groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = defaultdict(dict)
     for case in results["cases"]:
+        # Figures from before there were such cases do not say that they are none.
+        if case.get("beside"):
+            continue
         if not any("seconds" in entry for entry in case["contenders"].values()):
             continue
         shared = tuple(case[key] for key in SHARED)

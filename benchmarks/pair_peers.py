@@ -13,7 +13,7 @@ from torch import Tensor
 
 import cossim_fast
 import floors
-from cases import FLAT, OURS, OURS_FLOAT32, SENTENCE, Case
+from cases import FLAT, OURS, OURS_FLOAT32, SENTENCE, TRIANGLE, Case
 from contender import Call, Contender
 from search_peers import load_faiss, unit, unit_numpy
 
@@ -132,7 +132,7 @@ JOIN = (
         read=_of_pairs,
         takes=_most_pass,
     ),
-    Contender("triangular product", _torch_pairs),
+    Contender(TRIANGLE, _torch_pairs),
     Contender(FLAT, _faiss_pairs, "faiss:IndexFlatIP", read=_of_ranges),
     Contender(
         "scikit-learn",
@@ -163,7 +163,7 @@ JOIN = (
 MAPPED_JOIN = (
     Contender(OURS, _pairs_above, "cossim_fast:pairs_above", read=_of_pairs),
     Contender(
-        "triangular product",
+        TRIANGLE,
         _torch_mapped_pairs,
         too_slow=lambda case: case.shapes[0][0] > 50000,
     ),

@@ -52,6 +52,11 @@ def _normalized_product(x: Tensor, y: Tensor) -> Tensor:
     return F.normalize(x) @ F.normalize(y).T
 
 
+def _normalized_square(x: Tensor) -> Tensor:
+    unit = F.normalize(x)
+    return unit @ unit.T
+
+
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Call]:
     # https://docs.pytorch.org/docs/stable/generated/torch.compile.html: fixed shapes, and the
     # autotuning of max-autotune has nothing to choose in a loop on CPU.
@@ -182,6 +187,7 @@ CONTENDERS: dict[Task, tuple[Contender, ...]] = {
         Contender(OURS, calling(cossim_fast.pairwise_cosine), devices=BOTH),
         Contender(OURS_OUT, _ours_out),
         Contender(f"{OURS}, y given", calling(lambda x: cossim_fast.pairwise_cosine(x, x))),
+        Contender(NORMALIZE, calling(_normalized_square)),
         *_MATRIX[3:],
     ),
     **search_peers.CONTENDERS,
@@ -200,5 +206,10 @@ CONTENDERS: dict[Task, tuple[Contender, ...]] = {
 
 
 def contenders(case: Case) -> tuple[Contender, ...]:
-    """Return the contenders of a case, installed or not."""
-    return tuple(c for c in CONTENDERS[case.task] if case.device in c.devices and c.takes(case))
+    """Return the contenders of a case, installed or not; beside a busy process, few."""
+    named = {OURS, *(target.against for target in case.targets)}
+    return tuple(
+        c
+        for c in CONTENDERS[case.task]
+        if case.device in c.devices and c.takes(case) and (c.name in named or not case.beside)
+    )

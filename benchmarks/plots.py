@@ -158,7 +158,8 @@ def draw_errors(results: dict[str, Any]) -> Figure:
     chosen = {}
     for case in results["cases"]:
         compared = [e for e in case["contenders"].values() if e.get("error") is not None]
-        if case["task"] in ERROR_TASKS and case["dtype"] == "float32" and len(compared) > 1:
+        wanted = case["task"] in ERROR_TASKS and not case.get("beside")
+        if wanted and case["dtype"] == "float32" and len(compared) > 1:
             size = math.prod(case["sizes"].values())
             if size > chosen.get(case["task"], (0, None))[0]:
                 chosen[case["task"]] = (size, case)

@@ -101,6 +101,7 @@ def run(full: bool, only: str, device: str, path: Path | None, fresh: bool = Fal
     for line in left_out(device):
         print(line)
     chosen = [case._replace(device=device) for case in CASES if full or only or case.quick]
+    chosen = [case for case in chosen if device == "cpu" or not case.beside]
     chosen = [case for case in chosen if only in case.name]
     if not chosen:
         print(
@@ -198,6 +199,7 @@ def left_out(device: str) -> list[str]:
 
 def measure(case: Any) -> dict[str, Any]:
     """Time a case and measure its memory, in children."""
+    from busy import can_be_kept  # noqa: PLC0415
     from cases import OURS  # noqa: PLC0415
     from environment import has_device  # noqa: PLC0415
     from memory import peak_bytes  # noqa: PLC0415
@@ -213,11 +215,14 @@ def measure(case: Any) -> dict[str, Any]:
         "data": case.data,
         "threshold": case.threshold,
         "device": case.device,
+        "beside": case.beside,
         "headline": case.headline,
         "why": case.why,
         "targets": [],
         "contenders": {},
     }
+    if case.beside and not can_be_kept():
+        return record | {"not_run": "this system keeps no process to one processor"}
     if processors() < case.threads:
         return record | {"failed": f"this machine has {processors()} processors"}
     if not in_child(has_device, case.device):
@@ -227,8 +232,9 @@ def measure(case: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             timed = in_child(time_case, case, Path(folder))
-            compared = {OURS}
-            if case.headline:
+            # Beside a busy process a call holds what it holds elsewhere.
+            compared = set() if case.beside else {OURS}
+            if case.headline and not case.beside:
                 compared |= {timed["fastest"], *(target.against for target in case.targets)}
             for contender in contenders(case):
                 entry = timed["contenders"][contender.name]

@@ -18,11 +18,10 @@ from torch import Tensor
 
 import cossim_fast
 import floors
-from cases import FLAT, KNN, OURS, OURS_FLOAT32, SENTENCE, Case, Task
+from cases import FLAT, KNN, OURS, OURS_FLOAT32, SENTENCE, TORCH_TOPK, Case, Task
 from contender import Call, Contender
 
 BOTH = floors.BOTH
-TORCH_TOPK = "torch.topk(q @ x.T)"
 SBERT = "sentence_transformers.util"
 # Rows of a memory map that are widened at a time by those who do so by hand.
 BLOCK = 65536

@@ -16,7 +16,7 @@ from cases import CASES, Case
 from contender import Contender, Part
 from peers import contenders
 
-PAIRS = [(case, c) for case in CASES for c in contenders(case)]
+PAIRS = [(case, c) for case in CASES if not case.beside for c in contenders(case)]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,9 @@ Each case runs in a fresh child of a server process that has imported everything
 case inherits another's memory or threads. The contenders of a case take turns; a figure is the
 median of the rounds with an interval, and a ratio is the median of the ratios within rounds.
 Peak memory is measured in one more child for each contender.
+
+A case beside a busy process is measured while another process spins on one of its processors, and
+ours in each round once more while that one rests.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import answers
 import data
-from cases import FASTEST, OURS, Case, Target
+from busy import Busy
+from cases import FASTEST, OURS, OURS_QUIET, Case, Target
 from contender import Call, Inside, Part, plain
 from gpu import DeviceClock
 from held import extra_bytes, held_bytes
@@ -44,6 +48,9 @@ LONG_ROUND, LONGEST_ROUND = 5.0, 20.0
 SLOW, SLOWER = 0.5, 4.0
 # A sample of a short call is a loop of at least this many seconds.
 SHORTEST_SAMPLE = 2e-3
+# Beside a busy process: several of the times that the system gives one process before another, and
+# seconds for the rounds.
+SHORTEST_BESIDE, BUDGET_BESIDE = 5e-2, 3.0
 # Tasks whose last input lies in a file.
 MAPPED = ("mapped", "mapped join")
 # Rows of a memory map that are made at a time.
@@ -148,9 +155,14 @@ def time_case(case: Case, folder: Path | None = None) -> dict[str, Any]:
     pin(case.threads)  # a first call may set them: an index does so in a forked child, as this is
     gc.collect()
     gc.disable()  # for good: this process ends after the case
-    busy, own, start = busy_seconds(), time.process_time(), time.perf_counter()
     floors = {name for name, entry in found.items() if entry["floor"]}
-    samples = alternate(calls, floors, case.device)
+    busy, own, start = busy_seconds(), time.process_time(), time.perf_counter()
+    if case.beside:
+        found[OURS_QUIET] = found[OURS] | {"floor": True, "error": None}
+        samples, spent = alternate_beside(calls, floors)
+        own -= spent
+    else:
+        samples = alternate(calls, floors, case.device)
     threads_kept(case.threads)
     elapsed, own = time.perf_counter() - start, time.process_time() - own
     others = max(0.0, busy_seconds() - busy - own) / elapsed
@@ -257,14 +269,56 @@ def _measured(
     return median_interval([(b - a) * 1e6 for a, b in _by_round(theirs, ours)])
 
 
+def alternate_beside(
+    calls: dict[str, tuple[Timed, float]], floors: set[str]
+) -> tuple[dict[str, list[float]], float]:
+    """Time the calls in turns beside a busy process, and ours while that one rests, too.
+
+    Returns:
+        What `alternate` does, and the processor time of the busy process.
+    """
+    sample = sampler("cpu")
+    ours, first = calls[OURS]
+    once = min(first, *(sample(ours, 1) for _ in range(3)))
+    repeats = math.ceil(SHORTEST_BESIDE / once)
+    with Busy(max(os.sched_getaffinity(0))) as busy:
+
+        def quiet() -> float:
+            with busy.resting():
+                return sample(ours, repeats)
+
+        busy.spin()
+        samples = alternate(
+            calls | {OURS_QUIET: (Inside(quiet), once * repeats)},
+            floors | {OURS_QUIET},
+            shortest=SHORTEST_BESIDE,
+            budget=BUDGET_BESIDE,
+        )
+        busy.rest()
+    return samples, busy.spent
+
+
 def alternate(
-    calls: dict[str, tuple[Timed, float]], floors: set[str], device: str = "cpu"
+    calls: dict[str, tuple[Timed, float]],
+    floors: set[str],
+    device: str = "cpu",
+    *,
+    shortest: float = SHORTEST_SAMPLE,
+    budget: float | None = None,
 ) -> dict[str, list[float]]:
     """Time the calls in turns, in a new order each round: seconds a call, by name.
 
     With each call comes how long its first one took. One that is slow beside the fastest that is
     no floor is called once.
+
+    Args:
+        calls: by name, and the seconds of the first call of each.
+        floors: names that are no measure of who is slow.
+        device: where they run.
+        shortest: seconds of a sample at least.
+        budget: seconds for the rounds, or BUDGET.
     """
+    budget = BUDGET if budget is None else budget
     times = {
         name: call.times if isinstance(call, Part) else 1.0 for name, (call, _) in calls.items()
     }
@@ -274,22 +328,22 @@ def alternate(
     once = {}
     for name, (_, first) in calls.items():
         once[name] = first
-        if first < BUDGET / 10 and name in whole:  # the first of short calls is mostly warming up
+        if first < budget / 10 and name in whole:  # the first of short calls is mostly warming up
             once[name] = min(sample(calls[name][0], 1) for _ in range(3))
     fastest = min((t for name, t in once.items() if name not in floors), default=0.0)
     slow = {name for name, t in once.items() if t > max(SLOW, SLOWER * fastest)} - {OURS}
-    repeats = {name: max(1, math.ceil(SHORTEST_SAMPLE / once[name])) for name in calls}
+    repeats = {name: max(1, math.ceil(shortest / once[name])) for name in calls}
     turns = [name for name in calls if name not in slow]
     total = sum(once[name] * repeats[name] for name in turns)
     if total > LONGEST_ROUND:
         slow, turns = set(calls), []
     fewest = FEWEST_ROUNDS if total < LONG_ROUND else 3
-    rounds = max(fewest, min(MOST_ROUNDS, int(BUDGET / max(total, 1e-9))))
+    rounds = max(fewest, min(MOST_ROUNDS, int(budget / max(total, 1e-9))))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for name in slow:
         # The warming up of the first call is little of a long one.
         first = calls[name][1]
-        counts = first if first >= BUDGET and name in whole else sample(calls[name][0], 1)
+        counts = first if first >= budget and name in whole else sample(calls[name][0], 1)
         samples[name].append(counts * times[name])
     order = random.Random(0)
     for _ in range(rounds):

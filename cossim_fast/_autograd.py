@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cossim_fast import _composite, _cpu, _cpu_gradients, _cpu_matrix
+from cossim_fast import (
+    _composite,
+    _cpu,
+    _cpu_gradients,
+    _cpu_matrix,
+    _cpu_matrix_gradients,
+)
 from cossim_fast._dispatch import Executor, choose_executor, without_autocast
 
 
@@ -23,7 +29,7 @@ class CosineRows(torch.autograd.Function):
         rows = _cpu.row_cosines(x, y, eps, dtype)
         ctx.save_for_backward(x, y, *rows)
         ctx.eps = eps
-        return rows.cosine.clamp(-1.0, 1.0).to(dtype)
+        return _cpu.clamped(rows.cosine, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -60,7 +66,7 @@ class CosineMatrix(torch.autograd.Function):
             if _graph_is_wanted(grad):
                 one_side = _composite.matrix_gradient
             else:
-                one_side = _cpu_gradients.matrix_gradient
+                one_side = _cpu_matrix_gradients.matrix_gradient
             grad_x = one_side(grad, x, other, ctx.eps) if for_x else None
             if y is None and grad_x is not None:
                 grad_x = grad_x + one_side(grad.mT, x, other, ctx.eps)

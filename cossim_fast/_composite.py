@@ -109,7 +109,7 @@ def _projected(weighted: Tensor, x: Tensor, eps: float) -> Tensor:
     """The derivative by x of <weighted, unit_rows(x)>: autograd sees nothing inside an op."""
     if x.shape[-1] == 0:
         return torch.zeros_like(x)
-    scale = _scale(x, -1)
+    scale = range_scale(x, -1)
     scaled = x * scale
     norm: Tensor = vector_norm(scaled, 2, -1, keepdim=True)
     bounded = torch.maximum(norm, eps * scale)
@@ -127,7 +127,7 @@ def unit_rows(x: Tensor, dim: int, eps: float) -> Tensor:
     """
     if x.dim() and x.shape[dim] == 0:
         return x
-    scale = _scale(x, dim)
+    scale = range_scale(x, dim)
     scaled = x * scale
     norm: Tensor = vector_norm(scaled, 2, dim, keepdim=True)
     norm = norm + (torch.maximum(norm, eps * scale) - norm).detach()
@@ -138,12 +138,12 @@ def row_norms(x: Tensor, dim: int) -> Tensor:
     """Return |x| along `dim`, kept as a dimension of size 1; inf only where |x| is too large."""
     if x.dim() and x.shape[dim] == 0:
         return x.sum(dim, keepdim=True)
-    scale = _scale(x, dim)
+    scale = range_scale(x, dim)
     norm: Tensor = vector_norm(x * scale, 2, dim, keepdim=True)
     return norm / scale
 
 
-def _scale(x: Tensor, dim: int) -> Tensor:
+def range_scale(x: Tensor, dim: int) -> Tensor:
     """A power of two for each row that brings its squares into range; 1 for most rows."""
     band = BANDS[x.dtype]
     with torch.no_grad():

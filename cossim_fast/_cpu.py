@@ -10,7 +10,7 @@ torch's costs 3 to 8 µs between others, and (1000, 384) took 262 µs with 20 of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,10 +21,16 @@ from torch.linalg import vector_norm
 
 from cossim_fast import _composite
 from cossim_fast._dtypes import accumulation_dtype
-from cossim_fast._threads import together, usable_threads
+from cossim_fast._threads import alone, together, usable_threads
+from cossim_fast._vecdot import vecdot
 
-# Elements of one operand in a block of what is widened or strided: torch's ops start slowly.
+# Elements of one operand in a block of what is widened or strided: torch's ops start slowly, and
+# threads that meet at the interpreter's lock wait for each other. (100000, 384) float16 rows on two
+# threads took 11 ms with 2^19 or 2^20, 13 with 2^18, 21 with 2^17 and 35 with 2^15 (Zen 5).
 BLOCK = 3 << 17
+# Elements of the least part of such work that is worth a thread: two took 0.35 ms for (1000, 384)
+# float16 rows, where one took 0.17; 0.52 and 0.40 for (10000, 64); 1.36 and 1.44 for (10000, 384).
+PART = 1 << 20
 # Elements of one operand in a block of numpy's. (200000, 384) float32 rows on one thread took 1.3
 # times the bare read of the inputs with 2^17 to 2^18 of them, 1.36 with 3 * 2^17 and 1.5 with 2^15,
 # where Python shows.
@@ -47,8 +53,6 @@ NORM_BOUNDS = {
 }
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 Array: TypeAlias = "np.ndarray[Any, Any]"
-# numpy's type stubs leave out its axis.
-vecdot: Any = np.vecdot
 
 
 class RowCosines(NamedTuple):
@@ -63,18 +67,29 @@ def cosine_rows(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """Cosine along the last dimension of two tensors of one shape, as `dtype`."""
     shape = x.shape[:-1]
     if shape.numel() <= STATISTICS:
-        cosine = _clamped_cosines(x, y, eps, dtype)
-        return cosine if cosine.dtype is dtype else cosine.to(dtype)
+        cosine, _ = _statistics(x, y, eps, dtype)
+        return _clamped(cosine, cosine, dtype)
     result = torch.empty(shape, dtype=dtype, device=x.device)
     for x_part, y_part, part in row_blocks(STATISTICS, shape, x, y, result):
-        part.copy_(_clamped_cosines(x_part, y_part, eps, dtype))
+        cosine, _ = _statistics(x_part, y_part, eps, dtype)
+        with alone():
+            part.copy_(torch.from_numpy(cosine.clip(-1.0, 1.0, out=cosine)))
     return result
 
 
-def _clamped_cosines(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    cosine, _ = _statistics(x, y, eps, dtype)
+def clamped(cosine: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return cosines clamped to [-1, 1] as `dtype`, in memory of their own."""
+    found = cosine.numpy()
+    return _clamped(found, np.empty_like(found), dtype)
+
+
+def _clamped(cosine: Array, out: Array, dtype: torch.dtype) -> Tensor:
     # Together these start sooner than np.clip.
-    return torch.from_numpy(np.minimum(np.maximum(cosine, -1.0, out=cosine), 1.0, out=cosine))
+    found = torch.from_numpy(np.minimum(np.maximum(cosine, -1.0, out=out), 1.0, out=out))
+    if found.dtype is dtype:
+        return found
+    with alone():
+        return found.to(dtype)
 
 
 def row_cosines(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> RowCosines:
@@ -129,14 +144,14 @@ def _dots(x: Tensor, y: Tensor, dtype: torch.dtype) -> Array:
     along = x.stride(-1) == y.stride(-1) == 1
     dense = x.dim() == 2 or (x.is_contiguous() and y.is_contiguous())
     flat = (shape.numel(), width)
-    if not (along and dense):
-        _fill_any_dots(x.detach(), y.detach(), *torch.from_numpy(sums).unbind())
-    elif x.dtype is y.dtype is dtype:
+    if along and dense and x.dtype is y.dtype is dtype:
         p, q = x.numpy(force=True).reshape(flat), y.numpy(force=True).reshape(flat)
         _share_dots(p, q, sums.reshape(3, -1))
-    else:
-        p_rows, q_rows = x.detach().reshape(flat), y.detach().reshape(flat)
-        _fill_widened_dots(p_rows, q_rows, sums.reshape(3, -1), dtype)
+        return sums
+    a, b, parts = x.detach(), y.detach(), torch.from_numpy(sums)
+    if along and dense:
+        a, b, parts = a.reshape(flat), b.reshape(flat), parts.view(3, -1)
+    each_block(partial(_fill_any_dots, dtype), a.shape[:-1], a, b, *parts)
     return sums
 
 
@@ -158,25 +173,6 @@ def _fill_dots(x: Array, y: Array, sums: Array, starts: Iterator[int], step: int
         _dot_pairs(x[rows], y[rows], sums[:, rows])
 
 
-@np.errstate(all="ignore")
-def _fill_widened_dots(x: Tensor, y: Tensor, sums: Array, dtype: torch.dtype) -> None:
-    """Write <x, y>, <x, x> and <y, y> of rows (n, d) that are widened first, to sums (3, n).
-
-    torch's threads widen them, several times as fast as they are multiplied afterwards: in blocks
-    that threads of our own share, (100000, 384) float16 rows took 44 ms, and so 33.
-    """
-    step = max(BLOCK // max(x.shape[1], 1), 1)
-    # In one piece: see `scratch_places`.
-    places = torch.empty((2, min(step, len(x)), x.shape[1]), dtype=dtype, device="cpu")
-    for start in range(0, len(x), step):
-        rows = slice(start, start + step)
-        p, q = (
-            place[: len(block)].copy_(block).numpy()
-            for place, block in zip(places, (x[rows], y[rows]), strict=True)
-        )
-        _dot_pairs(p, q, sums[:, rows])
-
-
 def _dot_pairs(x: Array, y: Array, sums: Iterable[Array]) -> None:
     """Write <x, y>, <x, x> and <y, y> of rows to the three of `sums`."""
     # x and y first, since the two come faster from memory together than one by one.
@@ -188,17 +184,53 @@ def _dot_pairs(x: Array, y: Array, sums: Iterable[Array]) -> None:
 
 
 @np.errstate(all="ignore")
-def _fill_any_dots(x: Tensor, y: Tensor, dot: Tensor, square_x: Tensor, square_y: Tensor) -> None:
-    """Write <x, y>, <x, x> and <y, y> of rows of any dtype and stride."""
-    wide_x, wide_y, product = scratch_places(dot.dtype, *[min(x.numel(), BLOCK)] * 3)
-    rows = BLOCK // max(x.shape[-1], 1)
-    for x_block, y_block, *sums in row_blocks(rows, dot.shape, x, y, dot, square_x, square_y):
+def _fill_any_dots(dtype: torch.dtype, size: int, blocks: Iterable[tuple[Tensor, ...]]) -> None:
+    """Write <x, y>, <x, x> and <y, y> of blocks (x, y, *sums) of any dtype and stride.
+
+    Args:
+        dtype: of the sums.
+        size: elements of one operand of a block.
+        blocks: x and y (..., d), and three tensors (...).
+    """
+    wide_x, wide_y, product = scratch_places(dtype, *[size] * 3)
+    for x_block, y_block, *sums in blocks:
         a, b = wide_x.widen(x_block), wide_y.widen(y_block)
         if a.stride(-1) == b.stride(-1) == 1:
             _dot_pairs(a.numpy(), b.numpy(), [out.numpy() for out in sums])
         else:
+            place = product.like(a, b)
             for first, second, out in zip((a, a, b), (b, a, b), sums, strict=True):
-                torch.sum(torch.mul(first, second, out=product.like(first, second)), -1, out=out)
+                torch.sum(torch.mul(first, second, out=place), -1, out=out)
+
+
+def each_block(
+    work: Callable[[int, Iterator[tuple[Tensor, ...]]], None], shape: torch.Size, *tensors: Tensor
+) -> None:
+    """Let `work` take blocks of tensors of the same leading `shape`, by one thread each.
+
+    torch would share every operation on a block among its threads, which wait at its end for the
+    slowest.
+
+    Args:
+        work: takes the elements of the largest block, and blocks until there are no more.
+        shape: the rows.
+        tensors: the first of shape (*shape, d).
+    """
+    width = max(tensors[0].shape[-1], 1)
+    elements = shape.numel() * width
+    threads = max(min(usable_threads(), elements // PART), 1)
+    # Blocks of one size, and as many for each thread.
+    blocks = threads * -(-elements // (threads * BLOCK))
+    rows = -(-shape.numel() // max(blocks, 1)) or 1
+    # Of a list, since threads may not ask a generator at the same time.
+    left = iter(list(row_blocks(rows, shape, *tensors)))
+    part = partial(work, min(rows * width, elements), left)
+
+    def by_this_thread() -> None:
+        with alone():
+            part()
+
+    together(threads, by_this_thread)
 
 
 def norms_along_last(x: Tensor, squares: Scratch, out: Tensor) -> Tensor:

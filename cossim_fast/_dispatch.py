@@ -61,7 +61,15 @@ def has_triton() -> bool:
 
 def autocast_is_on(device: torch.device) -> bool:
     """Whether autocast is on for this kind of device; meta tensors know none."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return _knows_autocast(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def _knows_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
+# Never changes, and Dynamo before 2.12 cannot trace it; see _products._products_are_full.
+_knows_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:

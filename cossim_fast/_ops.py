@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cossim_fast import _checks, _composite, _cpu, _cpu_gradients, _cpu_matrix, _cpu_screen
+from cossim_fast import (
+    _checks,
+    _composite,
+    _cpu,
+    _cpu_gradients,
+    _cpu_matrix,
+    _cpu_matrix_gradients,
+    _cpu_screen,
+)
 from cossim_fast._dispatch import without_autocast
 
 
@@ -59,7 +67,7 @@ def _(x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
 def pairwise_bwd(grad: Tensor, x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
     """The derivative of <grad, pairwise_fwd(x, y)> by x; by y it is that of the swapped pair."""
     _checks.batched_rows(x, y, eps, precision)
-    return _cpu_gradients.matrix_gradient(grad, x, y, eps)
+    return _cpu_matrix_gradients.matrix_gradient(grad, x, y, eps)
 
 
 @pairwise_bwd.register_fake

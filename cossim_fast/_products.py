@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cossim_fast import _fp32_setting
+
 # torch's words for settings under which a GPU leaves factors whole.
 _FULL = ("none", "ieee")
 # A product in float64 is formed in tiles, of and from so many numbers, 8 MB, or of this side.
@@ -36,6 +38,8 @@ _BATCH = 2
 # Far from what a rounding to 16 bits or fewer does, and above those of sums with one large term.
 _ROUNDING = 2.0**-20
 
+Multiply = Callable[[Tensor, Tensor], list[Tensor]]
+
 # Calls that do not run Python: whatever else runs Python has no turn between them.
 _call: Callable[[Any], Any] = partial.__call__
 _READ = (
@@ -44,7 +48,7 @@ _READ = (
     else partial(torch._C._get_float32_matmul_precision),
     partial(torch._C._get_mkldnn_enabled),
 )
-# By the two settings that are read.
+# By what multiplies, and the two settings that are read.
 _whole: dict[tuple[Any, ...], bool] = {}
 # Whether another thread has changed them during a product.
 _unsteady = False
@@ -73,6 +77,24 @@ def bmm(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
     return out
 
 
+def linear(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
+    """Return a @ b.T (+ start) of float32 (n, d), contiguous, and (m, d), by oneDNN, as `mm` does.
+
+    In memory of its own.
+    """
+    if _settings_leave_whole(_by_onednn, _here):
+        product, whole = _watched(_by_onednn, partial(_linear, a, b, start))
+        if whole:
+            return product
+    product = mm(a, b.T)
+    return product if start is None else product.add_(start)
+
+
+def linear_is_whole() -> bool:
+    """Whether `linear` is oneDNN's product, as settings are."""
+    return _settings_leave_whole(_by_onednn, _here)
+
+
 def full_precision_product(a: Tensor, b: Tensor) -> Tensor:
     """Return a @ b, differentiable and traceable, on any device, as exact as `mm`.
 
@@ -83,8 +105,8 @@ def full_precision_product(a: Tensor, b: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or not a.is_cpu:
         backend = "cuda" if a.is_cuda else "mkldnn"
         return a @ b if _products_are_full(backend) else (a.double() @ b.double()).float()
-    if _settings_leave_whole(_in_thread):
-        product, whole = _watched(partial(torch.matmul, a, b))
+    if _settings_leave_whole(_by_torch, _in_thread):
+        product, whole = _watched(_by_torch, partial(torch.matmul, a, b))
         if whole:
             return product
     return (a.double() @ b.double()).float()
@@ -92,7 +114,7 @@ def full_precision_product(a: Tensor, b: Tensor) -> Tensor:
 
 def described() -> str:
     """How float32 products are formed now."""
-    if _settings_leave_whole(_here):
+    if _settings_leave_whole(_by_torch, _here):
         return "as torch forms them, from whole factors"
     if _unsteady:
         return "in float64, as another thread changed torch's setting during one"
@@ -104,24 +126,24 @@ def _left_whole(of: Callable[..., Tensor], a: Tensor, b: Tensor, out: Tensor) ->
     if a.dtype != torch.float32:
         of(a, b, out=out)
         return True
-    if not _settings_leave_whole(_here):
+    if not _settings_leave_whole(_by_torch, _here):
         return False
-    return _watched(partial(of, a, b, out=out))[1]
+    return _watched(_by_torch, partial(of, a, b, out=out))[1]
 
 
-def _watched(product: Callable[[], Tensor]) -> tuple[Tensor, bool]:
+def _watched(by: Multiply, product: Callable[[], Tensor]) -> tuple[Tensor, bool]:
     """A product, and whether the settings before and after it leave factors whole."""
     global _unsteady  # noqa: PLW0603 - the process has one setting
     word, enabled, found, *after = map(_call, (*_READ, product, *_READ))
-    whole = _whole.get((word, enabled), False) and _whole.get(tuple(after), False)
+    whole = _whole.get((by, word, enabled), False) and _whole.get((by, *after), False)
     _unsteady = _unsteady or not whole
     return found, whole
 
 
 def _products_are_full(backend: str) -> bool:
     if backend == "mkldnn":
-        return _settings_leave_whole(_in_thread)
-    return torch._C._get_fp32_precision_getter(backend, "matmul") in _FULL
+        return _settings_leave_whole(_by_torch, _in_thread)
+    return _fp32_setting.get(backend) in _FULL
 
 
 # What torch.compiler.assume_constant_result sets, which would load dynamo at import: seconds.
@@ -129,16 +151,16 @@ def _products_are_full(backend: str) -> bool:
 _products_are_full._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _settings_leave_whole(run: Callable[[Callable[[], bool]], bool]) -> bool:
+def _settings_leave_whole(by: Multiply, run: Callable[[Callable[[], bool]], bool]) -> bool:
     """Whether products leave their factors whole under the settings of this moment."""
     global _unsteady  # noqa: PLW0603 - the process has one setting
     if _unsteady:
         return False
-    settings = tuple(map(_call, _READ))
+    settings = (by, *map(_call, _READ))
     known = _whole.get(settings)
     if known is None:
-        known = run(_leaves_factors_whole)
-        if settings != tuple(map(_call, _READ)):
+        known = run(partial(_leaves_factors_whole, by))
+        if settings != (by, *map(_call, _READ)):
             _unsteady = True  # and it is open what was tried
             return False
         _whole[settings] = known
@@ -158,7 +180,28 @@ def _in_thread(work: Callable[[], bool]) -> bool:
     return found == [True]
 
 
-def _leaves_factors_whole() -> bool:
+def _linear(a: Tensor, b: Tensor, start: Tensor | None) -> Tensor:
+    ops = torch.ops.mkldnn._linear_pointwise
+    if start is None:
+        return ops(a, b, None, "none", [], "")  # type: ignore[no-any-return]
+    return ops.binary(a, start, b, None, "add")  # type: ignore[no-any-return]
+
+
+def _by_torch(a: Tensor, b: Tensor) -> list[Tensor]:
+    """A @ b by each of torch's own operators: (n, m), and (2, n, m)."""
+    some = torch.empty((_BATCH, a.shape[0], b.shape[1]), dtype=a.dtype, device="cpu")
+    batch = [x.expand(_BATCH, *x.shape) for x in (a, b)]
+    return [torch.mm(a, b, out=some[0].clone()), torch.bmm(*batch, out=some)]
+
+
+def _by_onednn(a: Tensor, b: Tensor) -> list[Tensor]:
+    """A @ b by oneDNN."""
+    rows = b.mT.contiguous()
+    zeros = torch.zeros((a.shape[0], b.shape[1]), dtype=a.dtype, device="cpu")
+    return [_linear(a, rows, start) for start in (None, zeros)]
+
+
+def _leaves_factors_whole(by: Multiply) -> bool:
     """Try products of factors of 24 bits with ones and zeros, which are exact unless rounded."""
     for n, d, m in _TRIED:
         for a, b in (
@@ -166,12 +209,8 @@ def _leaves_factors_whole() -> bool:
             (_numbers(n, d), _choices(m, d).mT.contiguous()),
             (_choices(n, d), _numbers(m, d).mT),
         ):
-            batch = [x.expand(_BATCH, *x.shape) for x in (a, b)]
             exact = torch.mm(a.double(), b.double())
-            for found in (
-                torch.mm(a, b, out=torch.empty_like(exact, dtype=a.dtype)),
-                torch.bmm(*batch, out=torch.empty((_BATCH, n, m), dtype=a.dtype, device="cpu")),
-            ):
+            for found in by(a, b):
                 if float((found.double() - exact).abs().amax()) > _ROUNDING:
                     return False
     return True

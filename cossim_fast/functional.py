@@ -46,8 +46,8 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     infinity gives NaN, and no other. Empty rows give 0. Derivatives of every order, forward mode,
     ``vmap``, ``torch.compile`` and ``torch.export`` work; the clamp to [-1, 1] and the maximum
     with eps are invisible to them, the latter as in torch. On CPU the result of paired rows
-    lies in memory of numpy's, which ``resize_`` cannot enlarge; the extra memory is a few MiB,
-    and as many bytes as the inputs for their gradients.
+    lies in memory of numpy's, which ``resize_`` cannot enlarge; the extra memory is a few
+    MiB a thread, and as many bytes as the inputs for their gradients.
 
     Raises:
         RuntimeError: shapes that do not broadcast, no floating dtype or a complex one, eps < 0,
@@ -103,12 +103,14 @@ def pairwise_cosine(
         out: a tensor of exactly the result's shape and dtype to write to, that overlaps no input.
         precision: how the products of float32 rows (of float16 and bfloat16 rows, on CPU) are
             formed, in the words of :func:`torch.set_float32_matmul_precision`, whose own setting
-            is ignored. With u the rounding of a factor, the error is at most
+            is ignored, and never lowered. With u the rounding of a factor, the error is at most
             2u + u² + 2 (d + 4) 2^-24 before the result is rounded to its dtype:
             ``"highest"``: u = 0;
-            ``"high"``: u = 2^-11, three tf32 or bfloat16 products where the hardware has them;
-            ``"medium"``: u = 2^-8, one such product.
-            A processor without such products gives a better one.
+            ``"high"``: u = 2^-11, three tf32 or four bfloat16 products where the hardware has
+            tiles for them (AMX);
+            ``"medium"``: u = 2^-8, one such product, or two on CPU where the rows need it.
+            A processor without such products gives a better one. Its gradients are those of
+            ``"highest"`` on CPU.
 
     Returns:
         (n, m) or (b, n, m) in ``torch.result_type(x, y)``, every entry in [-1, 1].
@@ -116,6 +118,9 @@ def pairwise_cosine(
     Zero rows give 0 for eps > 0. A row that holds NaN or an infinity gives NaN in its own row or
     column alone. Rows of any magnitude above eps are right, squares in range or not. Empty inputs
     give an empty matrix, d = 0 gives zeros. Sums are kept in float32, for float64 in float64.
+    Large matrices of two bfloat16 inputs (of float16 ones with AMX-FP16) are multiplied in that
+    dtype, on processors that do so faster, and their products are rounded to it once more before
+    they are divided by the norms: by at most 2^-8 of the result (2^-11).
     First derivatives are blocked on CPU and second ones exist, as do forward mode, ``vmap`` and
     ``torch.compile``; nothing of size n·m is kept for them. Extra memory on CPU: at most 64 MB,
     whatever n, m and d ≤ 4·10^6.

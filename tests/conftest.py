@@ -1,6 +1,8 @@
 """What every test file shares: one hypothesis profile, the process's settings, tiny blocks."""
 
 import importlib
+import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,6 +10,9 @@ import hypothesis
 import pytest
 import torch
 import torch.testing._internal.common_utils  # loads a profile of its own: ours comes after it
+
+import arithmetic
+from cossim_fast import _fp32_setting
 
 hypothesis.settings.register_profile(
     "suite",
@@ -23,10 +28,23 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 
 
+def pytest_sessionstart() -> None:
+    """Refuse to interpret kernels by a Triton that the ladder does not know: once, not a file."""
+    if os.environ.get("TRITON_INTERPRET") and importlib.util.find_spec("triton"):
+        import triton
+
+        from ladder import interpreter
+
+        try:
+            interpreter.check_version(triton.__version__)
+        except interpreter.UnknownTritonError as error:
+            raise pytest.UsageError(str(error)) from None
+
+
 def _process_settings() -> dict[str, Any]:
     return {
         "float32 matmul precision": torch.get_float32_matmul_precision(),
-        "mkldnn matmul precision": torch.backends.mkldnn.matmul.fp32_precision,
+        "mkldnn matmul precision": _fp32_setting.get("mkldnn"),
         "default dtype": torch.get_default_dtype(),
         "threads": torch.get_num_threads(),
         "grad mode": torch.is_grad_enabled(),
@@ -51,7 +69,16 @@ def _processors_do_not_limit_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 BLOCKED_MODULES = [
     importlib.import_module(f"cossim_fast.{name}")
-    for name in ("_cpu", "_cpu_matrix", "_cpu_gradients", "functional")
+    for name in (
+        "_cpu",
+        "_cpu_units",
+        "_cpu_products",
+        "_cpu_narrow",
+        "_cpu_matrix",
+        "_cpu_gradients",
+        "_cpu_matrix_gradients",
+        "functional",
+    )
 ]
 
 
@@ -74,3 +101,17 @@ def small_calls(request: pytest.FixtureRequest, set_blocks: Callable[..., None])
     """Run a test twice: small inputs have a path of their own, unless told otherwise."""
     if request.param == "small calls blocked":
         set_blocks(SMALL=-1)
+
+
+@pytest.fixture
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Multiply as a kind of processor does, for tests with `every_processor`; return its name."""
+    name: str = request.param
+    arithmetic.become(monkeypatch, name)
+    return name
+
+
+@pytest.fixture
+def int8_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let int8 come first: with this processor's product, or a model where that is of no use."""
+    arithmetic.become(monkeypatch, arithmetic.PROCESSORS[-1])

@@ -57,7 +57,14 @@ def rounding(round_factor: Round) -> Iterator[None]:
     def added_here(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
         return c.copy_(added(c, a, b, beta=beta, alpha=alpha))
 
+    def layer(a: Tensor, b: Tensor, *_: object) -> Tensor:
+        return product(a, b.T).to(a.dtype)
+
+    def layer_added(a: Tensor, start: Tensor, b: Tensor, *_: object) -> Tensor:
+        return start + product(a, b.T).to(a.dtype)
+
     library = torch.library.Library("aten", "IMPL")
+    onednn = torch.library.Library("mkldnn", "IMPL")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a kernel is replaced
@@ -69,6 +76,9 @@ def rounding(round_factor: Round) -> Iterator[None]:
                 library.impl(name, added, "CPU")
                 library.impl(f"{name}.out", added_out, "CPU")
                 library.impl(f"{name}_", added_here, "CPU")
+            onednn.impl("_linear_pointwise", layer, "CPU")
+            onednn.impl("_linear_pointwise.binary", layer_added, "CPU")
         yield
     finally:
         library._destroy()
+        onednn._destroy()

@@ -84,6 +84,7 @@ def test_the_exponent_is_that_of_the_largest_sizes():
 def test_curves_are_cases_that_differ_in_one_size_alone():
     sizes = [case(n=n, ours=n / 1e6) for n in (4000, 1000, 2000)]
     odd = [case(n=1000, d=64), case(n=8000, dtype="float16"), case(n=16000, threads=1)]
+    odd.append(case(n=2000, ours=1.0, beside=True))
     (curve,) = growth.curves(results(*sizes, *odd))
     assert (curve.task, curve.axis, curve.fixed["d"]) == ("rows", "n", 384)
     assert [p.size for p in curve.lines["cossim_fast"]] == [1000, 2000, 4000]

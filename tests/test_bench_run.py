@@ -13,8 +13,9 @@ import held
 import memory
 import peers
 import timing
-from cases import CASES, FASTEST, OURS, Case, Target
+from cases import CASES, FASTEST, OURS, OURS_QUIET, Case, Target
 from contender import Contender, Inside, Part
+from cossim_fast.testing import derived_tolerance
 
 TINY = Case("rows", ((40, 8), (40, 8)), torch.float32, 1)
 NAMES = {task: {c.name for c in listed} for task, listed in peers.CONTENDERS.items()}
@@ -30,7 +31,8 @@ def test_targets_and_data_of_a_case_exist(case):
     for target in case.targets:
         assert target.ours in NAMES[case.task]
         if target.kind in ("speed", "extra"):
-            assert target.against in NAMES[case.task] | {FASTEST}
+            quiet = {OURS_QUIET} if case.beside else set()
+            assert target.against in NAMES[case.task] | {FASTEST} | quiet
     assert case.data in data.MAKERS
     assert OURS in {c.name for c in peers.contenders(case)}
 
@@ -265,7 +267,7 @@ def test_a_case_from_end_to_end():
     ours = timed["contenders"][OURS]
     assert ours["rounds"] >= timing.FEWEST_ROUNDS
     assert 0 < ours["seconds"]["low"] <= ours["seconds"]["median"] <= ours["seconds"]["high"]
-    assert ours["error"] < 1e-6
+    assert ours["error"] < derived_tolerance(torch.float32, 24).atol
     assert timed["fastest"] in timed["contenders"]
     assert timed["contenders"]["x1.sum() + x2.sum()"]["floor"]
     assert peak < 64e6

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cossim_fast._cpu_screen import stable_order
-from cossim_fast.retrieval import candidates
+from cossim_fast.retrieval import candidates, tuning
 from cossim_fast.retrieval.candidates import Candidates
 
 
@@ -19,7 +19,7 @@ def drawn(seed):
 @pytest.mark.parametrize("widest", [0, 1 << 20])
 @pytest.mark.parametrize("seed", range(50))
 def test_ranking(seed, widest, monkeypatch):
-    monkeypatch.setattr(candidates, "WIDEST_TABLE", widest)
+    monkeypatch.setattr(tuning, "WIDEST_TABLE", widest)
     group, value, row = drawn(seed)
     assert np.array_equal(
         candidates.ranking(group, value, row, 5), np.lexsort((row, -value, group))

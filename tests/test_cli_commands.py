@@ -10,6 +10,7 @@ import torch
 
 from cli_run import run, run_on_terminal
 from cossim_fast import CosineIndex
+from cossim_fast.retrieval.screens import offer
 
 GENERATOR = torch.Generator().manual_seed(5)
 X = torch.randn(70, 5, generator=GENERATOR).numpy()
@@ -219,4 +220,7 @@ def test_info_names_the_screens(folder):
     assert status == 0
     assert f"torch            {torch.__version__}" in out
     assert "screen float32   yes: always there" in out
+    for name in ("int8", "bfloat16"):
+        found = offer(name)  # measured once
+        assert f"screen {name}".ljust(17) + ("yes: " if found.fast else "no: ") + found.words in out
     assert out.splitlines()[-1].startswith(("GPU", "kernels"))

@@ -12,7 +12,7 @@ import torch
 
 from cli_run import run
 from cossim_fast.cli import outputs
-from cossim_fast.retrieval import checkpoint, engine, join_checkpoint, rounds, sources, sweep
+from cossim_fast.retrieval import checkpoint, engine, join_checkpoint, sources, sweep, tuning
 
 X = torch.randn(300, 8, generator=torch.Generator().manual_seed(2)).numpy()
 
@@ -30,8 +30,8 @@ def interrupted(monkeypatch):
     # A process that a shell started in the background ignores the signal, as do its children.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(sources, "_NUMBERS", 64 * 8)  # 64 rows at a time
-    monkeypatch.setattr(rounds, "FIRST_ROUND", 64)
-    monkeypatch.setattr(rounds, "LONGEST_ROUND", 64)
+    monkeypatch.setattr(tuning, "FIRST_ROUND", 64)
+    monkeypatch.setattr(tuning, "LONGEST_ROUND", 64)
     monkeypatch.setattr(join_checkpoint, "_WAIT", 0)
     saved = []
 

@@ -17,7 +17,7 @@ import torch
 from cli_run import run, run_on_terminal
 from cossim_fast import CosineIndex, topk
 from cossim_fast.cli import outputs
-from cossim_fast.retrieval import rounds
+from cossim_fast.retrieval import tuning
 
 try:
     import resource
@@ -215,8 +215,8 @@ def test_too_little_memory_is_one_line(folder):
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npz"])
 def test_pairs_need_no_memory_for_all_of_them(suffix, tmp_path, monkeypatch):
-    for name, size in (("ROOM", 1 << 17), ("BATCH", 128), ("FIRST_ROUND", 256)):
-        monkeypatch.setattr(rounds, name, size)
+    for name, size in (("ROUND_PAIRS", 1 << 17), ("ROUND_BATCH", 128), ("FIRST_ROUND", 256)):
+        monkeypatch.setattr(tuning, name, size)
     monkeypatch.setattr(outputs, "_GROUP", 1 << 17)
     n = 4000  # 160 MB of pairs
     rows = 1 + torch.rand(n, 2, generator=torch.Generator().manual_seed(0)).numpy()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cossim_fast import _cpu_screen
-from cossim_fast.retrieval import codes
+from cossim_fast.retrieval import codes, tuning
 from cossim_fast.retrieval.codes import BLOCK, centre_of, encode
 from search_data import CORPORA, make
 
@@ -18,10 +18,10 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 @pytest.fixture(params=["numpy", "torch"])
 def body(request, monkeypatch):
     """Both bodies of `encode`, in chunks of one block and one that is not full."""
-    monkeypatch.setattr(codes, "_CHUNK", 1 << 10)
+    monkeypatch.setattr(tuning, "CODED_NUMBERS", 1 << 10)
     if request.param == "torch":  # as on another device
 
-        def by_torch(segment, given, centre, step, usual):
+        def by_torch(segment, given, centre, step, usual, most):
             if given is not segment.rows:
                 segment.rows.copy_(given)
             for start in range(0, len(segment), step):
@@ -123,7 +123,7 @@ def test_next_to_nothing(shape):
 @pytest.mark.parametrize("layout", ["rows", "columns", "every other"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_threads_and_layout_change_nothing(dtype, layout, threads, monkeypatch):
-    monkeypatch.setattr(codes, "_CHUNK", 1 << 12)
+    monkeypatch.setattr(tuning, "CODED_NUMBERS", 1 << 12)
     rows = make("holes", 5000, 40, 2, dtype)[1]
     given = {
         "rows": rows,
@@ -150,7 +150,7 @@ def test_threads_and_layout_change_nothing(dtype, layout, threads, monkeypatch):
 
 
 def test_a_thread_that_fails_stops_the_others(threads, monkeypatch):
-    monkeypatch.setattr(codes, "_CHUNK", 1 << 10)
+    monkeypatch.setattr(tuning, "CODED_NUMBERS", 1 << 10)
     count, chunk = [], codes._Coder._code
 
     def failing(self, y, at):

@@ -1,13 +1,24 @@
 """The state of the process changes no answer that it does not change in torch's function."""
 
 import threading
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from cossim_fast import _reference, cosine_similarity, pairwise_cosine
-from cossim_fast.testing import assert_close, make_inputs
+from cossim_fast import (
+    _fp32_setting,
+    _reference,
+    cosine_similarity,
+    pairwise_cosine,
+    testing,
+)
+from cossim_fast.testing import make_inputs
+from old_torch import set_setting
+
+# Nothing here sums more numbers.
+assert_close = partial(testing.assert_close, terms=128)
 
 pytestmark = pytest.mark.usefixtures("small_calls")
 
@@ -79,37 +90,38 @@ def test_in_a_process_as_it_starts():
 def test_set_float32_matmul_precision(words):
     torch.set_float32_matmul_precision(words)
     try:
-        before = torch.backends.mkldnn.matmul.fp32_precision
+        before = _fp32_setting.get("mkldnn")
         check_everything()
         assert torch.get_float32_matmul_precision() == words
-        assert torch.backends.mkldnn.matmul.fp32_precision == before
+        assert _fp32_setting.get("mkldnn") == before
     finally:
         torch.set_float32_matmul_precision("highest")
-        torch.backends.mkldnn.matmul.fp32_precision = "none"
+        set_setting("mkldnn", "none")
 
 
 @pytest.mark.parametrize("setting", ["bf16", "tf32", "ieee", "none"])
 def test_mkldnn_fp32_precision(setting):
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = setting
+    before = _fp32_setting.get("mkldnn")
+    set_setting("mkldnn", setting)
     try:
+        found = _fp32_setting.get("mkldnn")
         check_everything()
-        assert torch.backends.mkldnn.matmul.fp32_precision == setting
+        assert _fp32_setting.get("mkldnn") == found
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        set_setting("mkldnn", before)
 
 
 def test_the_precision_setting_is_restored_when_a_call_fails():
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    set_setting("mkldnn", "bf16")
     try:
         x, y = make_inputs((4, 5), (4, 5))
         with torch.inference_mode():
             frozen = torch.empty(4, 4)
         with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
             pairwise_cosine(x, y, out=frozen)
-        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        assert _fp32_setting.get("mkldnn") == "bf16"
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = "none"
+        set_setting("mkldnn", "none")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
@@ -211,7 +223,7 @@ def test_backward_outside_autocast_of_a_forward_inside_and_the_other_way_round()
 
 
 def test_threads_that_want_different_precisions_get_at_least_what_they_asked_for():
-    before = torch.backends.mkldnn.matmul.fp32_precision
+    before = _fp32_setting.get("mkldnn")
     x, y = make_inputs((64, 128), (48, 128))
     expected = _reference.pairwise_cosine(x, y)
     failures = []
@@ -238,4 +250,4 @@ def test_threads_that_want_different_precisions_get_at_least_what_they_asked_for
     for worker in workers:
         worker.join()
     assert not failures
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    assert _fp32_setting.get("mkldnn") == before

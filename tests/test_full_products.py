@@ -7,7 +7,16 @@ import pytest
 import torch
 
 import rounding
-from cossim_fast import _cpu_screen, _ops, _products, _reference, pairs_above, pairwise_cosine, topk
+from cossim_fast import (
+    _cpu_products,
+    _cpu_screen,
+    _ops,
+    _products,
+    _reference,
+    pairs_above,
+    pairwise_cosine,
+    topk,
+)
 from cossim_fast.retrieval import codes, heads, screens
 from cossim_fast.testing import assert_close, make_inputs
 from search_data import brute_force, make
@@ -50,7 +59,7 @@ def rounds(request):
 @pytest.fixture
 def untried(monkeypatch):
     """As if nothing were tried, and torch's products believed."""
-    monkeypatch.setattr(_products, "_leaves_factors_whole", lambda: True)
+    monkeypatch.setattr(_products, "_leaves_factors_whole", lambda by: True)
 
 
 def check_products():
@@ -66,6 +75,12 @@ def check_products():
             torch.stack([_products.mm(x, y.T.contiguous().T) for x, y in zip(a, b, strict=True)]),
             _products.full_precision_product(a, b),
         ]
+        if n * d * m and torch.backends.mkldnn.is_available():
+            rows = [y.T.contiguous() for y in b]
+            got.append(torch.stack([_products.linear(*some) for some in zip(a, rows, strict=True)]))
+            start = [torch.zeros(n, m) for _ in a]
+            some = zip(a, rows, start, strict=True)
+            got.append(torch.stack([_products.linear(*each) for each in some]))
         for found in got:
             assert found.dtype == torch.float32
             assert bool(((found.double() - exact).abs() <= allowed).all())
@@ -110,7 +125,8 @@ def check_second_derivatives():
         (first,) = torch.autograd.grad(call(a, b).sin().sum(), a, create_graph=True)
         second.append(torch.autograd.grad(first.square().sum(), (a, b)))
     for mine, right in zip(*second, strict=True):
-        assert_close(mine, right, scale=64)
+        # Of float32 1e-6 is seen, of factors rounded to bfloat16 1e-3.
+        assert float((mine - right).abs().max()) <= 3e-5 * float(right.abs().max())
 
 
 def check_float32_search():
@@ -157,9 +173,18 @@ def check_joins(screen="float32"):
         assert {*zip(i.tolist(), j.tolist(), strict=True)} == {*map(tuple, expected.tolist())}
 
 
+def check_matrix_by_onednn():
+    """The product and the gradients of a matrix that oneDNN multiplies on some processors."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cpu_products, "LARGE", 1)
+        patch.setattr(_cpu_products, "onednn_is_faster", torch.backends.mkldnn.is_available)
+        check_matrices()
+        check_gradients()
+
+
 CHECKS = [
-    check_products, check_matrices, check_gradients, check_second_derivatives, check_float32_bound,
-    check_float32_search, check_heads, check_joins,
+    check_products, check_matrices, check_matrix_by_onednn, check_gradients,
+    check_second_derivatives, check_float32_bound, check_float32_search, check_heads, check_joins,
 ]  # fmt: skip
 
 

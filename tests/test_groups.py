@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cossim_fast import _cpu_screen, communities, deduplicate
-from cossim_fast.retrieval import groups, rounds
+from cossim_fast.retrieval import groups, tuning
 
 
 def matrix(x):
@@ -65,10 +65,10 @@ def clusters(n, d, spread, dtype=torch.float32, seed=0):
 @pytest.fixture(params=["one round", "many rounds"])
 def _rounds(request, monkeypatch):
     if request.param == "many rounds":
-        monkeypatch.setattr(rounds, "FIRST_ROUND", 16)
-        monkeypatch.setattr(rounds, "LONGEST_ROUND", 64)
-        monkeypatch.setattr(rounds, "BATCH", 8)
-        monkeypatch.setattr(rounds, "ROOM", 200)
+        monkeypatch.setattr(tuning, "FIRST_ROUND", 16)
+        monkeypatch.setattr(tuning, "LONGEST_ROUND", 64)
+        monkeypatch.setattr(tuning, "ROUND_BATCH", 8)
+        monkeypatch.setattr(tuning, "ROUND_PAIRS", 200)
         monkeypatch.setattr(groups, "KEPT_PAIRS", 10)
 
 
@@ -114,8 +114,8 @@ class TestAgainstTheDefinition:
 def test_any_input(n, threshold, spread, min_size, kept, room, seed):
     x = clusters(n, 5, spread, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounds, "ROOM", room)
-        patch.setattr(rounds, "BATCH", 8)
+        patch.setattr(tuning, "ROUND_PAIRS", room)
+        patch.setattr(tuning, "ROUND_BATCH", 8)
         patch.setattr(groups, "KEPT_PAIRS", kept)
         found = deduplicate(x, threshold)
         grouped = communities(x, threshold, min_size)

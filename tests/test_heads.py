@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+import arithmetic as models
 from cossim_fast import _cpu_screen, deduplicate, iter_pairs_above, pairs_above
-from cossim_fast.retrieval import heads
+from cossim_fast.retrieval import heads, tuning
 from cossim_fast.retrieval.codes import BLOCK, centre_of, encode
-from cossim_fast.retrieval.int8 import neighbours
 from cossim_fast.retrieval.scan import Tile
 
-pytestmark = pytest.mark.skipif(not neighbours(), reason="no int8 screen on this processor")
+pytestmark = models.every_processor
 D = 96
 
 
@@ -28,17 +28,17 @@ def decaying(n, seed=0, dtype=torch.float32):
 def screen_of(x, k):
     y = heads._finite(x) - centre_of(x).double()
     along = torch.linalg.eigh(y.mT @ y).eigenvectors.flip(1)
-    return heads.HeadScreen(heads._spread(along[:, :k]).float(), neighbours())
+    return heads.HeadScreen(heads._spread(along[:, :k]).float(), models.limit())
 
 
 @pytest.mark.parametrize("basis", ["of the rows", "all directions", "one", "skewed"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
-def test_no_cosine_is_above_its_bound(basis, dtype):
+def test_no_cosine_is_above_its_bound(basis, dtype, processor):
     x, q = decaying(300, dtype=dtype), decaying(90, seed=1, dtype=dtype)
     screen = screen_of(x, {"of the rows": 28, "all directions": D, "one": 1, "skewed": 28}[basis])
     if basis == "skewed":
         # Far from orthonormal: the bound must not lean on it.
-        screen = heads.HeadScreen(screen._basis + 0.02 * torch.randn(D, 28), neighbours())
+        screen = heads.HeadScreen(screen._basis + 0.02 * torch.randn(D, 28), models.limit())
     centre = centre_of(x)
     segment = screen.split(encode(x, centre), centre)
     wide = _cpu_screen.widen(q)
@@ -62,7 +62,7 @@ def test_no_cosine_is_above_its_bound(basis, dtype):
 def eager(monkeypatch):
     """Heads for small inputs, and a note of those that were chosen."""
     monkeypatch.setattr(heads, "_SAMPLE", 64)
-    monkeypatch.setattr(heads, "_PAIRS", 0)
+    monkeypatch.setattr(tuning, "HEAD_PAIRS", 0)
     chosen = []
     choose = heads.choose_head
     monkeypatch.setattr(
@@ -74,7 +74,7 @@ def eager(monkeypatch):
 
 @pytest.mark.parametrize("threshold", [0.9, 0.95, 0.99])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
-def test_joins_find_every_pair(eager, dtype, threshold):
+def test_joins_find_every_pair(eager, dtype, threshold, processor):
     x = decaying(900, dtype=dtype)
     y = decaying(300, seed=2, dtype=dtype)
     y[40:80] = x[40:80] * 0.5
@@ -87,7 +87,7 @@ def test_joins_find_every_pair(eager, dtype, threshold):
             assert torch.equal(column, same)
 
 
-def test_chosen_where_it_pays_alone(eager):
+def test_chosen_where_it_pays_alone(eager, processor):
     g = torch.Generator().manual_seed(0)
     alike = torch.randn(600, D, generator=g)  # varies in all directions alike
     pairs_above(alike, threshold=0.35)
@@ -100,7 +100,7 @@ def test_chosen_where_it_pays_alone(eager):
     assert eager[-1] is None  # too few
 
 
-def test_rows_without_a_direction(eager):
+def test_rows_without_a_direction(eager, processor):
     for x in (torch.zeros(600, D), torch.full((600, D), torch.nan), torch.ones(600, D)):
         found = pairs_above(x, threshold=0.9)
         assert len(found.i) == (600 * 599 // 2 if bool((x == 1).all()) else 0)

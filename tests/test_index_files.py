@@ -398,16 +398,27 @@ def peak(call):
     return (int(high) * 1024 - before) / 1e6, result
 
 torch.set_num_threads(1)
-folder = Path(sys.argv[1])
+folder, screen = Path(sys.argv[1]), sys.argv[2]
 x = np.load(folder / "x.npy", mmap_mode="r")
 queries = np.asarray(x[:16], np.float32)
-warm = topk(queries, x[:4096], 10); CosineIndex(x[:4096]).search(queries, 10)
+warm = topk(queries, x[:4096], 10, screen=screen)
+CosineIndex(x[:4096], screen=screen).search(queries, 10)
+# What torch takes for products of this size, at first and each time.
+rows = torch.ones(1 << 13, 384)
+def plain():
+    for x in (rows, rows.bfloat16()):
+        torch.mm(x, x[:16].T)
+plain()
 said = {}
-said["topk"], found = peak(lambda: topk(queries, x, 10))
-said["build on a map"], index = peak(lambda: CosineIndex(x))
+said["torch"], _ = peak(plain)
+del rows
+said["topk"], found = peak(lambda: topk(queries, x, 10, screen=screen))
+said["build on a map"], index = peak(lambda: CosineIndex(x, screen=screen))
 said["search on a map"], first = peak(lambda: index.search(queries, 10))
 del index
-said["build with a file"], index = peak(lambda: CosineIndex(x, path=folder / "vectors"))
+said["build with a file"], index = peak(
+    lambda: CosineIndex(x, screen=screen, path=folder / "vectors")
+)
 said["search with a file"], second = peak(lambda: index.search(queries, 10))
 said["save"], _ = peak(lambda: index.save(folder / "index"))
 del index
@@ -420,7 +431,8 @@ print(json.dumps(said))
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
-def test_memory_holds_the_codes_alone(tmp_path):
+@pytest.mark.parametrize("screen", ["auto", "float32"])
+def test_memory_holds_the_codes_alone(screen, tmp_path):
     n, d = 150_000, 384
     x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float16, (n, d))
     some = np.random.default_rng(0).standard_normal((10_000, d), dtype=np.float32)
@@ -429,18 +441,25 @@ def test_memory_holds_the_codes_alone(tmp_path):
     x.flush()
     del x
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=False
+        [sys.executable, "-c", MEASURE, tmp_path, screen],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    file, codes = 2 * n * d / 1e6, n * d / 1e6
-    assert said["topk"] < 70 < file / 1.6, said
+    # Rows of a file are read in blocks of 2^24 numbers, let go one by one; they hold the file's
+    # pages, and in some steps the rows in float32.
+    file, codes, pages = 2 * n * d / 1e6, n * d / 1e6 * (screen == "auto"), 2 * 2**24 / 1e6
+    assert file > 3 * pages
+    own = said.pop("torch")
+    assert said["topk"] < 2.5 * pages + own, said
     for name in ("build on a map", "build with a file"):
-        assert codes < said[name] < codes + 100, said
+        assert codes < said[name] < codes + 3 * pages + own, said
     for name in ("search on a map", "search with a file"):
-        assert said[name] < 100, said
-    assert said["save"] < 50, said
-    assert codes < said["load"] < codes + 60, said
+        assert said[name] < 2.5 * pages + own, said
+    assert said["save"] < 1.5 * pages, said
+    assert codes < said["load"] < codes + 2 * pages, said
 
 
 def test_pages_that_scoring_read_are_let_go_by_stretches(tmp_path, monkeypatch):

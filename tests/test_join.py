@@ -11,12 +11,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import arithmetic as models
 from cossim_fast import _cpu_screen, iter_pairs_above, pairs_above
-from cossim_fast.retrieval import Pairs, TooManyPairsError, join, join_checkpoint, rounds, sweep
+from cossim_fast.retrieval import (
+    Pairs,
+    TooManyPairsError,
+    join,
+    join_checkpoint,
+    rounds,
+    sweep,
+    tuning,
+)
 from cossim_fast.retrieval.codes import centre_of, encode
 from cossim_fast.retrieval.screens import choose
 
 SCREENS = ("auto", "int8", "bfloat16", "float32")
+pytestmark = pytest.mark.usefixtures("int8_product")
 
 
 def scores_of_all(x, y=None):
@@ -61,10 +71,10 @@ def rows_of_every_kind(n, d, dtype, seed=0):
 @pytest.fixture
 def small_rounds(monkeypatch):
     """Rounds, batches and room of a size that small inputs exceed."""
-    monkeypatch.setattr(rounds, "FIRST_ROUND", 128)
-    monkeypatch.setattr(rounds, "LONGEST_ROUND", 512)
-    monkeypatch.setattr(rounds, "BATCH", 64)
-    monkeypatch.setattr(rounds, "ROOM", 1000)
+    monkeypatch.setattr(tuning, "FIRST_ROUND", 128)
+    monkeypatch.setattr(tuning, "LONGEST_ROUND", 512)
+    monkeypatch.setattr(tuning, "ROUND_BATCH", 64)
+    monkeypatch.setattr(tuning, "ROUND_PAIRS", 1000)
 
 
 def test_scores_are_cosines():
@@ -87,9 +97,10 @@ def test_every_pair_and_no_other(dtype, threshold):
         same(pairs_above(x, other, threshold), brute(x, other, threshold))
 
 
+@models.every_processor
 @pytest.mark.parametrize("screen", SCREENS)
 @pytest.mark.parametrize("threshold", [-0.5, 0.4, 0.9])
-def test_every_screen_in_small_rounds(small_rounds, screen, threshold):
+def test_every_screen_in_small_rounds(small_rounds, screen, threshold, processor):
     x = rows_of_every_kind(350, 33, torch.float32)
     found = pairs_above(x, threshold=threshold, screen=screen)
     assert same(found, brute(x, None, threshold)) > 100
@@ -166,8 +177,9 @@ def test_a_product_of_orthogonal_rows_is_zero():
     assert torch.equal(found.scores, torch.zeros(len(found.i)))
 
 
+@models.every_processor
 @pytest.mark.parametrize("screen", SCREENS)
-def test_what_fills_a_block_up_pairs_with_nothing(screen):
+def test_what_fills_a_block_up_pairs_with_nothing(screen, processor):
     g = torch.Generator().manual_seed(0)
     lean = torch.nn.functional.normalize(torch.randn(1, 48, generator=g))
     y = torch.nn.functional.normalize(torch.randn(70, 48, generator=g)) + 0.4 * lean
@@ -210,7 +222,7 @@ def test_streams_give_the_same_in_blocks_of_whole_rows(small_rounds):
         for block, after in itertools.pairwise(blocks):
             assert block.i[-1] < after.i[0]
         for block in blocks:
-            assert len(block.i) <= rounds.ROOM or block.i[0] == block.i[-1]
+            assert len(block.i) <= tuning.ROUND_PAIRS or block.i[0] == block.i[-1]
 
 
 def test_arrays_give_arrays_and_memory_maps_are_read(tmp_path, small_rounds):
@@ -433,9 +445,9 @@ def test_any_input(n, m, d, dtype, threshold, lean, screen, room, seed):
     x = (torch.randn(n, d, generator=g) + lean).to(dtype)
     y = (torch.randn(m, d, generator=g) + lean).to(dtype) if m else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounds, "ROOM", room)
-        patch.setattr(rounds, "FIRST_ROUND", 40)
-        patch.setattr(rounds, "BATCH", 16)
+        patch.setattr(tuning, "ROUND_PAIRS", room)
+        patch.setattr(tuning, "FIRST_ROUND", 40)
+        patch.setattr(tuning, "ROUND_BATCH", 16)
         same(pairs_above(x, y, threshold, screen=screen), brute(x, y, threshold))
 
 

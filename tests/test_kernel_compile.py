@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import triton
 from cossim_fast.kernels.candidates import launch_block_candidates
 from cossim_fast.kernels.configs import TileConfig, choose_config
 from cossim_fast.kernels.pairwise import launch_pairwise_fwd
@@ -15,7 +16,7 @@ from cossim_fast.kernels.rowwise import launch_rowwise_fwd
 from cossim_fast.kernels.thresholds import launch_block_thresholds
 from cossim_fast.kernels.topk import launch_block_max
 
-from ladder import report
+from ladder import interpreter, report
 from ladder.code import CodeFacts, innermost_loop, read_code
 from ladder.matrix import QUICK_ARCHS, cases
 from ladder.roofline import issue_to_tensor, resident_warps
@@ -27,6 +28,15 @@ pytestmark = [
     pytest.mark.skipif(INTERPRETING, reason="compiles: run without TRITON_INTERPRET"),
 ]
 CORE = [case for case in cases() if case.core]
+
+
+@pytest.fixture(autouse=True)
+def _say_which_triton_compiles():
+    if not interpreter.is_known(triton.__version__):
+        # Shown beside what fails.
+        known = ", ".join(interpreter.KNOWN_VERSIONS)
+        print(f"compiled by Triton {triton.__version__}: registers, spills and instructions were")
+        print(f"checked with Triton {known} alone, and another may well choose differently")
 
 
 @pytest.mark.kernel_import

@@ -16,8 +16,10 @@ RULES = {
     "_reference": set(),
     "_checks": set(),
     "_extras": set(),
+    "_fp32_setting": set(),
     "_dtypes": set(),
-    "_products": set(),
+    "_products": {"_fp32_setting"},
+    "_vecdot": set(),
     "files": {"_extras"},
     "_dispatch": set(),
     "_broadcast": set(),
@@ -25,15 +27,26 @@ RULES = {
     "_cgroup": set(),
     "_threads": {"_cgroup"},
     "_composite": {"_dtypes", "_products"},
-    "_cpu": {"_composite", "_dtypes", "_threads"},
-    "_cpu_matrix": {"_composite", "_cpu", "_dtypes", "_products"},
-    "_cpu_gradients": {"_composite", "_cpu", "_cpu_matrix", "_dtypes", "_products"},
-    "_autograd": {"_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_dispatch"},
+    "_cpu": {"_composite", "_dtypes", "_threads", "_vecdot"},
+    "_cpu_gradients": {"_composite", "_cpu", "_threads"},
+    "_cpu_units": {"_composite", "_cpu"},
+    "_cpu_products": {"_cpu_units", "_products", "_threads"},
+    "_cpu_narrow": {"_composite", "_cpu", "_cpu_products", "_cpu_units", "_dtypes"},
+    "_cpu_matrix": {
+        "_cpu", "_cpu_narrow", "_cpu_products", "_cpu_units", "_dtypes", "_products", "_threads"
+    },
+    "_cpu_matrix_gradients": {
+        "_cpu", "_cpu_gradients", "_cpu_matrix", "_cpu_products", "_cpu_units", "_dtypes",
+        "_products", "_threads",
+    },
+    "_autograd": {
+        "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_cpu_matrix_gradients",
+        "_dispatch",
+    },
     "_cpu_screen": {"_products"},
-    "_cpu_near": {"_cpu_screen"},
     "_ops": {
-        "_checks", "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_cpu_screen",
-        "_dispatch", "kernels",
+        "_checks", "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix",
+        "_cpu_matrix_gradients", "_cpu_screen", "_dispatch", "kernels",
     },
     "_screened_topk": {"_checks", "_ops"},
     "functional": {
@@ -44,8 +57,8 @@ RULES = {
     "__init__": {"_ops", "diagnose", "functional", "modules", "retrieval"},
     # Rooms of several files; a room may import itself.
     "retrieval": {
-        "_checks", "_cpu_near", "_cpu_screen", "_extras", "_ops", "_products",
-        "_screened_topk", "_threads",
+        "_checks", "_cpu_screen", "_extras", "_ops", "_products", "_screened_topk", "_threads",
+        "_vecdot",
     },
     "diagnose": {"functional", "modules", "_checks", "_extras", "_products", "retrieval"},
     "integrations": {

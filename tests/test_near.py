@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from cossim_fast import CosineIndex, _cpu_near, _cpu_screen, topk
+from cossim_fast import CosineIndex, _cpu_screen, topk
+from cossim_fast.retrieval import near as near_module
+from cossim_fast.retrieval import tuning
 from search_data import CORPORA, brute_force, make
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -18,7 +20,7 @@ def every_pair(queries, corpus):
     pairs = torch.cartesian_prod(torch.arange(len(queries)), finite)
     pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(1))]
     query, row = (column.contiguous() for column in pairs.mT)
-    near = _cpu_near.near_scores(wide, corpus, query, row, norms)
+    near = near_module.near_scores(wide, corpus, query, row, norms)
     return near, _cpu_screen.score_pairs(wide, corpus, query, row, norms)
 
 
@@ -27,8 +29,8 @@ def every_pair(queries, corpus):
 def test_near_scores_keep_their_bound(kind, dtype):
     for d in (1, 7, 130):
         near, scores = every_pair(*make(kind, 300, d, 6, dtype))
-        assert (near - scores).abs().max() <= _cpu_near.near_error(d)
-        decided = ~_cpu_near.undecided(near, _cpu_near.near_error(d))
+        assert (near - scores).abs().max() <= near_module.near_error(d)
+        decided = ~near_module.undecided(near, near_module.near_error(d))
         assert torch.equal(near.float()[decided], scores.float()[decided])
 
 
@@ -38,7 +40,7 @@ def test_near_scores_of_extreme_float64_rows():
     corpus = torch.randn(400, 33, generator=draw, dtype=torch.float64) * size
     corpus[::50] = 0
     near, scores = every_pair(corpus[::100] / 3, corpus)
-    assert (near - scores).abs().max() <= _cpu_near.near_error(33)
+    assert (near - scores).abs().max() <= near_module.near_error(33)
     assert (near[scores == 0] == 0).all()
 
 
@@ -51,27 +53,27 @@ def test_they_are_not_the_scores_themselves():
 def test_steps_and_strides_change_nothing(monkeypatch):
     queries, corpus = make("gaussian", 300, 24, 6, torch.float32)
     expected = every_pair(queries, corpus)[0]
-    monkeypatch.setattr(_cpu_near, "_NUMBERS", 24 * 7)
-    monkeypatch.setattr(_cpu_near, "MOST", 500)
+    monkeypatch.setattr(tuning, "NEAR_NUMBERS", 24 * 7)
+    monkeypatch.setattr(tuning, "NEAR_PAIRS", 500)
     assert torch.equal(every_pair(queries, corpus)[0], expected)
     strided = torch.zeros(300, 48)[:, ::2].copy_(corpus)
     assert torch.equal(every_pair(queries, strided)[0], expected)
 
 
 def test_without_a_sampled_product_they_are_the_scores(monkeypatch):
-    monkeypatch.setattr(_cpu_near, "sampled_product_works", lambda: False)
+    monkeypatch.setattr(near_module, "sampled_product_works", lambda: False)
     near, scores = every_pair(*make("gaussian", 300, 130, 6, torch.float32))
     assert torch.equal(near, scores)
 
 
 def test_a_wrong_product_is_not_used(monkeypatch):
     wrong = lambda rows, queries, places, query: torch.zeros(len(query), dtype=rows.dtype)  # noqa: E731
-    _cpu_near.sampled_product_works.cache_clear()
+    near_module.sampled_product_works.cache_clear()
     with monkeypatch.context() as patched:
-        patched.setattr(_cpu_near, "_sampled", wrong)
-        assert not _cpu_near.sampled_product_works()
-    _cpu_near.sampled_product_works.cache_clear()
-    assert _cpu_near.sampled_product_works()
+        patched.setattr(near_module, "_sampled", wrong)
+        assert not near_module.sampled_product_works()
+    near_module.sampled_product_works.cache_clear()
+    assert near_module.sampled_product_works()
 
 
 @pytest.mark.parametrize("kind", ["near", "duplicates", "cone", "holes", "gaussian"])

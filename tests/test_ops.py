@@ -1,12 +1,17 @@
 """The registered ops: torch's own checks of each, and their bodies against float64."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.library import opcheck
 
-from cossim_fast import _reference
-from cossim_fast.testing import LAYOUTS, TOLERANCES, assert_close, make_inputs
+from cossim_fast import _reference, testing
+from cossim_fast.testing import LAYOUTS, derived_tolerance, make_inputs
+
+# Nothing here sums more numbers.
+assert_close = partial(testing.assert_close, terms=16)
 
 OPS = torch.ops.cossim_fast
 NAMES = ("rowwise_fwd", "rowwise_bwd", "pairwise_fwd", "pairwise_bwd")
@@ -26,6 +31,8 @@ def arguments(name, dtype=torch.float32, layout="contiguous", n=5, m=7, d=6):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
+# torch 2.15 looks at copies of its own, and hides the warning only where warnings are not errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_torch_finds_schema_fake_autograd_and_export_sound(name, dtype):
     args = [
         a.requires_grad_() if isinstance(a, torch.Tensor) and name.endswith("fwd") else a
@@ -85,7 +92,7 @@ def test_backward_bodies_take_rows_of_any_magnitude(dtype):
         rounded = wanted.to(dtype)  # 1e8, beside x = 0, is infinite in float16
         sizes = rounded.abs().amax(1, keepdim=True).double().clamp(min=1e-30)
         sizes = sizes.where(sizes.isfinite(), 1.0)
-        assert_close(mine / sizes, rounded / sizes, tolerance=TOLERANCES[dtype], scale=2)
+        assert_close(mine / sizes, rounded / sizes, tolerance=derived_tolerance(dtype, 16), scale=2)
 
 
 @pytest.mark.parametrize("name", ["rowwise_fwd", "pairwise_fwd"])

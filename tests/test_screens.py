@@ -3,15 +3,16 @@
 import pytest
 import torch
 
+import arithmetic as models
 from cossim_fast import _cpu_screen, _reference
-from cossim_fast.retrieval import codes, int8, screens
+from cossim_fast.retrieval import arithmetic, codes, int8, screens
 from cossim_fast.retrieval.scan import Tile
 from search_data import CORPORA, make
 
 MADE = {
     "float32": lambda: screens.FloatScreen("float32"),
     "bfloat16": lambda: screens.FloatScreen("bfloat16"),
-    "int8": lambda: screens.Int8Screen(int8.neighbours()),
+    "int8": lambda: screens.Int8Screen(models.limit()),
     "few queries": screens.FewQueriesScreen,
 }
 # How far the bound may lie beyond the largest error that is seen: rounding adds up as chance has
@@ -27,19 +28,25 @@ def tile_of(screen, queries, corpus, centre):
     return Tile(0, values, terms, blocks)
 
 
-if not int8.neighbours():  # nor does `choose` use them then
-    del MADE["int8"], MADE["few queries"]
+# On which kinds of processors each differs.
+KINDS = {
+    "float32": ["exact"],
+    "bfloat16": ["exact", "this one"],
+    "int8": models.PROCESSORS,
+    "few queries": ["exact", "this one"],
+}
+SCREENS = [(name, kind) for name in MADE for kind in KINDS[name] if kind in models.PROCESSORS]
 WIDTHS = [
-    (name, d)
-    for name in MADE
+    (name, processor, d)
+    for name, processor in SCREENS
     for d in (1, 3, 64, 100, 384, 2048)
     if name != "few queries" or d % screens.FEW_QUERIES_WIDTH == 0
 ]
 
 
-@pytest.mark.parametrize(("name", "d"), WIDTHS)
+@pytest.mark.parametrize(("name", "processor", "d"), WIDTHS, indirect=["processor"])
 @pytest.mark.parametrize("kind", CORPORA)
-def test_no_score_leaves_its_bounds(name, kind, d):
+def test_no_score_leaves_its_bounds(name, processor, kind, d):
     count = 2 if name == "few queries" else 12
     dtype = torch.float64 if kind == "near" else torch.float32
     queries, corpus = make(kind, 200, d, count, dtype)
@@ -62,8 +69,8 @@ def test_no_score_leaves_its_bounds(name, kind, d):
         assert bool((lower.double() <= exact + 2.0**-45).all())
 
 
-@pytest.mark.parametrize("name", MADE)
-def test_the_bound_is_of_the_size_of_the_error(name):
+@pytest.mark.parametrize(("name", "processor"), SCREENS, indirect=["processor"])
+def test_the_bound_is_of_the_size_of_the_error(name, processor):
     queries, corpus = make("gaussian", 640, 384, 2, torch.float32)
     tile = tile_of(MADE[name](), queries, corpus, codes.centre_of(corpus))
     blocks = torch.arange(len(corpus)) // codes.BLOCK
@@ -136,8 +143,8 @@ def test_the_float32_screen_is_always_there():
 
 
 def test_int8_is_refused_where_it_would_be_wrong(monkeypatch):
-    with pytest.raises(ValueError, match="pass 'auto'"):
+    with pytest.raises(ValueError, match="pass screen='auto'"):
         screens.choose(int8.LONGEST_ROW + 1, "int8")
-    monkeypatch.setattr(int8, "neighbours", lambda: 0)
+    monkeypatch.setattr(arithmetic, "found", lambda: arithmetic.Arithmetic(0))
     with pytest.raises(ValueError, match="multiply int8"):
         screens.choose(10, "int8")

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+import arithmetic as models
 from cossim_fast import CosineIndex, _cpu_screen, _reference, topk
-from cossim_fast.retrieval import codes, int8, scan, screens
+from cossim_fast.retrieval import codes, int8, screens, tuning
 from cossim_fast.retrieval.pool import Pool
 from cossim_fast.retrieval.sieve import Sieve, passed
 from search_data import CORPORA, make
 
-pytestmark = pytest.mark.skipif(not int8.neighbours(), reason="no int8 product on this processor")
+pytestmark = models.every_processor
 
 LOST = 2.0**-45  # what the reference rounds
 
@@ -27,7 +28,7 @@ class Emitted(Pool):
 
 
 def sieve(queries, segment, centre):
-    terms = screens.Int8Screen(int8.neighbours()).queries(_cpu_screen.widen(queries), centre)
+    terms = screens.Int8Screen(models.limit()).queries(_cpu_screen.widen(queries), centre)
     return Sieve(terms, segment)
 
 
@@ -44,7 +45,7 @@ def aimed(made, threshold, rows):
 
 @pytest.mark.parametrize("d", [1, 3, 64, 100, 384, 2048])
 @pytest.mark.parametrize("kind", CORPORA)
-def test_all_that_reaches_a_threshold_passes_with_true_bounds(kind, d):
+def test_all_that_reaches_a_threshold_passes_with_true_bounds(kind, d, processor):
     dtype = torch.float64 if kind == "near" else torch.float32
     queries, corpus = make(kind, 200, d, 12, dtype)
     exact = _reference.pairwise_cosine(corpus, queries, eps=0.0).nan_to_num(0.0)
@@ -80,7 +81,7 @@ def test_all_that_reaches_a_threshold_passes_with_true_bounds(kind, d):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
-def test_what_passed_is_found_where_it_is(share):
+def test_what_passed_is_found_where_it_is(share, processor):
     draw = torch.Generator().manual_seed(0)
     values = torch.randint(1, 256, (192, 37), generator=draw)
     values[torch.rand(values.shape, generator=draw) >= share] = 0
@@ -89,7 +90,7 @@ def test_what_passed_is_found_where_it_is(share):
     assert np.array_equal(value, values.numpy().reshape(-1)[place])
 
 
-def test_tiles_of_one_aim_are_held_together():
+def test_tiles_of_one_aim_are_held_together(processor):
     queries, corpus = make("gaussian", 640, 64, 5, torch.float32)
     centre = torch.zeros(64)
     made = sieve(queries, codes.encode(corpus, centre, first=7), centre)
@@ -115,7 +116,7 @@ def best_tenth_held(d, count):
     return made, threshold, exact
 
 
-def test_bounds_are_those_of_the_codes_and_a_step():
+def test_bounds_are_those_of_the_codes_and_a_step(processor):
     made, threshold, exact = best_tenth_held(384, 8)
     pool = Emitted(8)
     made.emit(pool)
@@ -125,7 +126,7 @@ def test_bounds_are_those_of_the_codes_and_a_step():
     assert len(upper) < 3 * (exact >= threshold).sum()
 
 
-def test_nothing_reaches_what_is_out_of_reach():
+def test_nothing_reaches_what_is_out_of_reach(processor):
     queries, corpus = make("gaussian", 128, 32, 3, torch.float32)
     queries[1] = torch.nan
     centre = codes.centre_of(corpus)
@@ -136,7 +137,7 @@ def test_nothing_reaches_what_is_out_of_reach():
     assert not values[:, 3:].any()
 
 
-def test_the_block_that_is_coded_worst_counts():
+def test_the_block_that_is_coded_worst_counts(processor):
     queries, corpus = make("gaussian", 192, 64, 5, torch.float32)
     centre = torch.zeros(64)
     segment = codes.encode(corpus, centre)
@@ -148,7 +149,7 @@ def test_the_block_that_is_coded_worst_counts():
     assert bool((values[:, :5][exact >= threshold] > 0).all())
 
 
-def test_blocks_of_unlike_scales_are_not_sieved():
+def test_blocks_of_unlike_scales_are_not_sieved(processor):
     queries, corpus = make("gaussian", 256, 32, 3, torch.float32)
     corpus[70] = torch.eye(32)[5]
     centre = torch.zeros(32)
@@ -161,7 +162,7 @@ def test_blocks_of_unlike_scales_are_not_sieved():
 
 
 @pytest.mark.parametrize("rank", [1, 3, 5, 10_000])
-def test_what_is_held_raises_the_thresholds(rank):
+def test_what_is_held_raises_the_thresholds(rank, processor):
     made, start, exact = best_tenth_held(64, 6)
     pool = Pool(6, 5)
     pool.threshold[:] = start
@@ -186,8 +187,8 @@ def test_what_is_held_raises_the_thresholds(rank):
     assert given.sum() < (exact >= start).sum()
 
 
-def test_thresholds_rise_where_no_tile_suits(monkeypatch):
-    monkeypatch.setattr(scan, "LONGEST_TILE", 512)
+def test_thresholds_rise_where_no_tile_suits(monkeypatch, processor):
+    monkeypatch.setattr(tuning, "LONGEST_TILE", 512)
     queries, corpus = make("gaussian", 20_000, 32, 70, torch.float32)
     index = CosineIndex(corpus, screen="int8")
     sifted = index.explain(queries, 5)

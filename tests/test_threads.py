@@ -4,12 +4,23 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import pytest
 import torch
 
-from cossim_fast import _reference, _threads, cosine_similarity
-from cossim_fast.testing import assert_close, make_inputs
+from cossim_fast import (
+    _cpu,
+    _cpu_gradients,
+    _reference,
+    _threads,
+    cosine_similarity,
+    testing,
+)
+from cossim_fast.testing import make_inputs
+
+# Nothing here sums more numbers.
+assert_close = partial(testing.assert_close, terms=100)
 
 
 @pytest.fixture
@@ -17,7 +28,7 @@ def shared(set_blocks):
     """Rows are shared from few on, in blocks of a few rows, among three threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    set_blocks(SHARED=64, CACHED=256, BLOCK=256, SMALL=-1)
+    set_blocks(SHARED=64, CACHED=256, BLOCK=256, PART=64, SMALL=-1)
     yield
     torch.set_num_threads(before)
 
@@ -38,16 +49,72 @@ def runs(monkeypatch):
 
 
 @pytest.mark.usefixtures("shared")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
+)
 @pytest.mark.parametrize("shape", [(1000, 7), (301, 100), (5, 60, 33)])
-def test_the_answer_is_that_of_one_thread(shape, dtype, runs):
+@pytest.mark.parametrize("dim", [-1, 0])
+def test_the_answer_is_that_of_one_thread(shape, dim, dtype, runs):
     x, y = make_inputs(shape, shape, dtype=dtype)
-    result = cosine_similarity(x, y, -1)
+    result = cosine_similarity(x, y, dim)
     assert runs == [3]
-    assert_close(result, _reference.cosine_similarity(x, y, -1))
+    assert_close(result, _reference.cosine_similarity(x, y, dim))
     torch.set_num_threads(1)
-    assert torch.equal(result, cosine_similarity(x, y, -1))
+    assert torch.equal(result, cosine_similarity(x, y, dim))
     assert runs == [3]
+
+
+@pytest.mark.usefixtures("shared")
+@pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_gradients_are_those_of_one_thread(dtype, needed, runs):
+    x, y = make_inputs((301, 100), (301, 100), dtype=dtype)
+    leaves = [t.requires_grad_(wanted) for t, wanted in zip((x, y), needed, strict=True)]
+    wanted = [t for t in leaves if t.requires_grad]
+
+    def gradients():
+        return torch.autograd.grad(cosine_similarity(x, y).sum(), wanted)
+
+    shared_out = gradients()
+    assert runs == [3, 3]
+    torch.set_num_threads(1)
+    for found, alone in zip(shared_out, gradients(), strict=True):
+        assert torch.equal(found, alone)
+    assert runs == [3, 3]
+
+
+@pytest.fixture(params=["shared out", "by the caller", "where OpenMP cannot be asked"])
+def way(request, set_blocks, monkeypatch):
+    """How blocks are worked on, by three threads of torch's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    set_blocks(SMALL=-1, BLOCK=4096, PART=4096 if request.param == "shared out" else 1 << 40)
+    if request.param == "where OpenMP cannot be asked":
+        monkeypatch.setattr(_threads, "can_be_alone", lambda: False)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dim", [1, 0])
+def test_blocks_are_worked_on_by_one_thread_each(dim, way, monkeypatch):
+    seen = []
+    original = _cpu.scratch_places
+
+    def recording(*arguments):
+        seen.append(torch.get_num_threads())
+        return original(*arguments)
+
+    monkeypatch.setattr(_cpu, "scratch_places", recording)
+    monkeypatch.setattr(_cpu_gradients, "scratch_places", recording)
+    x, y = make_inputs((400, 100), (400, 100), dtype=torch.float16, requires_grad=True)
+    result = cosine_similarity(x, y, dim)
+    result.sum().backward()
+    assert torch.get_num_threads() == 3
+    # One for the cosines and one for their gradients at least: helpers may come too late.
+    assert len(seen) >= 2
+    assert set(seen) == ({3} if way == "where OpenMP cannot be asked" else {1})
+    assert_close(result, _reference.cosine_similarity(x.detach(), y.detach(), dim))
+    assert x.grad.isfinite().all()
 
 
 @pytest.mark.usefixtures("shared")
@@ -56,7 +123,7 @@ def test_rows_that_want_a_gradient_are_shared_without_a_graph(runs):
     cosine_similarity(x, y).sum().backward()
     with torch.inference_mode():
         cosine_similarity(x, y)
-    assert runs == [3, 3]
+    assert runs == [3, 3, 3]
     assert x.grad.isfinite().all()
 
 
@@ -178,6 +245,7 @@ def test_a_system_without_affinity_counts_its_processors(monkeypatch):
 
 
 # Parts, each on a thread of its own.
+# A thread that torch leaves alone.
 
 
 @pytest.fixture
@@ -186,6 +254,50 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's OpenMP may be out of reach")
+def test_a_thread_is_left_alone_and_no_other(two_threads):
+    assert _threads.can_be_alone()
+    others = []
+
+    def stranger():
+        others.append(torch.get_num_threads())
+
+    with _threads.alone():
+        assert torch.get_num_threads() == 1
+        thread = threading.Thread(target=stranger)
+        thread.start()
+        thread.join()
+        with _threads.alone():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 1
+    assert (torch.get_num_threads(), others) == (2, [2])
+
+
+def test_a_thread_is_left_alone_no_longer_after_a_failure(two_threads):
+    with pytest.raises(ValueError, match="fails"), _threads.alone():
+        raise ValueError("fails")
+    assert torch.get_num_threads() == 2
+
+
+def test_where_openmp_is_out_of_reach_nothing_is_set(two_threads, monkeypatch):
+    monkeypatch.setattr(_threads, "can_be_alone", lambda: False)
+    with _threads.alone():
+        assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda threads: None, lambda threads: torch.nothing()],
+    ids=["another OpenMP's", "none"],
+)
+def test_openmp_is_asked_before_it_is_relied_on(function, two_threads, monkeypatch):
+    monkeypatch.setattr(_threads, "_openmp", lambda: function)
+    assert not _threads.can_be_alone.__wrapped__()
+
+
+# Parts, each on a thread of its own.
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -265,18 +377,46 @@ def test_an_interrupted_caller_stops_the_parts_and_waits_for_them(monkeypatch):
     met, ended = threading.Barrier(3, timeout=30), []
     waits = []
 
-    def interrupted(futures):
+    def interrupted(futures, **rest):
         waits.append(futures)
         if len(waits) == 1:
             met.wait()
             raise KeyboardInterrupt
-        return original(futures)
+        return original(futures, **rest)
 
     original = _threads.wait
     monkeypatch.setattr(_threads, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _threads.apart(2, [lambda: _until_stopped(ended, met)] * 2)
     assert ended == [True, True]
+
+
+def test_parts_do_not_wait_for_a_thread_that_has_not_begun(monkeypatch):
+    class Late(_threads.ThreadPoolExecutor):
+        """Of two threads the second never gets a processor."""
+
+        never = None
+
+        def submit(self, work):
+            if self.never is not None:
+                return self.never
+            self.never = _threads.Future()
+            return super().submit(work)
+
+    pool = Late(1)
+    monkeypatch.setattr(_threads, "_helpers", pool)
+    found = []
+    parts = [lambda: 1, lambda: 2, lambda: 3]
+    caller = threading.Thread(target=lambda: found.extend(_threads.apart(2, parts)))
+    caller.start()
+    caller.join(timeout=30)
+    ended = not caller.is_alive()
+    pool.never.cancel()
+    pool.never.set_running_or_notify_cancel()  # so that it ends where it does wait
+    caller.join()
+    pool.shutdown()
+    assert ended
+    assert found == [1, 2, 3]
 
 
 def test_the_caller_works_where_no_thread_can_be_had(monkeypatch):

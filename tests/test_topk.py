@@ -1,6 +1,7 @@
 """Exact top-k: what comes back, on every kind of corpus, is the brute force's answer."""
 
 import math
+import platform
 import subprocess
 import sys
 
@@ -10,16 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import arithmetic as models
 from cossim_fast import CosineIndex, _cpu_screen, _reference, topk
 from cossim_fast.retrieval import (
     VerificationError,
     codes,
     engine,
-    int8,
     pool,
     scan,
     search,
     sources,
+    tuning,
 )
 from search_data import CORPORA, brute_force, make
 
@@ -28,18 +30,18 @@ SCREENS = ["auto", "bfloat16", "float32"]
 
 
 @pytest.fixture(autouse=True)
-def coding_pays_for_few_queries(monkeypatch):
+def coding_pays_for_few_queries(monkeypatch, int8_product):
     """So that `auto` begins with int8 here."""
-    monkeypatch.setattr(search, "CODING_PAYS", 0)
+    monkeypatch.setattr(tuning, "CODING_PAYS", 0)
 
 
 @pytest.fixture
 def small_parts(monkeypatch):
     """Tiles of 64 rows, segments of 256, batches of 5 queries: every seam in a small corpus."""
-    monkeypatch.setattr(scan, "LONGEST_TILE", 64)
-    monkeypatch.setattr(engine, "MOST_QUERIES", 5)
+    monkeypatch.setattr(tuning, "LONGEST_TILE", 64)
+    monkeypatch.setattr(tuning, "MOST_QUERIES", 5)
     monkeypatch.setattr(sources, "block_rows", lambda d: 256)
-    monkeypatch.setattr(codes, "_CHUNK", 1 << 10)
+    monkeypatch.setattr(tuning, "CODED_NUMBERS", 1 << 10)
 
 
 def assert_exact(found, queries, corpus, k):
@@ -60,10 +62,11 @@ def test_the_score_is_the_cosine(dtype):
     assert (found - expected).abs().max() <= 2**-48
 
 
+@models.every_processor
 @pytest.mark.parametrize("k", [1, 10, 100])
 @pytest.mark.parametrize("screen", SCREENS)
 @pytest.mark.parametrize("kind", CORPORA)
-def test_every_kind_of_corpus(kind, screen, k):
+def test_every_kind_of_corpus(kind, screen, k, processor):
     dtype = torch.float64 if kind == "near" else torch.float32
     queries, corpus = make(kind, 1500, 40, 12, dtype)
     found = topk(queries, corpus, k, screen=screen, certify=True)
@@ -71,9 +74,10 @@ def test_every_kind_of_corpus(kind, screen, k):
     found.certificate.verify(None)
 
 
+@models.every_processor
 @pytest.mark.parametrize("kind", CORPORA)
 @pytest.mark.usefixtures("small_parts")
-def test_every_kind_of_corpus_in_small_parts(kind):
+def test_every_kind_of_corpus_in_small_parts(kind, processor):
     dtype = torch.float64 if kind == "near" else torch.float32
     queries, corpus = make(kind, 1111, 24, 12, dtype)
     for k in (1, 9, 70):
@@ -87,7 +91,7 @@ def batches_apart(monkeypatch):
     """Three threads, each with batches of its own of at most five queries."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    monkeypatch.setattr(engine, "THREAD_QUERIES", 1)
+    monkeypatch.setattr(tuning, "THREAD_QUERIES", 1)
     yield
     torch.set_num_threads(before)
 
@@ -121,9 +125,10 @@ def test_dtypes(dtype, other):
     assert_exact(topk(queries, corpus, 5), queries, corpus, 5)
 
 
+@models.every_processor
 @pytest.mark.parametrize("d", [1, 2, 3, 7, 64, 129, 1031, 8192])
 @pytest.mark.parametrize("screen", SCREENS)
-def test_widths(d, screen):
+def test_widths(d, screen, processor):
     queries, corpus = make("gaussian", 150, d, 4, torch.float32)
     found = topk(queries, corpus, 3, screen=screen, certify=True)
     assert_exact(found, queries, corpus, 3)
@@ -253,7 +258,7 @@ def test_any_corpus(n, d, q, k, kind, dtype, screen):
 
 def test_a_guess_that_is_too_high_is_noticed_and_the_search_repeated(monkeypatch):
     queries, corpus = make("clustered", 3000, 16, 12, torch.float32)
-    monkeypatch.setattr(scan, "LONGEST_TILE", 128)
+    monkeypatch.setattr(tuning, "LONGEST_TILE", 128)
     # The best row of the first tiles, and no other, is asked for.
     monkeypatch.setattr(pool.Pool, "rank", lambda self, seen, total: 1 if self._guess else self.k)
     traces = []
@@ -274,7 +279,7 @@ def test_a_guess_that_is_too_high_is_noticed_and_the_search_repeated(monkeypatch
 def test_a_refuted_guess_loses_nothing_of_what_was_found_before(kind, monkeypatch):
     dtype = torch.float64 if kind == "near" else torch.float32
     queries, corpus = make(kind, 1111, 24, 12, dtype)
-    monkeypatch.setattr(scan, "LONGEST_TILE", 64)
+    monkeypatch.setattr(tuning, "LONGEST_TILE", 64)
     monkeypatch.setattr(sources, "block_rows", lambda d: 256)
     monkeypatch.setattr(pool.Pool, "rank", lambda self, seen, total: 1 if self._guess else self.k)
     found = topk(queries, corpus, 9, certify=True)
@@ -284,15 +289,15 @@ def test_a_refuted_guess_loses_nothing_of_what_was_found_before(kind, monkeypatc
 
 def test_a_crowded_pool_is_settled_early(monkeypatch):
     queries, corpus = make("duplicates", 3000, 16, 8, torch.float32)
-    monkeypatch.setattr(scan, "LONGEST_TILE", 128)
-    monkeypatch.setattr(scan, "CROWDED", 500)
+    monkeypatch.setattr(tuning, "LONGEST_TILE", 128)
+    monkeypatch.setattr(tuning, "CROWDED", 500)
     found = topk(queries, corpus, 9, certify=True)
     assert_exact(found, queries, corpus, 9)
     found.certificate.verify(None)
 
 
-@pytest.mark.skipif(not int8.neighbours(), reason="this processor has no int8 product")
-def test_a_screen_that_lets_too_much_through_is_given_up():
+@models.every_processor
+def test_a_screen_that_lets_too_much_through_is_given_up(processor):
     queries, corpus = make("cone", 6000, 64, 8, torch.float32)
     found = engine.Batches(queries, 5, "auto", centre=codes.centre_of(corpus))
     found.through([codes.encode(corpus, found.centre)], last=True)
@@ -321,8 +326,8 @@ def test_a_wrong_bound_is_caught(monkeypatch):
         topk(queries, corpus, 10, screen="bfloat16", certify=True).certificate.verify(None)
 
 
-@pytest.mark.skipif(not int8.neighbours(), reason="this processor has no int8 product")
-def test_a_wrong_residual_is_caught(monkeypatch):
+@models.every_processor
+def test_a_wrong_residual_is_caught(monkeypatch, processor):
     queries, corpus = make("gaussian", 4000, 64, 30, torch.float32)
     encode = search.encode
 
@@ -404,7 +409,7 @@ def test_an_unknown_screen_is_refused():
 
 
 def test_rows_are_coded_where_it_pays(monkeypatch):
-    monkeypatch.setattr(search, "CODING_PAYS", 20)
+    monkeypatch.setattr(tuning, "CODING_PAYS", 20)
     coded = []
     encode = search.encode
 
@@ -425,32 +430,36 @@ def test_rows_are_coded_where_it_pays(monkeypatch):
 CHILD = """
 import torch
 from cossim_fast import topk
-from cossim_fast.retrieval import int8
+from cossim_fast.retrieval import arithmetic, screens
 draw = torch.Generator().manual_seed(0)
 x = torch.randn(3000, 97, generator=draw)
 x[:, 5] *= 3
-for count in (1, 20):
-    found = topk(x[:count], x, 10, screen="int8", certify=True)
-    found.certificate.verify(None)
-print("neighbours", int8.neighbours())
+for screen in ("int8", "bfloat16", "auto")[not screens.offer("int8").there:]:
+    for count in (1, 20):
+        found = topk(x[:count], x, 10, screen=screen, certify=True)
+        found.certificate.verify(None)
+print(arithmetic.found().kind)
+print(screens.offer("int8").words)
 """
 
 
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE", "DEFAULT"])
 def test_an_instruction_set_that_saturates_is_noticed(isa):
     done = subprocess.run(
-        [sys.executable, "-c", CHILD],
+        [sys.executable, "-W", "error", "-c", CHILD],
         env={"ONEDNN_MAX_CPU_ISA": isa, "PATH": "/usr/bin", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
         timeout=240,
     )
-    if done.returncode and "no int8" in done.stderr:
-        pytest.skip("this processor has no int8 product")
     assert done.returncode == 0, done.stderr
-    neighbours = int(done.stdout.split()[-1])
-    assert neighbours in ((128, 254) if isa == "DEFAULT" else (128,))
+    assert done.stderr == ""
+    kind, words = done.stdout.splitlines()
+    assert kind in ("exact", "rounding", "saturating", "unusable")
+    if isa != "DEFAULT" and platform.machine() in ("x86_64", "AMD64"):
+        assert kind == "saturating"
+        assert words.startswith("AVX2 int8, pairs of codes limited to 128, ")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

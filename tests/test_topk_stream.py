@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cossim_fast import _reference, topk
-from cossim_fast.retrieval import FileError, engine, search, sources
+from cossim_fast.retrieval import FileError, search, sources, tuning
 
 D, STEP = 8, 640
 
@@ -135,7 +135,7 @@ def test_what_is_interrupted_goes_on_to_the_same_bits(after, certify, tmp_path):
 @pytest.mark.parametrize("certify", [False, True])
 @pytest.mark.parametrize("threads", [(1, 2), (2, 1), (3, 2)], ids=str)
 def test_what_is_interrupted_goes_on_with_other_threads(threads, certify, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "THREAD_QUERIES", 1)
+    monkeypatch.setattr(tuning, "THREAD_QUERIES", 1)
     path, before = tmp_path / "checkpoint", torch.get_num_threads()
     try:
         torch.set_num_threads(threads[0])

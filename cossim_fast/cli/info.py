@@ -9,7 +9,7 @@ import torch
 
 from cossim_fast import __version__, _products, _threads
 from cossim_fast.cli import processor
-from cossim_fast.retrieval import screens
+from cossim_fast.retrieval import costs, screens
 
 EXAMPLE = "Example: cossim info"
 
@@ -58,14 +58,10 @@ def _instructions() -> str:
 
 
 def _screens() -> Iterator[tuple[str, str]]:
-    there = screens.available()
-    missing: dict[screens.ScreenName, str] = {
-        "int8": "its products are not exact here, or torch has none",
-        "bfloat16": "slow, as the processor has no instructions for it",
-        "float32": "",
-    }
-    for name, why in missing.items():
-        yield f"screen {name}", f"yes: {there[name]}" if name in there else f"no: {why}"
+    for name in screens.NAMES:
+        found = screens.offer(name)
+        yield f"screen {name}", f"{'yes' if found.fast else 'no'}: {found.words}"
+    yield "a pair in float64", f"{costs.pair_ns():.0f} ns, 384 numbers, one core"
     first = screens.choose(384)[0].name
     yield "screen used", f"{first}, the narrowest that is fast; a wider one if data need it"
 

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Numbers of the table that rows are sorted in, beyond four times the rows: one query may have very
-# many.
-WIDEST_TABLE = 1 << 20
+from cossim_fast.retrieval import tuning
+
 # No cosine, nor a bound on one that matters, is larger; and what the steps up to it are rounded by.
 _TOP, _ROUNDED = 1.0 + 2.0**-10, 2.0**-45
 
@@ -112,7 +111,7 @@ def ranking(
     """
     held = np.bincount(group, minlength=groups)
     width = int(held.max(initial=0))
-    if width * groups > 4 * len(group) + WIDEST_TABLE:
+    if width * groups > 4 * len(group) + tuning.WIDEST_TABLE:
         return np.lexsort((row, -value, group))
     valid = np.arange(width) < held[:, None]
     table = np.full((groups, width), np.inf)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from cossim_fast.retrieval import arithmetic
 from cossim_fast.retrieval.codes import Segment, centre_of, encode
 from cossim_fast.retrieval.heads import choose_head
-from cossim_fast.retrieval.int8 import neighbours
 from cossim_fast.retrieval.screens import choose
 from cossim_fast.retrieval.sources import ArrayCorpus, block_rows
 
@@ -49,7 +49,8 @@ class CodedRows:
         self._codes = any(one.name == "int8" for one in self.screens)
         self._head = None
         if screen == "auto" and self._codes:
-            self._head = choose_head(queries, source.rows, self.centre, threshold, neighbours())
+            limit = arithmetic.found().adjacent_code_limit
+            self._head = choose_head(queries, source.rows, self.centre, threshold, limit)
         if self._head is not None:
             self.screens.insert(0, self._head)
 

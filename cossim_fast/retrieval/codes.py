@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,16 +29,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cossim_fast import _cpu_screen
-from cossim_fast._threads import together, usable_threads
+from cossim_fast._threads import alone, together, usable_threads
+from cossim_fast._vecdot import vecdot
+from cossim_fast.retrieval import tuning
 
 # Rows that share a scale, a residual bound and a radius.
 BLOCK = 64
-# Numbers encoded at a time, in 8 MB of scratch a thread. (200000, 384) float32 rows took one thread
-# 202 ms, and two 121; with half as many 219 and 134, where Python and its lock show, and with twice
-# as many 224 and 157, which leave the cache (Zen 4).
-_CHUNK = 1 << 19
-# Numbers of the chunks of all threads: 64 MB of scratch.
-_SCRATCH = 1 << 22
 # From this many elements on, torch's elementwise operations start threads.
 _GRAIN = 1 << 15
 _UNIT = 2.0**-24  # unit roundoff of float32
@@ -54,9 +51,6 @@ _TINY = 2.0**-100
 # 1.3 to 1.5 times the middle one. A tile whose blocks share a scale can be sieved (`sieve`), which
 # is worth more than the tenth by which a bound grows.
 _SAMPLE, USUAL = 1024, 1.4
-
-# numpy's type stubs leave out its axis.
-vecdot: Any = np.vecdot
 
 
 @dataclass
@@ -102,8 +96,9 @@ class Segment:
 
 def centre_of(rows: Tensor, sample: int = 1024) -> Tensor:
     """The mean unit row (d,), in float32, of a sample spread over the rows; any centre is valid."""
-    unit = _sample_units(rows[:: max(rows.shape[0] // sample, 1)])
-    return unit.mean(0) if unit.shape[0] else unit.new_zeros(rows.shape[1])
+    with alone():
+        unit = _sample_units(rows[:: max(rows.shape[0] // sample, 1)])
+        return unit.mean(0) if unit.shape[0] else unit.new_zeros(rows.shape[1])
 
 
 def _sample_units(rows: Tensor) -> Tensor:
@@ -159,6 +154,16 @@ def encode(
     largest entry over 127. Norms are those of the score; residuals and radii are computed in
     float32 and enlarged by what that may lose.
     """
+    # float64 is coded by torch's threads, and all else by ours.
+    threads = usable_threads() if rows.is_cpu and rows.dtype != torch.float64 else 0
+    with alone() if threads else nullcontext():
+        return _encode(rows, centre, first, codes, into, threads)
+
+
+def _encode(
+    rows: Tensor, centre: Tensor, first: int, codes: bool, into: Tensor | None, threads: int
+) -> Segment:
+    """The body of `encode`: by so many threads of ours, or by torch's for 0."""
     n, d = rows.shape
     blocks = -(-n // BLOCK)
     sample = rows[:: max(n // _SAMPLE, 1)]
@@ -177,9 +182,9 @@ def encode(
         )
         segment.scale = torch.empty_like(segment.radius)
         segment.residual = torch.empty_like(segment.radius)
-    step = max(_CHUNK // max(d, 1) // BLOCK, 1) * BLOCK
-    if rows.is_cpu and rows.dtype != torch.float64:
-        _share(segment, rows, centre, step, usual)
+    step = max(tuning.CODED_NUMBERS // max(d, 1) // BLOCK, 1) * BLOCK
+    if threads:
+        _share(segment, rows, centre, step, usual, threads)
     else:
         if into is not None:
             into.copy_(rows)
@@ -226,12 +231,14 @@ def _suited(largest: NDArray[np.float32], usual: float) -> NDArray[np.float32]:
     return np.where(suits & (usual > _TINY), np.float32(usual), own)
 
 
-def _share(segment: Segment, given: Tensor, centre: Tensor, step: int, usual: float) -> None:
+def _share(
+    segment: Segment, given: Tensor, centre: Tensor, step: int, usual: float, most: int
+) -> None:
     """Share the chunks of a segment on CPU out among threads."""
     starts = range(0, len(segment), step)
-    room = _SCRATCH // max(step * segment.rows.shape[1], 1)
+    room = tuning.CODING_SCRATCH // max(step * segment.rows.shape[1], 1)
     # A thread takes as long to start as a quarter of a chunk.
-    threads = min(usable_threads(), room, len(starts) // 2)
+    threads = min(most, room, len(starts) // 2)
     left = iter(starts)
 
     def work() -> None:

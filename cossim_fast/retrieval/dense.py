@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _cpu_screen
+from cossim_fast.retrieval import tuning
 from cossim_fast.retrieval.codes import Segment
 from cossim_fast.retrieval.pool import places
 
-# Numbers of the rows that are multiplied at a time: 2 MB, which stay in cache.
-_NUMBERS = 1 << 18
 _UNIT = 2.0**-53
 
 
@@ -63,7 +62,7 @@ def pairs_above(
     d, count = segment.rows.shape[1], rows.stop - rows.start
     error = product_error(d)
     cosines = torch.empty((len(queries), count), dtype=torch.float64)
-    step = max(_NUMBERS // max(d, 1), 1)
+    step = max(tuning.DENSE_NUMBERS // max(d, 1), 1)
     for start in range(0, count, step):
         at = slice(start, min(start + step, count))
         unit = _unit_rows(segment, slice(rows.start + at.start, rows.start + at.stop))

@@ -12,21 +12,13 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _threads
-from cossim_fast._cpu_near import near_error, near_scores, sampled_product_works
 from cossim_fast._cpu_screen import WideRows, score_pairs, widen
-from cossim_fast.retrieval import screens
+from cossim_fast.retrieval import costs, screens, tuning
 from cossim_fast.retrieval.codes import Segment
+from cossim_fast.retrieval.near import near_error, near_scores, sampled_product_works
 from cossim_fast.retrieval.pool import Pool, places
 from cossim_fast.retrieval.scan import Scan, Trace
 from cossim_fast.retrieval.sources import block_rows, let_go
-
-# Queries of a batch: enough for a product at full speed, and so few that k results of each, with a
-# few candidates for every result, take 100 MB at most.
-MOST_QUERIES = 1024
-MOST_RESULTS = 1 << 20
-# Queries that are worth a thread of their own; fewer are where so many rows of each, or a multiple
-# of them, are wanted.
-THREAD_QUERIES, MANY = 512, 250
 
 # The error of a screen is a sum of as many terms as there are dimensions, and reaches its bound
 # where all lean one way. If they do so by chance, its spread is that bound over the root of their
@@ -226,7 +218,11 @@ class Batches:
     def through(self, segments: Sequence[Segment], *, last: bool) -> None:
         """Search the next segments, or the last ones."""
         self.seen += sum(len(segment) for segment in segments)
-        sampled_product_works()  # asked here, since it turns off warnings for a moment
+        # Asked here: one turns off warnings for a moment, the others measure, once a process, what
+        # is not to be measured by several threads at once.
+        sampled_product_works()
+        screens.choose(self._queries.shape[1], self._screen)
+        costs.pair_ns()
         # A batch is begun by the thread that goes on with it: to wait for all of them takes longer.
         self._searches = _threads.apart(
             self._apart,
@@ -315,18 +311,16 @@ def threads_apart(queries: int, k: int) -> int:
     """How many threads take batches of their own: all of torch's if there are queries enough, or 1.
 
     Threads that share each of torch's operations wait for each other, and for what Python and numpy
-    do on one of them; threads with batches of their own wait for the interpreter's lock. Of 39 000
-    sentence embeddings, 1024 queries took two threads, in one batch and in two, 68 and 66 ms where
-    k is 10, 107 and 103 where it is 100, 544 and 374 where it is 1000. 256 queries took 25 and 32,
-    k = 10, but of 12 000 rows, k = 1000, 101 and 86 (Zen 4).
+    do on one of them; threads with batches of their own wait for the interpreter's lock.
     """
     threads = min(_threads.usable_threads(), _threads.MOST_THREADS)
-    return threads if queries * max(k // MANY, 1) >= threads * THREAD_QUERIES else 1
+    worth = queries * max(k // tuning.MANY_RESULTS, 1) // tuning.THREAD_QUERIES
+    return threads if worth >= threads else 1
 
 
 def batches(queries: int, k: int, threads: int) -> list[slice]:
     """Cut queries into batches, as many for each thread."""
-    size = max(min(MOST_QUERIES, MOST_RESULTS // k), 1)
+    size = max(min(tuning.MOST_QUERIES, tuning.MOST_RESULTS // k), 1)
     count = -(-queries // (size * threads)) * threads
     ends = [number * queries // max(count, 1) for number in range(count + 1)]
     return [slice(*ends) for ends in itertools.pairwise(ends)]

@@ -63,7 +63,7 @@ def reason_for(wanted: str, tried: tuple[str, ...]) -> str:
     """Why these screens were used."""
     if not tried:
         return "nothing to search"
-    words = screens.available().get(tried[-1], "no instructions for it")  # type: ignore[call-overload]
+    words = screens.offer(tried[-1]).words  # type: ignore[arg-type]
     if wanted != "auto":
         return f"asked for; {words}"
     if len(tried) > 1:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cossim_fast import _products
 from cossim_fast._cpu_screen import WideRows, widen
+from cossim_fast.retrieval import costs, tuning
 from cossim_fast.retrieval.codes import (
     BLOCK,
     UNIT_ROW_ERROR,
@@ -39,15 +40,8 @@ from cossim_fast.retrieval.screens import (
 PARTS = 4
 # Shares of the width that are tried.
 SHARES = (1 / 4, 1 / 3, 5 / 12, 1 / 2, 2 / 3)
-# To score a pair takes as long as so many scores of a product of whole codes.
-_PAIR_COST = 256
-# What a head may take of the time of a product of whole codes, to be worth its while.
-_WORTH = 0.8
 # Rows from which the directions are found, and queries on which they are tried.
 _SAMPLE, _TRIED = 4096, 256
-# Not worth the eigenvectors of a d x d matrix, unless there are so many times d^2 pairs.
-_PAIRS = 512
-_CHUNK = 1 << 18
 # Rows from which the usual scale of a head is found.
 _USUAL = 1024
 _UNIT = 2.0**-24
@@ -65,13 +59,13 @@ class HeadScreen:
 
     Args:
         basis: P (d, k) in float32.
-        neighbours: what two neighbouring codes of a query may add up to (`int8.neighbours`).
+        adjacent_code_limit: what two adjacent codes of a query may add up to (`arithmetic`).
     """
 
     name: ScreenName = "int8"
 
-    def __init__(self, basis: Tensor, neighbours: int) -> None:
-        self._basis, self._int8 = basis, Int8Screen(neighbours)
+    def __init__(self, basis: Tensor, adjacent_code_limit: int) -> None:
+        self._basis, self._int8 = basis, Int8Screen(adjacent_code_limit)
         wide = basis.double()
         self._wide = wide
         k = basis.shape[1]
@@ -88,11 +82,11 @@ class HeadScreen:
         return replace(terms, residual=residual, offset=unit @ centre.double())
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
-        """What the codes miss."""
+        """What the codes miss, and what their product may be off by."""
         return self._int8.blocks(_head(segment), some)
 
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
-        """Whole numbers, rounded beyond 2^24."""
+        """Sums of codes times codes."""
         return self._int8.product(_head(segment), rows, centre, terms)
 
     def coded(self, segment: Segment) -> Segment | None:
@@ -106,7 +100,7 @@ class HeadScreen:
         blocks = -(-n // BLOCK)
         codes = torch.empty((blocks * BLOCK, k + PARTS), dtype=torch.int8)
         scale, residual = torch.empty(blocks), torch.empty(blocks)
-        step = max(_CHUNK // d // BLOCK, 1) * BLOCK
+        step = max(tuning.HEAD_NUMBERS // d // BLOCK, 1) * BLOCK
         usual = usual_scale(self._split_rows(segment, slice(0, n, max(n // _USUAL, 1)), centre))
         for start in range(0, n, step):
             split = self._split_rows(segment, slice(start, start + step), centre)
@@ -149,7 +143,7 @@ def _split(y: Tensor, basis: Tensor) -> Tensor:
 
 
 def choose_head(
-    queries: Tensor, rows: Tensor, centre: Tensor, threshold: float, neighbours: int
+    queries: Tensor, rows: Tensor, centre: Tensor, threshold: float, adjacent_code_limit: int
 ) -> HeadScreen | None:
     """The number of directions that promises the fastest join, or None if none pays.
 
@@ -158,26 +152,26 @@ def choose_head(
         rows: (m, d) likewise.
         centre: (d,) of the rows.
         threshold: what a cosine is to reach.
-        neighbours: what two neighbouring codes of a query may add up to.
+        adjacent_code_limit: what two adjacent codes of a query may add up to.
     """
     (n, d), m = queries.shape, rows.shape[0]
     # Rows and queries of the sample must be others, so at most every second row is drawn.
-    if min(n, m) < 2 * _SAMPLE or n * m < _PAIRS * d * d or d < 64:
+    if min(n, m) < 2 * _SAMPLE or n * m < tuning.HEAD_PAIRS * d * d or d < 64:
         return None
-    step = m // _SAMPLE
+    step, price = m // _SAMPLE, costs.pair_cost(d, "int8")
     y = _finite(rows[::step]) - centre.double()
     asked = _finite(queries[1 :: step * max(n // step // _TRIED, 1)])
     if not len(asked) or not len(y):
         return None
     # Where so many pairs reach the threshold, no bound rules out enough.
     cosines = asked @ (y + centre.double()).mT
-    if float((cosines >= threshold).double().mean()) * _PAIR_COST >= _WORTH:
+    if float((cosines >= threshold).double().mean()) * price >= tuning.HEAD_WORTH:
         return None
     along = torch.linalg.eigh(y.mT @ y).eigenvectors.flip(1)  # largest first
     y_along, q_along = (y @ along).float(), (asked @ along).float()
     offset = (asked @ centre.double()).float()[:, None]
-    levels = min(0.7 * neighbours, 127.0)  # neighbours are seldom both the largest
-    best, least = 0, _WORTH
+    levels = min(0.7 * adjacent_code_limit, 127.0)  # seldom are both the largest
+    best, least = 0, tuning.HEAD_WORTH
     for share in SHARES:
         width = round(share * d / 32) * 32
         k = max(width - PARTS, 1)
@@ -188,10 +182,10 @@ def choose_head(
         q_long, y_long = (torch.linalg.vector_norm(v, dim=1).amax() for v in (q_along, y_along))
         error = 4 / 12**0.5 * q_long * y_long * (1 / levels + 1 / 127)
         passed = float((upper + error >= threshold).float().mean())
-        cost = width / d + _PAIR_COST * passed
+        cost = width / d + price * passed
         if cost < least:
             best, least = k, cost
-    return HeadScreen(_spread(along[:, :best]).float(), neighbours) if best else None
+    return HeadScreen(_spread(along[:, :best]).float(), adjacent_code_limit) if best else None
 
 
 def _finite(rows: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
-from cossim_fast.retrieval.engine import MOST_QUERIES, Batches, Best, joined, threads_apart
+from cossim_fast.retrieval import tuning
+from cossim_fast.retrieval.engine import Batches, Best, joined, threads_apart
 from cossim_fast.retrieval.exclusion import Hidden
 from cossim_fast.retrieval.explanation import SearchExplanation, joined_traces, reason_for
 from cossim_fast.retrieval.fork import one_thread_after_fork, watch
@@ -331,7 +332,7 @@ class CosineIndex:
         found: list[Best] = []
         with Progress(progress, "search", len(asked), unit="queries") as bar:
             # Queries take 8 d bytes in float64: not all at once.
-            step = MOST_QUERIES * threads_apart(len(asked), k)
+            step = tuning.MOST_QUERIES * threads_apart(len(asked), k)
             for start in range(0, max(len(asked), 1), step):
                 some = slice(start, start + step)
                 batches = Batches(

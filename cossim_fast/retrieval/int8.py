@@ -1,4 +1,4 @@
-"""The int8 product of this processor: what it multiplies without loss, and how.
+"""The int8 product: codes of rows times codes of queries, as numbers or sieved to 8 bits.
 
 oneDNN's quantised linear layer, through torch: 400 G operations a second on a core whose float32
 product runs at 87 (Zen 4, AVX-512 with VNNI), 160 on one that does 90 (Zen 3, AVX2; torch._int_mm
@@ -8,30 +8,38 @@ Rows are multiplied as unsigned numbers, their codes plus 128: signed ones are 9
 which adds 128 again and again, and with VNNI there is no kernel for them but oneDNN's reference,
 which takes 4000 times as long.
 
-Without 8-bit dot-product instructions (VNNI) a processor adds the products of two neighbouring
-numbers in 16 bits, which saturate silently. They hold 255 times 128: so much may two neighbouring
-codes of a query add up to.
+What a processor does with sums is found out in `arithmetic`. What `product` promises holds for
+every kind of it, so that there is one bound. With S = sum u z, the sum of products of unsigned
+codes, D = S - 128 sum z, which is wanted, and r = 2^-24: where S is turned into float32 first, that
+is off by r |S|; the part of the zero point is a multiple of 128 below 2^31, so exact in float32;
+and their difference, off by r |S| already, is rounded once, by r (|D| + r |S|). Together
+
+    |product - D| <= r (1 + r) |S| + r |D| <= SUM_ERROR sum |z| + r |D|
+
+since |S| <= 255 sum |z|. Where sums are subtracted in whole numbers, r |D| is all.
+
+In `sieved` a sum is turned into float32 at no more than 2^16 after the scale, which loses 2^-8,
+and so do the product with the scale and the offset, each: ROUNDING holds them.
 """
 
 from __future__ import annotations
-
-import functools
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cossim_fast.retrieval import products
+
 # Sums of d products of unsigned codes fit int32.
 LONGEST_ROW = (2**31 - 1) // (255 * 127)
-# What two neighbouring codes of a query may add up to, by magnitude: all that they can, or what
-# leaves sums of two products in 16 bits whole.
-_BUDGETS = (254, 128)
-# How far a sieved code may be from what it stands for: its own rounding, and an eighth of that for
-# those of the scale and the sum in float32 (`sieved`).
+# What a product may be off by for each unit of a query's codes, see above: 255 roundings and the
+# second order.
+SUM_ERROR = 256 * 2.0**-24
+# How far a sieved code may be from what it stands for: its own rounding, and 16 of 2^-8. Those of
+# S, of S times the scale, of an offset of at most 2^17 that is divided by the scale and added
+# before (2 for each of two roundings), and of a sum of up to 3 * 2^16 are 9.
 ROUNDING = 0.5625
-# Products times a scale, and offsets, up to which float32 is that exact: 2^16 at 2^-24, and four
-# roundings.
+# Products of unsigned codes times a scale, up to which float32 is exact to 2^-8.
 LARGEST_SCALED = 2.0**16
 # Queries are padded to a multiple of so many, of which fewer where there are no more, and rows to
 # one of so many at least.
@@ -59,17 +67,18 @@ def even_rows(rows: int) -> int:
 
 def pack(queries: Tensor) -> Tensor:
     """Queries (q, d) int8 as `product` and `sieved` take them, with zeros up to their `width`."""
-    # It packs what lies in memory, whatever the strides say.
     padded = torch.nn.functional.pad(queries, (0, 0, 0, width(len(queries)) - len(queries)))
-    packed: Tensor = torch.ops.onednn.qlinear_prepack(padded.contiguous(), None)
-    return packed
+    return products.pack(padded.contiguous())
 
 
 def product(rows: Tensor, packed: Tensor, queries: int) -> Tensor:
-    """The products (n, q) in float32, rounded beyond 2^24, of rows (n, d) int8 and queries."""
+    """The products (n, q) in float32 of rows (n, d) int8 and queries z.
+
+    Off by SUM_ERROR sum |z| and a rounding at most.
+    """
     n, d = rows.shape
     codes = unsigned(rows, torch.empty(even_rows(n) * d, dtype=torch.uint8))
-    found = _linear(codes, _ZERO, packed, torch.ones(width(queries)), None, torch.float32)
+    found = products.linear(codes, _ZERO, packed, torch.ones(width(queries)), None, torch.float32)
     return found[:n, :queries].contiguous()
 
 
@@ -86,23 +95,7 @@ def sieved(rows: Tensor, packed: Tensor, scale: Tensor, offset: Tensor) -> Tenso
     Returns:
         (n, w) uint8: within ROUNDING of u @ z * scale + offset, where that is from 0 to 255.
     """
-    return _linear(rows, 0, packed, scale, offset, torch.uint8)
-
-
-def _linear(
-    rows: Tensor,
-    zero: int,
-    packed: Tensor,
-    scale: Tensor,
-    offset: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """(rows - zero) @ z * scale + offset."""
-    zeros = torch.zeros(len(scale), dtype=torch.int64)
-    out: Tensor = torch.ops.onednn.qlinear_pointwise(
-        rows, 1.0, zero, packed, scale, zeros, offset, 1.0, 0, dtype, "none", [], ""
-    )
-    return out
+    return products.linear(rows, 0, packed, scale, offset, torch.uint8)
 
 
 def unsigned(rows: Tensor, out: Tensor) -> Tensor:
@@ -114,66 +107,3 @@ def unsigned(rows: Tensor, out: Tensor) -> Tensor:
     there = out.numpy()[: rows.numel()]
     np.bitwise_xor(rows.numpy().reshape(-1).view(np.uint64), _SIGNS, out=there.view(np.uint64))
     return out[: even_rows(n) * d].view(-1, d)
-
-
-@functools.cache
-def neighbours() -> int:
-    """What two neighbouring codes of a query may add up to here, by magnitude; 0 if none are exact.
-
-    It looks at answers, not at clocks or names of processors: extreme codes are multiplied in
-    several shapes, in every way that a sum of two products could overflow.
-    """
-    for budget in _BUDGETS:
-        try:
-            if all(_exact(budget, *shape) for shape in _SHAPES):
-                return budget
-        except (AttributeError, RuntimeError, NotImplementedError):
-            return 0  # a build of torch without the operator
-    return 0
-
-
-# Rows in whole blocks, as they are multiplied, queries, and a width.
-_SHAPES = ((64, 1, 1), (64, 5, 385), (192, 64, 1031), (128, 33, 66))
-
-
-def _exact(budget: int, rows: int, queries: int, d: int) -> bool:
-    """Whether extreme codes give what they should, as numbers and sieved."""
-    place = torch.arange(rows * d).view(rows, d)
-    for corpus in (
-        torch.full((rows, d), 127),
-        torch.full((rows, d), -127),
-        (place % 3 > 0) * 254 - 127,
-        (place * 7919) % 255 - 127,
-    ):
-        codes = corpus.to(torch.int8)
-        for query in _extremes(budget, queries, d):
-            packed, exact = pack(query.to(torch.int8)), corpus.double() @ query.double().mT
-            if not torch.equal(product(codes, packed, queries), exact.float()):
-                return False
-            if not _sieves(codes, packed, query, exact):
-                return False
-    return True
-
-
-def _extremes(budget: int, queries: int, d: int) -> Iterator[Tensor]:
-    """Codes (q, d) of which every two neighbours add up to the budget: of one sign, and mixed."""
-    odd = torch.arange(d) % 2
-    mixed = (torch.arange(queries * d).view(queries, d) * 104729) % 7 < 3
-    for first in {127, budget - 127, budget // 2}:
-        magnitude = (first + (budget - 2 * first) * odd).expand(queries, d)
-        yield from (magnitude, -magnitude, torch.where(mixed, -magnitude, magnitude))
-
-
-def _sieves(codes: Tensor, packed: Tensor, query: Tensor, exact: Tensor) -> bool:
-    """Whether products are within ROUNDING of what they are sieved to, above, below and between."""
-    wide = exact + 128 * query.sum(1)
-    spread = (wide.amax(0) - wide.amin(0)).clamp_min(1.0)
-    most = LARGEST_SCALED / (255 * query.abs().sum(1))
-    scale = torch.minimum(400 / spread, most).float()
-    offset = (128 - wide.mean(0) * scale).float()
-    n, count = exact.shape
-    room = torch.empty(even_rows(n) * codes.shape[1], dtype=torch.uint8)
-    padded = (torch.nn.functional.pad(each, (0, width(count) - count)) for each in (scale, offset))
-    found = sieved(unsigned(codes, room), packed, *padded)[:n, :count]
-    wanted = (wide * scale + offset).clamp_(0.0, 255.0)
-    return bool(((found - wanted).abs() <= ROUNDING).all())

@@ -68,8 +68,8 @@ def pairs_above(
         y: (m, d) likewise. None joins x with itself: each unordered pair once, i < j.
         threshold: -1 to 1.
         screen: ``"auto"``, ``"int8"``, ``"bfloat16"`` or ``"float32"``: what decides cheaply which
-            pairs need not be scored. ``"auto"`` takes the narrowest that the processor has
-            instructions for, and a wider one where the data let too many pairs through; on large
+            pairs need not be scored. ``"auto"`` takes the narrowest that is fast on this
+            processor, and a wider one where the data let too many pairs through; on large
             sets it looks at a few directions first, if a sample says that this rules out enough.
         max_pairs: stop with an error as soon as more pairs are found.
         progress: show a progress bar (needs tqdm: ``pip install 'cossim_fast[retrieval]'``).

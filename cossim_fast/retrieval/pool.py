@@ -120,6 +120,12 @@ class Pool:
                 that they are ranked and rounded to float32 as the scores are.
         """
         self._gather()
+        if not self._held.known.all():
+            self._find_known(score)
+        self._cut(score, exact=exact)
+
+    def _find_known(self, score: Score) -> None:
+        """Score every row that could be among the k best, and drop the others."""
         self._drop_below()
         held = self._held
         likely = kth_largest(held.query, held.below(score.likely), self.k, self.threshold.numpy())
@@ -134,7 +140,6 @@ class Pool:
             self._lift_to_kth(self.k)
             self._drop_below()
             self._score(score, ~self._held.known)
-        self._cut(score, exact=exact)
 
     def _lift_to_kth(self, rank: int) -> None:
         """Raise thresholds to the rank-th best that is held of each query."""
@@ -196,8 +201,7 @@ class Pool:
 
     def _cut(self, score: Score, *, exact: bool) -> None:
         """Keep the k best of each query, in order; at least near scores of all are known."""
-        self._sort()
-        self._drop(self._too_low())
+        self._sort(best=True)
         held = self._held
         # Near scores that may stand in the wrong order, or round to another float32.
         same = held.query[1:] == held.query[:-1]
@@ -218,13 +222,6 @@ class Pool:
         threshold[query] = np.maximum(threshold[query], self._held.lower[last])
         self._drop(rank >= self.k)
 
-    def _too_low(self) -> NDArray[np.bool_]:
-        """Which rows of a sorted pool are surely below the k-th of their query."""
-        held, kth = self._held, np.full(self.queries, -np.inf)
-        last = np.flatnonzero(self._rank() == self.k - 1)
-        kth[held.query[last]] = held.lower[last]
-        return held.upper < kth[held.query]
-
     def _is_sorted(self) -> bool:
         """Whether rows are in the order of `_sort`."""
         held, value = self._held, self._held.middle()
@@ -232,12 +229,42 @@ class Pool:
         ties = (value[1:] == value[:-1]) & (held.row[1:] > held.row[:-1])
         return bool((falls | ties).all())
 
-    def _sort(self) -> None:
-        """Bring rows into the order of queries, scores downwards, and positions for equal ones."""
+    def _sort(self, *, best: bool = False) -> None:
+        """Bring rows into the order of queries, scores downwards, and positions for equal ones.
+
+        Args:
+            best: drop what is surely below the k-th of its query. All rows are known.
+        """
+        held, order = self._held, None
+        query, value, row = held.query, held.middle(), held.row
+        if (query[1:] < query[:-1]).any():
+            order = stable_order(query)
+            query, value, row = query.take(order), value.take(order), row.take(order)
+        ranked = ranking(query, value, row, self.queries)
+        # Queries stand as they stood: to take a column twice takes longer than this.
+        if best and len(ranked):
+            ranked = ranked[self._may_be_best(query, value.take(ranked))]
+        self._held = held.taken(ranked if order is None else order.take(ranked))
+
+    def _may_be_best(
+        self, query: NDArray[np.int64], value: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """Where known rows (p,), in order, are not surely below the k-th of their query."""
         held = self._held
-        order = stable_order(held.query)
-        query, value, row = held.query.take(order), held.middle().take(order), held.row.take(order)
-        self._held = held.taken(order.take(ranking(query, value, row, self.queries)))
+        error = float((held.upper - held.lower).max())
+        count = np.bincount(query, minlength=self.queries)
+        first = count.cumsum() - count
+        enough = np.flatnonzero(count >= self.k)
+        # The k best by their middles are no lower than half an error below the last of them.
+        least = np.full(self.queries, -np.inf)
+        least[enough] = value.take(first.take(enough) + self.k - 1) - 1.0625 * error
+        low = value < least.take(query)
+        if self.excluded is not None and low.any():
+            upper = value[low] + error / 2
+            self.excluded.scatter_reduce_(
+                0, torch.from_numpy(query[low]), torch.from_numpy(upper), "amax"
+            )
+        return np.flatnonzero(~low)
 
     def take(self, state: Mapping[str, Tensor], queries: Tensor) -> None:
         """Take over some queries of the state of another pool."""

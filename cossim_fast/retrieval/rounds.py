@@ -8,17 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cossim_fast.retrieval import tuning
 from cossim_fast.retrieval.codes import Segment
 from cossim_fast.retrieval.sweep import Batch, Found, Sweep
-
-# Pairs of a round: about 24 bytes each while they are collected, as much again to sort them.
-ROOM = 1 << 21
-# Queries multiplied together.
-BATCH = 1024
-# Queries of a round, which go through the rows together, and the numbers that they may hold.
-FIRST_ROUND = 1 << 11
-LONGEST_ROUND = 1 << 14
-_NUMBERS = 1 << 23
 
 
 class TooManyError(Exception):
@@ -60,11 +52,13 @@ class Rounds:
         self._order, self._queries, self._segments = order, queries, segments
         self._sweep, self._most, self._skip = sweep, most, skip
         self.done, self._found = done, 0
-        self._longest = max(min(LONGEST_ROUND, _NUMBERS // sweep.centre.numel()), 1)
+        self._longest = max(
+            min(tuning.LONGEST_ROUND, tuning.ROUND_NUMBERS // sweep.centre.numel()), 1
+        )
 
     def __iter__(self) -> Iterator[Found]:
         """Yield what the queries of a round found, once each round is done."""
-        size = min(FIRST_ROUND, self._longest)
+        size = min(tuning.FIRST_ROUND, self._longest)
         while self.done < self._order.numel():
             places = torch.arange(self.done, min(self.done + size, self._order.numel()))
             stop = self.done + places.numel()
@@ -77,7 +71,10 @@ class Rounds:
             found = Found.join([in_order(*batch) for batch in batches], self._sweep.dtype)
             # As many as there promises to be room for, but not many more at once.
             count, size = found.scores.numel(), stop - self.done
-            size = max(min(2 * size, size * ROOM * 7 // (8 * max(count, 1)), self._longest), 1)
+            size = max(
+                min(2 * size, size * tuning.ROUND_PAIRS * 7 // (8 * max(count, 1)), self._longest),
+                1,
+            )
             self._found += count
             self.done = stop
             yield found
@@ -87,7 +84,7 @@ class Rounds:
         sweep = self._sweep
         made = [
             (Batch(some, self._queries(some), sweep.screens, sweep.centre), list[Found]())
-            for some in numbers.split(BATCH)
+            for some in numbers.split(tuning.ROUND_BATCH)
             if some.numel()
         ]
         start = int(numbers.min()) + 1 if sweep.later and numbers.numel() else 0
@@ -95,8 +92,8 @@ class Rounds:
             at = 0
             while at < len(made):
                 batch, parts = made[at]
-                asked, room = len(batch), ROOM - _held(made[:at])
-                if at and room < ROOM // 8:
+                asked, room = len(batch), tuning.ROUND_PAIRS - _held(made[:at])
+                if at and room < tuning.ROUND_PAIRS // 8:
                     del made[at:]
                     break
                 part = sweep.through(batch, segment, room, _held(made[at : at + 1]))
@@ -105,7 +102,7 @@ class Rounds:
                     parts[:] = [before.of_first(len(batch)) for before in parts]
                     del made[at + 1 :]
                 parts.append(part)
-                while len(made) > at + 1 and _held(made) > ROOM:
+                while len(made) > at + 1 and _held(made) > tuning.ROUND_PAIRS:
                     del made[-1]
                 self._count(made)
                 at += 1

@@ -12,29 +12,11 @@ from torch import Tensor
 
 from cossim_fast import _threads
 from cossim_fast._cpu_screen import WideRows
+from cossim_fast.retrieval import costs, tuning
 from cossim_fast.retrieval.codes import BLOCK, Segment
 from cossim_fast.retrieval.pool import NO_THRESHOLD, Pool, Score, places
 from cossim_fast.retrieval.screens import SLACK, BlockTerms, CodedTerms, QueryTerms, Screen
 from cossim_fast.retrieval.sieve import Sieve
-
-# Scores of a tile: 8 MB of float32, which stay in a shared cache.
-TILE_SCORES = 1 << 21
-LONGEST_TILE = 1 << 17
-# Blocks of a tile that say how much of it passes.
-SAMPLED = 4
-# The first thresholds come from one row in so many, within bounds, and from several rows for each
-# that is wanted; they lie in a few tiles spread over a segment.
-FIRST_SHARE, FEWEST_FIRST, MOST_FIRST, FIRST_WANTED, FIRST_TILES = 40, 1024, 8192, 4, 4
-# Thresholds are raised when so many times as many rows have been seen as the last time, and
-# before so many times k rows a query wait.
-GROWTH = 4
-MOST_PENDING = 32
-# Rows of a pool whose memory (33 bytes each) is freed by scoring them before their time.
-CROWDED = 1 << 22
-# A row that passes takes as long, until it is scored, as so many rows take longer in the next wider
-# product; and a row that this has to multiply again as so many more.
-RESCORING_COST = 30
-REPEATED_COST = 1.2
 
 
 @dataclass
@@ -159,11 +141,11 @@ class Scan:
             together = with_first(rows, first_rows(pool.k, total))
             # Thresholds will be those of the first tiles.
             count = sum(r.stop - r.start for r in together[0]) if together else 0
-            self._next_raise = GROWTH * (self._seen + count)
+            self._next_raise = tuning.GROWTH * (self._seen + count)
         # Rows that were sifted since thresholds were raised by them, and whether others came.
         sifted, kept = 0, False
         self._sieve, seen = None, self._seen
-        most = MOST_PENDING * pool.k * pool.queries
+        most = tuning.MOST_PENDING * pool.k * pool.queries
         for some in together:
             _threads.go_on()
             count = sum(r.stop - r.start for r in some)
@@ -179,7 +161,7 @@ class Scan:
                 return False
             held = 0 if sieve is None else sieve.held
             due = seen >= self._next_raise or pool.pending + held > most
-            crowded = len(pool) + held > CROWDED
+            crowded = len(pool) + held > tuning.CROWDED
             if sieve is not None and (due or crowded or some is together[-1]):
                 sieve.emit(pool, pool.rank(sifted, total))
                 sifted = 0
@@ -187,7 +169,7 @@ class Scan:
                 pool.raise_thresholds(seen, total)
                 kept = False
             if due:
-                self._next_raise = GROWTH * seen
+                self._next_raise = tuning.GROWTH * seen
             if crowded:
                 pool.settle(score, exact=False)
         return True
@@ -246,8 +228,12 @@ class Scan:
             total: how many rows there are.
             multiplied: how many of them the wider screen would have to multiply again.
         """
-        saved = (times - 1) * self._pool.k * RESCORING_COST
-        return bool(self._screens) and saved > total + REPEATED_COST * multiplied
+        if not self._screens:
+            return False
+        d = self._queries.rows.shape[1]
+        cost = costs.pair_cost(d, self._screens[0].name, self._screen.name)
+        saved = (times - 1) * self._pool.k * cost
+        return saved > total + tuning.REPEATED_COST * multiplied
 
     def _clueless(self) -> bool:
         """Whether thresholds are missing, or are those of a worse screen."""
@@ -280,7 +266,7 @@ class Scan:
 
 def tile_rows(queries: int, k: int) -> int:
     """Rows of a tile: what its scores leave room for, and enough that k of them say something."""
-    fitting = min(max(TILE_SCORES // max(queries, 1), k), LONGEST_TILE)
+    fitting = min(max(tuning.TILE_SCORES // max(queries, 1), k), tuning.LONGEST_TILE)
     # Of a size that `int8.even_rows` leaves as it is.
     step = max(1 << max(fitting.bit_length() - 4, 0), BLOCK)
     return max(fitting // step, 1) * step
@@ -292,14 +278,10 @@ def tiles(count: int, size: int) -> list[slice]:
 
 
 def group_rows(k: int, total: int) -> int:
-    """Rows under one maximum: fewer where so many rows are wanted that most groups pass.
-
-    1024 queries of 39 000 sentence embeddings, k = 10, took 296 ms with 16 and 334 with 64, of
-    which many more scores are looked at; k = 100 took 544 with 16, 527 with 8 and 542 with 4.
-    """
+    """Rows under one maximum: fewer where so many rows are wanted that most groups pass."""
     if 32 * k > total:
         return 1
-    return 16 if k <= 128 else 4
+    return tuning.GROUP if k <= tuning.GROUP_RESULTS else tuning.SMALL_GROUP
 
 
 def first_rows(k: int, total: int) -> int:
@@ -308,7 +290,10 @@ def first_rows(k: int, total: int) -> int:
     They are multiplied with a result in float32, at half the rate of others; fewer of them make
     guesses that more rows pass.
     """
-    return max(min(max(total // FIRST_SHARE, FEWEST_FIRST), MOST_FIRST), FIRST_WANTED * k)
+    return max(
+        min(max(total // tuning.FIRST_SHARE, tuning.FEWEST_FIRST), tuning.MOST_FIRST),
+        tuning.FIRST_WANTED * k,
+    )
 
 
 def with_first(rows: Sequence[slice], count: int) -> list[list[slice]]:
@@ -318,20 +303,20 @@ def with_first(rows: Sequence[slice], count: int) -> list[list[slice]]:
         rows: the tiles.
         count: how many rows the parts hold together, about.
     """
-    spread = max(len(rows) // FIRST_TILES, 1)
-    blocks = -(-count // (max(min(FIRST_TILES, len(rows)), 1) * BLOCK))
+    spread = max(len(rows) // tuning.FIRST_TILES, 1)
+    blocks = -(-count // (max(min(tuning.FIRST_TILES, len(rows)), 1) * BLOCK))
     first: list[slice] = []
     rest: list[list[slice]] = []
     for number, tile in enumerate(rows):
         start = tile.start
-        if number % spread == 0 and len(first) < FIRST_TILES:
+        if number % spread == 0 and len(first) < tuning.FIRST_TILES:
             start = min(start + blocks * BLOCK, tile.stop)
             first.append(slice(tile.start, start))
         if start < tile.stop:
             rest.append([slice(start, tile.stop)])
     # The first part is short: it may be all that is needed to see that a screen does not pay.
-    if first and first[0].stop > FEWEST_FIRST:
-        first[:1] = [slice(0, FEWEST_FIRST), slice(FEWEST_FIRST, first[0].stop)]
+    if first and first[0].stop > tuning.FEWEST_FIRST:
+        first[:1] = [slice(0, tuning.FEWEST_FIRST), slice(tuning.FEWEST_FIRST, first[0].stop)]
     return [first, *rest] if first else []
 
 
@@ -353,7 +338,7 @@ def first_threshold(some: Sequence[Tile], group: int, rank: int, *, proven: bool
 def passing(tile: Tile, needed: Tensor) -> float:
     """The share of a tile's values that reach what is needed (blocks, q), from a few blocks."""
     blocks = tile.values.view(-1, BLOCK, tile.values.shape[1])
-    step = max(len(blocks) // SAMPLED, 1)
+    step = max(len(blocks) // tuning.SAMPLED, 1)
     some = slice(step // 2, None, step)
     reached = blocks[some] >= needed[some, None]
     return np.count_nonzero(reached.numpy()) / max(reached.numel(), 1)

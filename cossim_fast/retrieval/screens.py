@@ -13,7 +13,7 @@ rho_B >= |y - ŷ|, enlarged where the product rounds.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -21,19 +21,19 @@ from torch import Tensor
 
 from cossim_fast import _products
 from cossim_fast._cpu_screen import WideRows
-from cossim_fast.retrieval import int8
+from cossim_fast.retrieval import arithmetic, int8, products, rates, tuning
 from cossim_fast.retrieval.codes import BLOCK, UNIT_ROW_ERROR, Segment, unit_rows
+from cossim_fast.retrieval.sources import let_go
 
 ScreenName = Literal["int8", "bfloat16", "float32"]
+NAMES: tuple[ScreenName, ...] = ("int8", "bfloat16", "float32")  # narrowest first
 _UNIT, _BFLOAT16 = 2.0**-24, 2.0**-8  # unit roundoffs
-# Numbers of the rows that are made for a product of floats at a time: 4 MB.
-_NUMBERS = 1 << 20
 # Beyond the bound in real numbers: what float64 loses in the terms of a query and in a score, less
 # than 2^-45 for any d that fits a memory, and subnormal products that a processor flushes.
 SLACK = 2.0**-40
-# So few queries are multiplied as bfloat16 with the codes, which is bound by reading these. The
-# operator reads whole vectors: rows of another width would be read beyond their end.
-FEW_QUERIES, FEW_QUERIES_WIDTH = 2, 64
+# The operator of `FewQueriesScreen` reads whole vectors: rows of another width would be read beyond
+# their end.
+FEW_QUERIES_WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -99,27 +99,27 @@ def _terms(unit: Tensor, coded: Tensor, scale: Tensor, centre: Tensor, op: Tenso
 
 
 class Int8Screen:
-    """Codes of rows against codes of queries, in whole numbers.
+    """Codes of rows against codes of queries.
 
     Queries are the packed operand, so that a corpus is multiplied from where its codes lie.
 
     Args:
-        neighbours: what two neighbouring codes of a query may add up to (`int8.neighbours`).
+        adjacent_code_limit: what two adjacent codes of a query may add up to (`arithmetic`).
     """
 
     name: ScreenName = "int8"
 
-    def __init__(self, neighbours: int) -> None:
-        self._neighbours = neighbours
+    def __init__(self, adjacent_code_limit: int) -> None:
+        self._limit = adjacent_code_limit
 
     def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
-        """Code queries by their largest entry, or by their largest two neighbours.
+        """Code queries by their largest entry, or by their largest two adjacent ones.
 
         The two are seldom largest at once: 63 levels for each number would be 1.4 times as coarse.
         """
         unit = unit_queries(queries)
         size = unit.abs()
-        if self._neighbours < 254:
+        if self._limit < arithmetic.ANY_CODES:
             size = torch.nn.functional.pad(size, (0, size.shape[1] % 2))
             size = size[:, ::2] + size[:, 1::2]
         # Rounding may add a half to each of the two.
@@ -131,11 +131,18 @@ class Int8Screen:
         return CodedTerms(**vars(terms), total=codes.sum(1), size=codes.abs().sum(1))
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
-        """What the codes miss, and a sum beyond 2^24, which is rounded as it turns float32."""
-        return coded_blocks(segment, some)
+        """What the codes miss, and what the product may be off by (`int8`).
+
+        That is SUM_ERROR s_q s_B sum |z|, where s_q sum |z| <= sqrt(d) s_q |z| <= sqrt(d) N_q, and
+        the rounding of s_q s_B D, which is <q̂, ŷ>.
+        """
+        assert segment.codes is not None
+        terms = coded_blocks(segment, some)
+        of_sums = int8.SUM_ERROR * segment.codes.shape[1] ** 0.5
+        return replace(terms, residual=terms.residual + of_sums * terms.scale)
 
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
-        """Whole numbers, rounded beyond 2^24."""
+        """Sums of codes times codes."""
         return int8.product(_codes(segment, rows), terms.operand, len(terms.scale))
 
     def coded(self, segment: Segment) -> Segment | None:
@@ -167,9 +174,7 @@ class FewQueriesScreen:
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
         """Sums of codes times entries of unit queries, rounded to bfloat16."""
         codes = _codes(segment, rows)
-        ones = torch.ones(codes.shape[0], dtype=torch.bfloat16)
-        out: Tensor = torch._weight_int8pack_mm(terms.operand.contiguous(), codes, ones)
-        return out.mT.float().contiguous()
+        return products.mixed(terms.operand.contiguous(), codes).mT.float().contiguous()
 
     def coded(self, segment: Segment) -> Segment | None:
         """Nothing that could be sieved."""
@@ -201,11 +206,16 @@ def _to_bfloat16(d: int) -> float:
 
 
 class FloatScreen:
-    """The product itself, in float32 or bfloat16, of unit rows made as they are needed."""
+    """The product itself, in float32 or bfloat16, of unit rows made as they are needed.
+
+    Factors that are rounded to bfloat16 are multiplied in float32 where no product of bfloat16 is
+    faster: their products are exact there, so what is lost is less.
+    """
 
     def __init__(self, name: ScreenName) -> None:
         self.name = name
         self._dtype = torch.float32 if name == "float32" else torch.bfloat16
+        self._wide = name == "float32" or not _bfloat16_pays()
 
     def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
         """Round unit queries."""
@@ -229,12 +239,22 @@ class FloatScreen:
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
         """Cosines less the constant of the query."""
         count = rows.stop - rows.start
-        out = torch.empty((-(-count // BLOCK) * BLOCK, len(terms.scale)), dtype=self._dtype)
-        step = max(_NUMBERS // centre.numel(), 1)
+        dtype = torch.float32 if self._wide else torch.bfloat16
+        operand = terms.operand.to(dtype)
+        out = torch.empty((-(-count // BLOCK) * BLOCK, len(terms.scale)), dtype=dtype)
+        step = max(tuning.FLOAT_NUMBERS // centre.numel(), 1)
         for start in range(0, count, step):
             some = slice(rows.start + start, min(rows.start + start + step, rows.stop))
-            y = unit_rows(segment.rows[some], segment.norms[some], centre).to(self._dtype)
-            _products.mm(y, terms.operand.mT, out=out[start : start + len(y)])
+            y = unit_rows(segment.rows[some], segment.norms[some], centre)
+            y, place = y.to(self._dtype).to(dtype), out[start : start + len(y)]
+            if self._wide:
+                _products.mm(y, operand.mT, out=place)
+            else:
+                products.bfloat16(y, operand, place)
+            if segment.whole is not None:
+                # Else a pass over an index would hold all of its file: 130 MB of 150 000
+                # float16 rows of 384 numbers, and 29 so.
+                let_go(segment.whole, segment.rows[some])
         return out.float()
 
     def coded(self, segment: Segment) -> Segment | None:
@@ -242,35 +262,88 @@ class FloatScreen:
         return None
 
 
+# Of a check that sums of products are within their bound.
+_CHECKED = 6 * FEW_QUERIES_WIDTH
+
+
 @functools.cache
 def _few_queries_work() -> bool:
-    """Whether the product of `FewQueriesScreen` is there, and keeps its bound."""
-    d = 6 * FEW_QUERIES_WIDTH
-    codes = ((torch.arange(BLOCK * d) * 7919) % 255 - 127).view(BLOCK, d)
-    query = torch.linspace(-1, 1, d).bfloat16()[None]
-    ones = torch.ones(BLOCK, dtype=torch.bfloat16)
+    """Whether the product of `FewQueriesScreen` is there, keeps its bound, and is the faster."""
+    codes, query = _checked()
     try:
-        found = torch._weight_int8pack_mm(query, codes.to(torch.int8), ones)[0].double()
+        found = products.mixed(query[None], codes.to(torch.int8))[0]
     except (AttributeError, RuntimeError, NotImplementedError):
         return False  # a build of torch without the operator
-    exact = codes.double() @ query[0].double()
-    allowed = codes.double().norm(dim=1) * query[0].double().norm()
-    return bool(((found - exact).abs() <= _to_bfloat16(d) * allowed).all())
+    return _keeps_bound(found, codes, query) and rates.mixed() > 1.0
 
 
-def _bfloat16_is_fast() -> bool:
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+@functools.cache
+def _bfloat16_pays() -> bool:
+    """Whether products of bfloat16 are faster than those of float32, and keep their bound."""
+    if rates.bfloat16().times < rates.FASTER:
+        return False
+    codes, query = _checked()
+    found = torch.empty((BLOCK, 1), dtype=torch.bfloat16)
+    products.bfloat16(codes.bfloat16(), query[None], found)
+    return _keeps_bound(found[:, 0], codes, query)
+
+
+def _checked() -> tuple[Tensor, Tensor]:
+    """Codes (n, d) of all kinds, of which the first lie along a query (d,) in bfloat16."""
+    codes = ((torch.arange(BLOCK * _CHECKED) * 7919) % 255 - 127).view(BLOCK, _CHECKED)
+    query = torch.linspace(-1, 1, _CHECKED).bfloat16()
+    codes[:2] = torch.outer(torch.tensor([127.0, -127.0]), query.float()).round()
+    return codes, query
+
+
+def _keeps_bound(found: Tensor, codes: Tensor, query: Tensor) -> bool:
+    """Whether products (n,) of codes (n, d) and a query (d,) are within `_to_bfloat16`."""
+    wide, asked = codes.double(), query.double()
+    allowed = _to_bfloat16(len(query)) * wide.norm(dim=1) * asked.norm()
+    return bool(((found.double() - wide @ asked).abs() <= allowed).all())
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a screen is here.
+
+    Attributes:
+        words: how it runs, and how fast that is.
+        there: whether it can be asked for.
+        fast: whether ``"auto"`` takes it.
+    """
+
+    words: str
+    there: bool
+    fast: bool
+
+
+def offer(name: ScreenName) -> Offer:
+    """Say what a screen is on this processor; what has to be measured is, once a process."""
+    if name == "float32":
+        return Offer("always there", there=True, fast=True)
+    if name == "bfloat16":
+        if _bfloat16_pays():
+            return Offer(_rated("bfloat16 products", rates.bfloat16().times), there=True, fast=True)
+        rate = rates.bfloat16().times
+        why = _rated("products", rate) if rate else "no instructions"
+        words = f"{why}; its factors are multiplied in float32"
+        return Offer(words, there=True, fast=False)
+    found = arithmetic.found()
+    if not found.adjacent_code_limit:
+        return Offer(found.words(0.0), there=False, fast=False)
+    rate = rates.int8().times
+    return Offer(_rated(found.words(rate), rate), there=True, fast=rate >= rates.FASTER)
+
+
+def _rated(words: str, rate: float) -> str:
+    return f"{words}, {rate:.2g} times as fast as float32"
 
 
 def available() -> dict[ScreenName, str]:
-    """The screens of this processor, each with a word on how it runs, fastest first."""
-    found: dict[ScreenName, str] = {}
-    if most := int8.neighbours():
-        found["int8"] = f"exact where query neighbours add up to {most} at most"
-    if _bfloat16_is_fast():
-        found["bfloat16"] = "bfloat16 instructions"
-    found["float32"] = "always there"
-    return found
+    """The screens that ``"auto"`` takes on this processor, narrowest first, and how they run."""
+    offers = {name: offer(name) for name in NAMES}
+    return {name: found.words for name, found in offers.items() if found.fast}
 
 
 def choose(d: int, wanted: str = "auto", *, queries: int | None = None) -> list[Screen]:
@@ -278,28 +351,34 @@ def choose(d: int, wanted: str = "auto", *, queries: int | None = None) -> list[
 
     Args:
         d: the width of the rows.
-        wanted: ``"auto"``, or a name. A bfloat16 product without instructions for it is slow but
-            right, so it can be asked for.
+        wanted: ``"auto"``, or a name: what is slow here is right, so it can be asked for.
         queries: how many there are, if no more will come: one or two have a screen of their own.
     """
-    names = list(available()) if wanted == "auto" else [wanted]
-    if wanted == "auto" and d > int8.LONGEST_ROW and "int8" in names:
-        names.remove("int8")
-    if wanted == "auto" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
-        names = ["float32"]  # no vector instructions that a screen could use
-    if names == ["int8"] and (d > int8.LONGEST_ROW or not int8.neighbours()):
+    names: list[ScreenName] = [name for name in NAMES if wanted in (name, "auto")]
+    if wanted == "auto":
+        names = [n for n in names if (n != "int8" or d <= int8.LONGEST_ROW) and offer(n).fast]
+    elif wanted == "int8":
+        _check_int8(d)
+    return [_made(name, d, queries) for name in names]
+
+
+def _check_int8(d: int) -> None:
+    if d > int8.LONGEST_ROW:
         raise ValueError(
-            f"expected rows of at most {int8.LONGEST_ROW} numbers for screen='int8', and a "
-            f"processor and a torch that multiply int8, got d = {d} and {list(available())}; "
-            "pass 'auto'"
+            f"expected rows of at most {int8.LONGEST_ROW} numbers for screen='int8', whose sums "
+            f"are whole numbers of 32 bits, got d = {d}; pass screen='auto'"
         )
-    made: list[Screen] = []
-    for name in names:
-        if name == "int8":
-            few = queries is not None and queries <= FEW_QUERIES and d % FEW_QUERIES_WIDTH == 0
-            made.append(
-                FewQueriesScreen() if few and _few_queries_work() else Int8Screen(int8.neighbours())
-            )
-        else:
-            made.append(FloatScreen("bfloat16" if name == "bfloat16" else "float32"))
-    return made
+    if not arithmetic.found().adjacent_code_limit:
+        raise ValueError(
+            "expected a processor and a torch that multiply int8 within a known error for "
+            f"screen='int8', got {arithmetic.found().words(0.0)}; pass screen='auto'"
+        )
+
+
+def _made(name: ScreenName, d: int, queries: int | None) -> Screen:
+    if name != "int8":
+        return FloatScreen(name)
+    few = queries is not None and queries <= tuning.FEW_QUERIES and d % FEW_QUERIES_WIDTH == 0
+    if few and _few_queries_work():
+        return FewQueriesScreen()
+    return Int8Screen(arithmetic.found().adjacent_code_limit)

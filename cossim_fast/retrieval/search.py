@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
+from cossim_fast.retrieval import tuning
 from cossim_fast.retrieval.checkpoint import Checkpoint
 from cossim_fast.retrieval.codes import centre_of, encode
 from cossim_fast.retrieval.device import device_oracle, search_on_device
@@ -16,11 +17,6 @@ from cossim_fast.retrieval.engine import Batches
 from cossim_fast.retrieval.progress import Progress
 from cossim_fast.retrieval.results import CertifiedTopK, TopK, assemble, oracle_of
 from cossim_fast.retrieval.sources import ArrayCorpus, open_corpus
-
-# Queries from which coding a row for one search costs less than its int8 product saves: about 1 ns
-# a number against 0.01 ns for each query (48 queries of 39 000 sentence embeddings took one thread
-# 55 ms with codes and 57 without on Zen 3, 56 and 61 on Zen 4; 96 took 66 and 74, 68 and 96).
-CODING_PAYS = 64
 
 
 def topk(
@@ -48,8 +44,8 @@ def topk(
             (something with ``__next__``) of blocks (n_i, d), which are numbered through.
         k: how many rows for each query, 1 to n.
         screen: ``"auto"``, ``"int8"``, ``"bfloat16"`` or ``"float32"``. ``"auto"`` takes the
-            narrowest that the processor has instructions for, and goes on with a wider one where
-            the data let too many rows through. For fewer than 64 queries it is float32, since
+            narrowest that is fast on this processor, and goes on with a wider one where the data
+            let too many rows through. For fewer than 64 queries it is float32, since
             coding the rows would not pay: a `CosineIndex` codes them once.
         certify: return a `Certificate` too.
         progress: show a progress bar (needs tqdm: ``pip install 'cossim_fast[retrieval]'``).
@@ -110,7 +106,7 @@ def topk_and_checkpoint(
     _checks.same_width(asked.shape[1], source.d)
     _checks.number_of_neighbours(k, source.n)
     _checks.screen_name(screen)
-    if screen == "auto" and len(asked) < CODING_PAYS:
+    if screen == "auto" and len(asked) < tuning.CODING_PAYS:
         screen = "float32"
     exact = torch.float64 in (asked.dtype, source.dtype)
     found = Batches(asked, k, screen, certify=certify, exact=exact)

@@ -16,17 +16,13 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _cpu_screen
-from cossim_fast._cpu_near import float32_scores
-from cossim_fast.retrieval import dense
+from cossim_fast.retrieval import costs, dense
 from cossim_fast.retrieval.codes import BLOCK, Segment
+from cossim_fast.retrieval.near import float32_scores
 from cossim_fast.retrieval.pool import places
 from cossim_fast.retrieval.scan import Tile, passing, tile_rows
 from cossim_fast.retrieval.screens import CodedTerms, QueryTerms, Screen
 from cossim_fast.retrieval.sieve import Sieve, passed
-
-# To score a pair takes as long as so many scores of a tile in the next wider product: a screen
-# that lets more than one pair in so many through is not used.
-PAIR_COST = 64
 
 
 class Found(NamedTuple):
@@ -199,14 +195,20 @@ class Sweep:
         self, batch: Batch, segment: Segment, rows: slice, level: int
     ) -> tuple[Tensor, Tensor] | None:
         """Query and row (p,) of what a screen lets through, or None if it is more than pays."""
+        cost = self._pair_cost(level)
         coded = self.screens[level].coded(segment)
         sieve = None if coded is None else batch.sieve(level, coded)
         if sieve is None or not sieve.suits(rows):
-            return few_above(self._screen(batch, segment, rows, level), self.threshold)
+            return few_above(self._screen(batch, segment, rows, level), self.threshold, cost)
         sieve.aim(torch.full((len(batch),), self.threshold, dtype=torch.float64))
         values = sieve.tile(rows)
         segment.hide(rows, values, 0)
-        return few_sieved(values)
+        return few_sieved(values, cost)
+
+    def _pair_cost(self, level: int) -> float:
+        """How many scores of the next wider product take as long as to score a pair."""
+        wider = self.screens[level + 1].name if level + 1 < len(self.screens) else "float32"
+        return costs.pair_cost(self.centre.numel(), wider)
 
     def _note(self, level: int) -> None:
         self._level = level
@@ -224,7 +226,7 @@ class Sweep:
         for level in range(len(self.screens)):
             tile = self._screen(batch, segment, some, level)
             asked = torch.full((len(batch),), self.threshold, dtype=torch.float64)
-            if passing(tile, tile.needed(asked)) * PAIR_COST <= 1:
+            if passing(tile, tile.needed(asked)) * self._pair_cost(level) <= 1:
                 return level
         return len(self.screens)
 
@@ -262,32 +264,32 @@ class Sweep:
         return Found(query, row.add_(segment.first), scores)
 
 
-def few_sieved(values: Tensor) -> tuple[Tensor, Tensor] | None:
+def few_sieved(values: Tensor, cost: float) -> tuple[Tensor, Tensor] | None:
     """Query and row (p,) of what passed a sieve, or None if it is more than pays.
 
-    For each query, rows are in order.
+    For each query, rows are in order. A pair takes as long as ``cost`` scores of the next screen.
     """
-    if np.count_nonzero(values.numpy()) * PAIR_COST > values.numel():
+    if np.count_nonzero(values.numpy()) * cost > values.numel():
         return None
     place, _ = passed(values)
     row = place // values.shape[1]
     return torch.from_numpy(place - row * values.shape[1]), torch.from_numpy(row)
 
 
-def few_above(tile: Tile, threshold: float) -> tuple[Tensor, Tensor] | None:
+def few_above(tile: Tile, threshold: float, cost: float) -> tuple[Tensor, Tensor] | None:
     """Query and row (p,) of what may reach a threshold, or None if it is more than pays.
 
-    For each query, rows are in order.
+    For each query, rows are in order. A pair takes as long as ``cost`` scores of the next screen.
     """
     width = tile.values.shape[1]
     asked = torch.full((width,), threshold, dtype=torch.float64)
     needed = tile.needed(asked)
     group, query = (tile.maxima(BLOCK) >= needed).nonzero(as_tuple=True)
     # A sample spares the look into so many groups.
-    if group.numel() * 4 > needed.numel() and passing(tile, needed) * PAIR_COST > 1:
+    if group.numel() * 4 > needed.numel() and passing(tile, needed) * cost > 1:
         return None
     found = tile.values.view(-1, BLOCK, width)[group, :, query]  # (hits, BLOCK)
     hit, row = (found >= needed[group, query][:, None]).nonzero(as_tuple=True)
-    if hit.numel() * PAIR_COST > tile.values.numel():
+    if hit.numel() * cost > tile.values.numel():
         return None
     return query[hit], row + group[hit] * BLOCK

@@ -28,10 +28,19 @@ def is_interpreting() -> bool:
     return triton.knobs.runtime.interpret
 
 
+class UnknownTritonError(RuntimeError):
+    """A Triton that nobody has compared with what stands here."""
+
+
+def is_known(version: str) -> bool:
+    """Whether the ladder was checked with this version of Triton."""
+    return version.startswith(tuple(f"{known}." for known in KNOWN_VERSIONS))
+
+
 def check_version(version: str) -> None:
     """Refuse a Triton whose interpreter nobody has compared with these replacements."""
-    if not version.startswith(tuple(f"{known}." for known in KNOWN_VERSIONS)):
-        raise RuntimeError(
+    if not is_known(version):
+        raise UnknownTritonError(
             f"tests/ladder/interpreter.py knows the interpreter of Triton "
             f"{', '.join(KNOWN_VERSIONS)}, got {version}: compare its replacements with "
             f"triton/runtime/interpreter.py, then add the version to KNOWN_VERSIONS"

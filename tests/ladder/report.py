@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 
 import torch
+import triton
 
+from ladder import interpreter
 from ladder.code import read_code
 from ladder.matrix import FULL_ARCHS, Case, cases
 from ladder.roofline import issue_to_tensor, resident_warps
@@ -160,6 +162,7 @@ def main() -> int:
     parser.add_argument("arch", nargs="*", choices=[*FULL_ARCHS, []], help="default: all")
     parser.add_argument("--accept", action="store_true", help="make this the baseline")
     arguments = parser.parse_args()
+    interpreter.check_version(triton.__version__)  # what is written says that it is the pinned one
     baseline = load_baseline()
     rows = dict(baseline)
     failed = 0

@@ -19,17 +19,7 @@ from torch import Tensor
 
 from cossim_fast import _cpu_screen
 from cossim_fast._cpu_screen import WideRows, stable_order
-
-# Fewer pairs are scored one by one: preparing a sampled product takes as long as 100 of them.
-FEWEST = 256
-# Rows that lie together are read without a gather where one in so many is wanted.
-DENSE = 2
-# Runs of rows that ascend, up to which these are scored one by one, and not sorted together.
-RUNS = 8
-# Pairs that are sorted by their rows at a time: they take 48 bytes each.
-MOST = 1 << 20
-# Numbers of the rows that are widened at a time: 4 MB of float64.
-_NUMBERS = 1 << 19
+from cossim_fast.retrieval import tuning
 
 
 def near_error(d: int) -> float:
@@ -60,16 +50,22 @@ def near_scores(
         corpus_norms: `row_norms` of the corpus (m,).
     """
     pairs = query_index.numel()
-    if pairs < FEWEST or not sampled_product_works():
+    if pairs < tuning.NEAR_FEWEST or not sampled_product_works():
         return _cpu_screen.score_pairs(queries, corpus, query_index, corpus_index, corpus_norms)
-    if pairs > MOST:
-        parts = zip(query_index.split(MOST), corpus_index.split(MOST), strict=True)
+    if pairs > tuning.NEAR_PAIRS:
+        parts = zip(
+            query_index.split(tuning.NEAR_PAIRS), corpus_index.split(tuning.NEAR_PAIRS), strict=True
+        )
         return torch.cat([near_scores(queries, corpus, *part, corpus_norms) for part in parts])
     falls = np.flatnonzero(np.diff(corpus_index.numpy()) < 0) + 1
-    if len(falls) > RUNS:
-        order = torch.from_numpy(stable_order(corpus_index.numpy()))
-        sums = torch.empty(pairs, dtype=torch.float64)
-        sums[order] = _sums(queries.rows, corpus, query_index[order], corpus_index[order])
+    if len(falls) > tuning.NEAR_RUNS:
+        # By numpy: torch's indexing takes five times as long.
+        order = stable_order(corpus_index.numpy())
+        query = torch.from_numpy(query_index.numpy().take(order))
+        row = torch.from_numpy(corpus_index.numpy().take(order))
+        found = np.empty(pairs)
+        found[order] = _sums(queries.rows, corpus, query, row).numpy()
+        sums = torch.from_numpy(found)
     else:
         ends = itertools.pairwise([0, *falls.tolist(), pairs])
         runs = [(query_index[begin:end], corpus_index[begin:end]) for begin, end in ends]
@@ -85,7 +81,7 @@ def _sums(queries: Tensor, corpus: Tensor, query: Tensor, row: Tensor) -> Tensor
     numbers = row.numpy()
     begins = np.flatnonzero(np.diff(numbers, prepend=-1))
     low, count = int(numbers[0]), int(numbers[-1]) + 1 - int(numbers[0])
-    if DENSE * len(begins) >= count:
+    if tuning.NEAR_TOGETHER * len(begins) >= count:
         # To read rows that are not wanted takes less than to gather those that are.
         count_of = np.bincount(numbers - low, minlength=count)
         first, rows = np.append(0, count_of.cumsum()), None
@@ -94,7 +90,7 @@ def _sums(queries: Tensor, corpus: Tensor, query: Tensor, row: Tensor) -> Tensor
         first, rows = np.append(begins, len(numbers)), torch.from_numpy(numbers.take(begins))
         count = len(begins)
     sums = torch.empty(len(numbers), dtype=torch.float64)
-    step = min(max(_NUMBERS // max(corpus.shape[1], 1), 1), count)
+    step = min(max(tuning.NEAR_NUMBERS // max(corpus.shape[1], 1), 1), count)
     # Memory that stays: to find pages anew for every step took a third of the time.
     wide = torch.empty((step, corpus.shape[1]), dtype=torch.float64)
     stored = torch.empty_like(wide, dtype=corpus.dtype)

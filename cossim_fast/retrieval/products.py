@@ -1,0 +1,56 @@
+"""The operators of torch whose arithmetic differs from processor to processor, one function each.
+
+Nothing else in the screens multiplies codes or bfloat16; what the results may be off by is bounded
+where they are used. Tests put models of other processors in the place of these functions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pack(codes: Tensor) -> Tensor:
+    """Codes (w, d) int8, contiguous, as `linear` takes them: it packs what lies in memory."""
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+    return packed
+
+
+def linear(
+    rows: Tensor,
+    zero: int,
+    packed: Tensor,
+    scale: Tensor,
+    offset: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(rows - zero) @ z.T * scale + offset, by oneDNN's quantised linear layer.
+
+    Args:
+        rows: (n, d) uint8.
+        zero: what is taken from each.
+        packed: z (w, d) int8, from `pack`.
+        scale: (w,) float32.
+        offset: (w,) float32.
+        dtype: of the result: float32, or uint8, rounded to the nearest number from 0 to 255.
+
+    Returns:
+        (n, w).
+    """
+    zeros = torch.zeros(len(scale), dtype=torch.int64)
+    out: Tensor = torch.ops.onednn.qlinear_pointwise(
+        rows, 1.0, zero, packed, scale, zeros, offset, 1.0, 0, dtype, "none", [], ""
+    )
+    return out
+
+
+def mixed(queries: Tensor, codes: Tensor) -> Tensor:
+    """Queries (q, d) bfloat16 times codes (n, d) int8: (q, n) bfloat16, of sums in float32."""
+    ones = torch.ones(codes.shape[0], dtype=torch.bfloat16)
+    out: Tensor = torch._weight_int8pack_mm(queries, codes, ones)
+    return out
+
+
+def bfloat16(rows: Tensor, queries: Tensor, out: Tensor) -> None:
+    """Rows (n, d) times queries (q, d) into out (n, q), all bfloat16, of sums in float32."""
+    torch.mm(rows, queries.mT, out=out)

@@ -1,0 +1,130 @@
+"""Every number of the retrieval engine that was tuned on a processor, and no other.
+
+Each says its unit, what it decides, and what was measured. Kinds of processor, as they are named
+here: "Zen 3" has AVX2 alone, "Zen 4" and "Zen 5" have 8-bit dot products (VNNI) and bfloat16 in
+512 bits, "Emerald Rapids" has AMX tiles besides. Times are of one thread and of rows of 384 numbers
+unless said. Answers do not depend on any of these numbers.
+
+What a processor can do in a nanosecond differs more than a constant can bear: `rates` measures it.
+"""
+
+from __future__ import annotations
+
+# ---- products in tiles (scan) ----
+
+# Scores: of a tile; 8 MB of float32, which stay in a shared cache. 0.5 to 4 million took the same
+# time on Zen 4.
+TILE_SCORES = 1 << 21
+# Rows: of a tile at most, where there are few queries.
+LONGEST_TILE = 1 << 17
+# Blocks: of a tile, that say how much of it passes.
+SAMPLED = 4
+# Rows: under one maximum, while few are wanted, and where more are; up to how many of a query are
+# few. Zen 3, 1024 queries of 39 000, ms: k = 10 with 16 296, with 64 334; k = 100 with 16 544, with
+# 8 527, with 4 542.
+GROUP = 16
+SMALL_GROUP = 4
+GROUP_RESULTS = 128
+
+# ---- thresholds (scan) ----
+
+# Rows: the first thresholds come from one in so many. Their products are made in float32, at half
+# the rate of others (Zen 4); fewer of them make guesses that more rows pass. Zen 4: 256 to 1024
+# rows at least took the same time.
+FIRST_SHARE = 40
+# Rows: of these, at least and at most.
+FEWEST_FIRST = 1024
+MOST_FIRST = 8192
+# Rows: of these, at least, for each that is wanted.
+FIRST_WANTED = 4
+# Tiles: over which they are spread.
+FIRST_TILES = 4
+# Times as many rows: are seen before thresholds are raised again. Zen 4, ms: Gaussian 200 000 x 384
+# with 4 137, with 2 129; real 39 000, k = 100, with 4 112, with 2 119.
+GROWTH = 4
+# Times k rows a query: may wait before thresholds are raised in any case.
+MOST_PENDING = 32
+# Rows: of a pool, whose memory (33 bytes each) is freed by scoring them before their time.
+CROWDED = 1 << 22
+# Scores: that a wider screen has to multiply again cost so many times what others do.
+REPEATED_COST = 1.2
+
+# ---- batches and threads (engine, search) ----
+
+# Queries: of a batch; enough for a product at full speed.
+MOST_QUERIES = 1024
+# Results: of a batch; with a few candidates for each they take 100 MB at most.
+MOST_RESULTS = 1 << 20
+# Queries: that are worth a thread of their own. 39 000 rows on two threads, in one batch and in
+# two, ms: Zen 4, 1024 queries, k = 10 68 and 66, k = 100 107 and 103, k = 1000 544 and 374; 256
+# queries, k = 10, 25 and 32. Zen 3, 1024 queries: 189 and 152, 289 and 207, 771 and 575; 256
+# queries 48 and 56.
+THREAD_QUERIES = 512
+# Results of a query: so many, or a multiple of them, make fewer queries worth a thread. Zen 4, 256
+# queries of 12 000 rows, k = 1000: 101 ms in one batch, 86 in two.
+MANY_RESULTS = 250
+# Queries: from which a corpus is coded that is searched once. About 1 ns a number against 0.01 ns
+# for each query. 39 000 rows, ms with and without: Zen 3, 48 queries 55 and 57, 96 queries 66 and
+# 74; Zen 4 56 and 61, 68 and 96.
+CODING_PAYS = 64
+# Queries: so few are multiplied as bfloat16 with the codes.
+FEW_QUERIES = 2
+# Numbers: of rows that are made for a product of floats at a time; 4 MB.
+FLOAT_NUMBERS = 1 << 20
+
+# ---- coding (codes) ----
+
+# Numbers: coded at a time, in 8 MB of scratch a thread. (200 000, 384) on Zen 4, ms on one and two
+# threads: 202 and 121; half as many 219 and 134, where Python and its lock show; twice as many 224
+# and 157, which leave the cache.
+CODED_NUMBERS = 1 << 19
+# Numbers: of the chunks of all threads; 64 MB of scratch.
+CODING_SCRATCH = 1 << 22
+
+# ---- scores of pairs (near, candidates) ----
+
+# Pairs: fewer are scored one by one; preparing a sampled product takes as long as 100 of them.
+NEAR_FEWEST = 256
+# Rows: those that lie together are read without a gather where one in so many is wanted.
+NEAR_TOGETHER = 2
+# Runs: of rows that ascend, up to which these are scored one by one, and not sorted together.
+NEAR_RUNS = 8
+# Pairs: sorted by their rows at a time; 48 bytes each.
+NEAR_PAIRS = 1 << 20
+# Numbers: of the rows that are widened at a time; 4 MB of float64. Zen 4: 64 to 1365 rows took the
+# same time.
+NEAR_NUMBERS = 1 << 19
+# Numbers: of the table that candidates are sorted in, beyond four times the candidates.
+WIDEST_TABLE = 1 << 20
+
+# ---- joins (heads, sweep, rounds, dense) ----
+
+# Share of the time of a product of whole codes: that a head may take, to be worth its while.
+HEAD_WORTH = 0.8
+# Times d^2 pairs: there must be, to be worth the eigenvectors of a d x d matrix.
+HEAD_PAIRS = 512
+# Numbers: of rows whose heads are made at a time; 1 MB.
+HEAD_NUMBERS = 1 << 18
+# Pairs: of a round; about 24 bytes each while they are collected, as much again to sort them.
+ROUND_PAIRS = 1 << 21
+# Queries: multiplied together.
+ROUND_BATCH = 1024
+# Queries: of the first round, and of any.
+FIRST_ROUND = 1 << 11
+LONGEST_ROUND = 1 << 14
+# Numbers: that the queries of a round may hold.
+ROUND_NUMBERS = 1 << 23
+# Numbers: of rows that are multiplied in float64 at a time; 2 MB, which stay in cache.
+DENSE_NUMBERS = 1 << 18
+
+# ---- what a score costs beside its product (rates) ----
+
+# ns: to keep, move and sort a candidate. Zen 4 about 100; k = 1000: 0.8 million in 120 ms.
+CANDIDATE_NS = 100.0
+# ns: to look at a sieved score, and at one of a float screen with its maxima. Zen 4 0.2 and 1.
+SIEVED_NS = 0.2
+FLOAT_SCORE_NS = 1.0
+# Share: of the rows that int8 lets through beyond those wanted, whose scores bfloat16 spares, whose
+# bound is half as wide. Zen 5, int8 and bfloat16 alone, ms: 1024 queries of 39 000, k = 100 95 and
+# 163, k = 1000 419 and 430; 256 of 12 000, k = 100 16 and 22, k = 1000 66 and 58.
+BFLOAT16_SPARES = 0.3
