@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,8 @@ def held_bytes(device: str, reset: bool = False) -> int | None:
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     if sys.platform == "darwin":
+        import resource  # noqa: PLC0415 - does not exist on Windows
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return None
 

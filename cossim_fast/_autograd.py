@@ -19,7 +19,6 @@ from cossim_fast import (
     _cpu_matrix_gradients,
 )
 from cossim_fast._dispatch import Executor, choose_executor, without_autocast
-from cossim_fast._dtypes import cpu_products
 
 
 class CosineRows(torch.autograd.Function):
@@ -54,7 +53,6 @@ class CosineMatrix(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, y)
         ctx.eps = eps
-        ctx.precision = precision
         columns = (x if y is None else y).shape[1]
         out = torch.empty((*x.shape[:2], columns), dtype=dtype, device=x.device)
         return _cpu_matrix.cosine_matrix(x, y, eps, out, precision)
@@ -69,11 +67,10 @@ class CosineMatrix(torch.autograd.Function):
                 one_side = _composite.matrix_gradient
             else:
                 one_side = _cpu_matrix_gradients.matrix_gradient
-            with cpu_products("highest"):
-                grad_x = one_side(grad, x, other, ctx.eps) if for_x else None
-                if y is None and grad_x is not None:
-                    grad_x = grad_x + one_side(grad.mT, x, other, ctx.eps)
-                grad_y = one_side(grad.mT, other, x, ctx.eps) if for_y else None
+            grad_x = one_side(grad, x, other, ctx.eps) if for_x else None
+            if y is None and grad_x is not None:
+                grad_x = grad_x + one_side(grad.mT, x, other, ctx.eps)
+            grad_y = one_side(grad.mT, other, x, ctx.eps) if for_y else None
         return grad_x, grad_y, None, None, None
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from cossim_fast._dtypes import accumulation_dtype, full_precision_product
+from cossim_fast._dtypes import accumulation_dtype
+from cossim_fast._products import full_precision_product
 
 
 class Band(NamedTuple):

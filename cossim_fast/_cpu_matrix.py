@@ -15,12 +15,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cossim_fast import _threads
+from cossim_fast import _products, _threads
 from cossim_fast._cpu import BLOCK, Scratch, row_blocks
 from cossim_fast._cpu_narrow import choose_product
 from cossim_fast._cpu_products import Operand, Product
 from cossim_fast._cpu_units import normalize, panel_rows
-from cossim_fast._dtypes import accumulation_dtype, cpu_products
+from cossim_fast._dtypes import accumulation_dtype
 
 # Side of a tile. One core of Zen 5 multiplied tiles of 512 x 512 x 768 at 111 G operations a
 # second (torch.mm) and 238 (oneDNN), of 1024 x 4096 at 108 and 227.
@@ -57,9 +57,7 @@ def cosine_matrix(
 ) -> Tensor:
     """Fill `out` (b, n, m) with the cosines of (b, n, d) and (b, m, d); y=None stands for x."""
     if out.numel() > 0:
-        # A coarser product has coarser factors; those in float32 stay as they are.
-        with cpu_products("highest"):
-            _fill(x.detach(), None if y is None else y.detach(), eps, out, precision)
+        _fill(x.detach(), None if y is None else y.detach(), eps, out, precision)
     return out
 
 
@@ -127,7 +125,7 @@ def _fill_items(x: Tensor, y: Tensor | None, eps: float, out: Tensor, items: int
         if y is not None:
             b = unit_y.like(y_part)
             normalize(y_part, eps, b)
-        product = torch.bmm(a, b.mT, out=tile.like(part)).clamp_(-1.0, 1.0)
+        product = _products.bmm(a, b.mT, out=tile.like(part)).clamp_(-1.0, 1.0)
         part.copy_(product if y is not None else product.triu() + product.triu(1).mT)
 
 

@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cossim_fast import _threads
+from cossim_fast import _products, _threads
 from cossim_fast._cpu import BLOCK
 from cossim_fast._cpu_gradients import project
 from cossim_fast._cpu_matrix import SIDE, is_shared
-from cossim_fast._cpu_products import CHAIN, by_onednn, linear
+from cossim_fast._cpu_products import CHAIN, by_onednn
 from cossim_fast._cpu_units import normalize, panel_rows
 from cossim_fast._dtypes import accumulation_dtype
 
@@ -89,11 +89,12 @@ class _Strips:
         if self._by_onednn:
             self._add_by_onednn(strip, unit_y, t)
         elif strip.dtype == self._dtype and 0 not in strip.stride():
-            t.addmm_(strip, unit_y)
+            t.add_(_products.mm(strip, unit_y))
         else:
-            # Converted in pieces that stay in cache; addmm would copy what is expanded.
+            # Converted in pieces that stay in cache; mm would copy what is expanded.
             for some in _spans(strip.shape[1], max(CONVERTED // len(strip), 1)):
-                t.addmm_(strip[:, some].to(self._dtype).contiguous(), unit_y[some])
+                piece = strip[:, some].to(self._dtype).contiguous()
+                t.add_(_products.mm(piece, unit_y[some]))
         if last:
             unit = torch.empty_like(t)
             norm = normalize(self._x[rows], self._eps, unit)
@@ -105,7 +106,7 @@ class _Strips:
         tile = t
         for some in _spans(strip.shape[1], CHAIN):
             piece = strip[:, some].to(self._dtype).contiguous()
-            tile = linear(piece, unit_y[some].T, tile)
+            tile = _products.linear(piece, unit_y[some].T, tile)
         t.copy_(tile)
 
 

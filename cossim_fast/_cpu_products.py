@@ -6,14 +6,12 @@ and tiles are slices of them; and writes the clamped cosines of two such tiles.
 
 from __future__ import annotations
 
-import platform
-from functools import cache
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from cossim_fast import _products
 from cossim_fast._cpu_units import normalize
 from cossim_fast._threads import MOST_THREADS
 
@@ -45,7 +43,7 @@ class Product(Protocol):
 
 
 class PlainProduct:
-    """Unit rows in float32 or float64, multiplied by torch.mm."""
+    """Unit rows in float32 or float64, multiplied by torch.mm where it leaves them whole."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -65,9 +63,9 @@ class PlainProduct:
     def write(self, a: Operand, b: Operand, out: Tensor) -> None:
         """Multiply in place where out has the product's dtype."""
         if self.is_in_place(out.dtype):
-            torch.mm(a[0], b[0].T, out=out).clamp_(-1.0, 1.0)
+            _products.mm(a[0], b[0].T, out=out).clamp_(-1.0, 1.0)
         else:
-            out.copy_(torch.mm(a[0], b[0].T).clamp_(-1.0, 1.0))
+            out.copy_(_products.mm(a[0], b[0].T).clamp_(-1.0, 1.0))
 
 
 class TileProduct:
@@ -104,50 +102,13 @@ class OneDnnProduct(TileProduct):
 
     def write(self, a: Operand, b: Operand, out: Tensor) -> None:
         """Add up the products of the pieces."""
-        tile = linear(a[0], b[0])
+        tile = _products.linear(a[0], b[0])
         for left, right in zip(a[1:], b[1:], strict=True):
-            tile = linear(left, right, tile)
+            tile = _products.linear(left, right, tile)
         if out.dtype == tile.dtype:
             torch.clamp(tile, -1.0, 1.0, out=out)
         else:
             out.copy_(tile.clamp_(-1.0, 1.0))
-
-
-def linear(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
-    """Return a @ b.T (+ start) by oneDNN, in memory of its own; a is contiguous."""
-    ops = torch.ops.mkldnn._linear_pointwise
-    if start is None:
-        return ops(a, b, None, "none", [], "")  # type: ignore[no-any-return]
-    return ops.binary(a, start, b, None, "add")  # type: ignore[no-any-return]
-
-
-@cache
-def onednn_is_faster() -> bool:
-    """Whether oneDNN's float32 product is known to be faster than torch.mm here, and is full.
-
-    Where a processor has 512-bit instructions and is not Intel's. What the environment may set,
-    such as ONEDNN_DEFAULT_FPMATH_MODE, shows in one product.
-    """
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not _is_amd():
-        return False
-    return torch.backends.mkldnn.is_available() and _is_full()
-
-
-def _is_full() -> bool:
-    """Whether oneDNN keeps all bits of factors: 2^-20 is lost in anything narrower than float32."""
-    a = torch.full((64, 64), 1 + 2.0**-20)
-    b = torch.eye(64)
-    return bool(torch.equal(linear(a, b), a))
-
-
-def _is_amd() -> bool:
-    if "AuthenticAMD" in platform.processor():  # so on Windows
-        return True
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
-            return any("AuthenticAMD" in line for line in lines)
-    except OSError:
-        return False
 
 
 def full_product(dtype: torch.dtype, multiplications: int) -> PlainProduct | OneDnnProduct:
@@ -160,4 +121,4 @@ def full_product(dtype: torch.dtype, multiplications: int) -> PlainProduct | One
 def by_onednn(multiplications: int) -> bool:
     """Whether so many float32 multiplications are oneDNN's: in tiles, so on a few threads."""
     few = torch.get_num_threads() <= MOST_THREADS
-    return few and multiplications >= LARGE and onednn_is_faster()
+    return few and multiplications >= LARGE and _products.linear_is_faster()

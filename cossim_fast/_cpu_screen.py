@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cossim_fast import _products
+
 # Numbers of a chunk of pairs: 1.5 MB in float64. 1 µs a pair of 384 with half or four times as
 # many, 0.8 with these.
 CHUNK = 3 << 16
@@ -41,7 +43,8 @@ def block_max(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | No
     columns = corpus.to(wide).mT
     # A NaN product takes no part either, as in the kernel.
     for start in range(0, n, QUERIES_AT_ONCE):
-        scores = (queries[start : start + QUERIES_AT_ONCE].to(wide) @ columns).nan_to_num_(
+        some = queries[start : start + QUERIES_AT_ONCE].to(wide)
+        scores = _products.mm(some, columns).nan_to_num_(
             nan=nothing, posinf=torch.inf, neginf=-torch.inf
         )
         if eligible is not None:
@@ -143,7 +146,8 @@ def recheck(
         row = row.clamp_max(m - 1)
         if eligible is not None:
             keep &= eligible[row]
-        product = torch.bmm(corpus[row].to(wide), queries[query].to(wide)[:, :, None]).squeeze(2)
+        rows = corpus[row].to(wide)
+        product = _products.bmm(rows, queries[query].to(wide)[:, :, None]).squeeze(2)
         product = product.to(torch.int32) if integer else product
         terms = query_terms[:, query, None], block_terms[:, number, None]
         out[some] = keep & (cosine_bounds(product, *terms)[1] >= thresholds[query, None])

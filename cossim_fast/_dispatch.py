@@ -68,7 +68,7 @@ def _knows_autocast(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)
 
 
-# Never changes, and Dynamo before 2.12 cannot trace it; see _dtypes._products_are_full.
+# Never changes, and Dynamo before 2.12 cannot trace it; see _products._products_are_full.
 _knows_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

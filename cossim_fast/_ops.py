@@ -22,7 +22,6 @@ from cossim_fast import (
     _cpu_screen,
 )
 from cossim_fast._dispatch import without_autocast
-from cossim_fast._dtypes import cpu_products
 
 
 @torch.library.custom_op("cossim_fast::rowwise_fwd", mutates_args=())
@@ -68,8 +67,7 @@ def _(x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
 def pairwise_bwd(grad: Tensor, x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
     """The derivative of <grad, pairwise_fwd(x, y)> by x; by y it is that of the swapped pair."""
     _checks.batched_rows(x, y, eps, precision)
-    with cpu_products("highest"):
-        return _cpu_matrix_gradients.matrix_gradient(grad, x, y, eps)
+    return _cpu_matrix_gradients.matrix_gradient(grad, x, y, eps)
 
 
 @pairwise_bwd.register_fake

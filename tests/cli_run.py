@@ -1,18 +1,24 @@
 """Run the command in this process: into pipes, or on a terminal of 80 columns."""
 
 import contextlib
-import fcntl
 import io
 import os
-import pty
 import re
 import struct
 import sys
-import termios
 import threading
 from unittest import mock
 
+import pytest
+
 from cossim_fast import cli
+
+try:
+    import fcntl
+    import pty
+    import termios
+except ImportError:  # Windows
+    pty = None
 
 
 def _run(arguments, out, err):
@@ -37,6 +43,8 @@ def run(*arguments):
 
 def run_on_terminal(*arguments, bar=False):
     """The same with stdout on a terminal, and stderr too if bars are wanted; without colours."""
+    if pty is None:
+        pytest.skip("Windows has no pseudo-terminals")
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     seen = []

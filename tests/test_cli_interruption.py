@@ -41,7 +41,7 @@ def interrupted(monkeypatch):
             if self._path is not None:
                 saved.append(self)
             if self._path is not None and len(saved) == 2:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
 
         return save_and_press
 

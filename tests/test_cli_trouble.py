@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 import os
-import resource
 import subprocess
 import sys
 from unittest import mock
@@ -19,6 +18,11 @@ from cli_run import run, run_on_terminal
 from cossim_fast import CosineIndex, topk
 from cossim_fast.cli import outputs
 from cossim_fast.retrieval import tuning
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 X = torch.randn(300, 8, generator=torch.Generator().manual_seed(2)).numpy()
 
@@ -122,6 +126,8 @@ def full_disk():
 
     Around the command alone: the limit holds for the log that pytest writes to as well.
     """
+    if resource is None:
+        pytest.skip("Windows does not limit files")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
     try:
@@ -170,6 +176,7 @@ def test_an_interrupted_or_failed_write_leaves_the_old_file(command, folder, mon
         assert (folder / name).read_text() == "as before"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux has /dev/full")
 def test_a_full_pipe_of_lines_is_trouble(folder):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
@@ -184,6 +191,8 @@ def test_a_full_pipe_of_lines_is_trouble(folder):
 @contextlib.contextmanager
 def little_memory(megabytes):
     """No more than that beside what the process has."""
+    if sys.platform != "linux":
+        pytest.skip("reads /proc")
     with open("/proc/self/status") as status:
         (held,) = [line.split()[1] for line in status if line.startswith("VmData")]
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -269,3 +278,35 @@ def test_help_has_an_example(command):
     assert status == 0
     assert f"Example: cossim {command}" in out
     assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_texts_beyond_the_code_page_of_a_pipe(encoding, folder):
+    texts = ["日本語 – naïve 🙂", *(f"text {i}" for i in range(299))]
+    (folder / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    (folder / "日本.npy").write_bytes(b"nothing")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    program = [sys.executable, "-P", "-c", "from cossim_fast import cli; cli.main()"]
+
+    def piped(*arguments):
+        return subprocess.run(
+            [*program, *arguments], capture_output=True, check=False, env=environment
+        )
+
+    done = piped(
+        "topk", folder / "x.npy", folder / "x.npy", "-k", "1", "--texts", folder / "texts.txt"
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    lines = [json.loads(line) for line in done.stdout.decode("ascii").splitlines()]
+    assert [line["text"] for line in lines] == texts
+    done = piped("topk", folder / "日本.npy", folder / "x.npy")
+    assert done.returncode == 2
+    assert b"\\u65e5\\u672c.npy cannot be read" in done.stderr
+
+
+def test_lines_in_utf8_keep_their_letters(folder):
+    (folder / "texts.txt").write_text("日本語\n" * 300, encoding="utf-8")
+    _, out, _ = run(
+        "topk", folder / "x.npy", folder / "x.npy", "-k", 1, "--texts", folder / "texts.txt"
+    )
+    assert out.count("日本語") == 300

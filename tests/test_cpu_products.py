@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cossim_fast import _cpu_narrow, _cpu_products, _dtypes, _reference, pairwise_cosine
+from cossim_fast import _cpu_narrow, _reference
 from cossim_fast._cpu_matrix import Tiles
 from cossim_fast._cpu_narrow import NarrowProduct, RoundedProduct, SplitProduct
 from cossim_fast._cpu_products import OneDnnProduct, PlainProduct
@@ -149,23 +149,3 @@ def every_kind(monkeypatch, set_blocks):
 def test_which_product_is_chosen(dtypes, precision, kind):
     result = torch.promote_types(*dtypes)
     assert type(_cpu_narrow.choose_product(dtypes, result, precision, 100)) is kind
-
-
-@pytest.mark.usefixtures("every_kind")
-@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-@pytest.mark.parametrize("recording", [False, True])
-def test_the_process_s_setting_is_never_lowered(precision, recording, monkeypatch):
-    put = []
-    monkeypatch.setattr(_dtypes, "_set", put.append)
-    x, y = make_inputs((20, 64), (30, 64), requires_grad=recording)
-    result = pairwise_cosine(x, y, precision=precision)
-    if recording:
-        result.sum().backward()
-    assert set(put) <= {"ieee"}
-
-
-def test_a_product_that_rounds_its_factors_is_found(monkeypatch):
-    assert _cpu_products._is_full() or not torch.backends.mkldnn.is_available()
-    rounded = lambda a, b, start=None: a.bfloat16().float() @ b.bfloat16().float().T  # noqa: E731
-    monkeypatch.setattr(_cpu_products, "linear", rounded)
-    assert not _cpu_products._is_full()

@@ -15,6 +15,7 @@ from cossim_fast import (
     testing,
 )
 from cossim_fast.testing import make_inputs
+from old_torch import set_setting
 
 # Nothing here sums more numbers.
 assert_close = partial(testing.assert_close, terms=128)
@@ -95,23 +96,23 @@ def test_set_float32_matmul_precision(words):
         assert _fp32_setting.get("mkldnn") == before
     finally:
         torch.set_float32_matmul_precision("highest")
-        _fp32_setting.set("mkldnn", "none")
+        set_setting("mkldnn", "none")
 
 
 @pytest.mark.parametrize("setting", ["bf16", "tf32", "ieee", "none"])
 def test_mkldnn_fp32_precision(setting):
     before = _fp32_setting.get("mkldnn")
-    _fp32_setting.set("mkldnn", setting)
+    set_setting("mkldnn", setting)
     try:
         found = _fp32_setting.get("mkldnn")
         check_everything()
         assert _fp32_setting.get("mkldnn") == found
     finally:
-        _fp32_setting.set("mkldnn", before)
+        set_setting("mkldnn", before)
 
 
 def test_the_precision_setting_is_restored_when_a_call_fails():
-    _fp32_setting.set("mkldnn", "bf16")
+    set_setting("mkldnn", "bf16")
     try:
         x, y = make_inputs((4, 5), (4, 5))
         with torch.inference_mode():
@@ -120,7 +121,7 @@ def test_the_precision_setting_is_restored_when_a_call_fails():
             pairwise_cosine(x, y, out=frozen)
         assert _fp32_setting.get("mkldnn") == "bf16"
     finally:
-        _fp32_setting.set("mkldnn", "none")
+        set_setting("mkldnn", "none")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -285,6 +286,7 @@ index.save(sys.argv[1])
 """
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("pieces", [1, 12])
 def test_a_process_that_is_killed_while_it_saves_leaves_the_old_file(saved, pieces):
     old, wanted = saved.read_bytes(), CosineIndex.load(saved).search(QUERIES, 9)
@@ -320,6 +322,61 @@ def test_an_index_saved_while_another_thread_adds_is_one_that_was(tmp_path):
             break
     thread.join()
     assert len(loaded) == 800
+
+
+# What Windows does, which keeps a file that is mapped.
+
+
+def test_a_file_that_cannot_be_replaced_is_said(tmp_path, monkeypatch):
+    index = CosineIndex(rows(100))
+    index.save(tmp_path / "index")
+    before = (tmp_path / "index").read_bytes()
+
+    def refuse(self, target):
+        raise PermissionError(13, "Access is denied", str(self), 5, str(target))
+
+    monkeypatch.setattr(files, "_REPLACES_OPEN_FILES", False)
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(PermissionError, match="loaded from it with mmap=True") as caught:
+        CosineIndex(rows(50)).save(tmp_path / "index")
+    assert caught.value.filename == str(tmp_path / "index")
+    assert os.listdir(tmp_path) == ["index"]
+    assert (tmp_path / "index").read_bytes() == before
+    with pytest.raises(PermissionError, match="denied"):  # not for a file that is open
+        CosineIndex(rows(50)).save(tmp_path / "new")
+
+
+def test_rows_that_cannot_be_cut_off_are_written_over(tmp_path, monkeypatch):
+    index = CosineIndex(rows(100), path=tmp_path / "vectors")
+    opened = Path.open
+
+    class Uncut:
+        def __init__(self, file):
+            self._file = file
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self._file.close()
+
+        def truncate(self, size):
+            raise PermissionError(13, "a file with a mapped section")
+
+    bad = rows(3000, seed=3).double()
+    bad[2900, 0] = 1e300  # found once others are written
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda self, *how: Uncut(opened(self, *how)))
+        with pytest.raises(ValueError, match="2900"):
+            index.add(bad)
+    assert len(index) == 100
+    index.add(rows(60, seed=4))
+    assert_same(
+        index.search(QUERIES, 9), topk(QUERIES, torch.cat([rows(100), rows(60, seed=4)]), 9)
+    )
 
 
 # Memory.

@@ -475,6 +475,7 @@ print(json.dumps([
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_bounded():
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", MEASURE], capture_output=True, text=True, check=False

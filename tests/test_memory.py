@@ -88,6 +88,9 @@ PRODUCT = "lambda x, y=None: x.detach().squeeze() @ (x if y is None else y).deta
 MATRICES = [name for name in CASES if "matrix" in name]
 
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
 @pytest.fixture(scope="module")
 def megabytes():
     """Peak beyond the inputs and what is kept, of each case; those of torch under `torch: name`."""

@@ -99,4 +99,5 @@ def three(a, b):
         (high, (t - high).bfloat16().float())
         for t, high in ((t, t.bfloat16().float()) for t in (a, b))
     )
-    return products.MM(high_a, high_b) + products.MM(high_a, low_b) + products.MM(low_a, high_b)
+    by = products.BMM if a.dim() > 2 else products.MM
+    return by(high_a, high_b) + by(high_a, low_b) + by(low_a, high_b)

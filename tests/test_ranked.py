@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cossim_fast import CosineIndex, topk
+from cossim_fast import CosineIndex, _products, topk
 from cossim_fast.retrieval import costs, float_product, ranked, rates, tuning
 from search_data import CORPORA, brute_force, make
 
@@ -39,7 +39,7 @@ def test_every_kind_of_corpus(kind, dtype, k):
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("d", [1, 3, 384])
 def test_by_either_library(linear, d, monkeypatch):
-    monkeypatch.setattr(float_product, "linear_is_faster", lambda: linear)
+    monkeypatch.setattr(_products, "linear_is_faster", lambda: linear)
     queries, corpus = make("clustered", 901, d, 33, torch.float32)
     assert_exact(CosineIndex(corpus).search(queries, 200), queries, corpus, 200)
 
@@ -103,15 +103,6 @@ def test_named_screens_and_certificates_are_not_ranked():
     CosineIndex(corpus).search(queries, 100, certify=True).certificate.verify()
 
 
-def test_a_product_that_rounds_its_factors_is_not_used(monkeypatch):
-    def rounding(rows, others):
-        return rows.bfloat16().float() @ others.bfloat16().float().mT
-
-    monkeypatch.setattr(float_product, "_linear", rounding)
-    monkeypatch.setattr(float_product, "_FASTER", 0.0)
-    assert not float_product._compare()
-
-
 @pytest.mark.parametrize("shape", [(1, 1, 1), (16, 16, 5), (65, 130, 40), (300, 17, 64)])
 def test_the_product_is_that_of_full_numbers(shape, monkeypatch):
     n, m, d = shape
@@ -120,7 +111,7 @@ def test_the_product_is_that_of_full_numbers(shape, monkeypatch):
     exact = rows.double() @ others.double().mT
     allowed = d * 2.0**-24 * torch.outer(rows.double().norm(dim=1), others.double().norm(dim=1))
     for linear in (False, True):
-        monkeypatch.setattr(float_product, "linear_is_faster", lambda found=linear: found)
+        monkeypatch.setattr(_products, "linear_is_faster", lambda found=linear: found)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = float_product.product(rows, others)
         assert found.dtype == torch.float32

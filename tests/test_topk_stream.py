@@ -225,6 +225,7 @@ topk(queries, blocks(), 9, checkpoint=folder + "/checkpoint")
 """
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("when", ["between", "while it writes"])
 def test_a_process_that_is_killed_leaves_a_checkpoint_to_go_on_from(when, tmp_path):
     np.save(tmp_path / "q.npy", QUERIES.numpy())

@@ -16,6 +16,10 @@ def main() -> None:
     except ModuleNotFoundError as error:
         print(f"cossim: {error}", file=sys.stderr)
         sys.exit(2)
+    for stream in (sys.stdout, sys.stderr):
+        # A pipe of Windows, or of an old locale, has no letters for most texts.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     from cossim_fast.cli.app import app  # noqa: PLC0415
 
     app(prog_name="cossim")

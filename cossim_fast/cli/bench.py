@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import cossim_fast
-from cossim_fast.cli import info, inputs
+from cossim_fast.cli import inputs, processor
 from cossim_fast.cli.terminal import one_line_errors
 
 EXAMPLE = "Example: cossim bench embeddings.npy --rounds 9"
@@ -62,7 +62,7 @@ def bench(
     console.print(f"{x.shape[0]} rows of {x.shape[1]}, {rounds} rounds")
     console.print(table)
     console.print(
-        f"{info.processor()}; threads {torch.get_num_threads()}; torch {torch.__version__}"
+        f"{processor.name()}; threads {torch.get_num_threads()}; torch {torch.__version__}"
     )
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > torch.get_num_threads() + 0.5:

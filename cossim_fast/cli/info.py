@@ -4,20 +4,15 @@ import os
 import platform
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 
 import torch
 
-from cossim_fast import __version__
+from cossim_fast import __version__, _products, _threads
+from cossim_fast.cli import processor
 from cossim_fast.retrieval import costs, screens
 
 EXAMPLE = "Example: cossim info"
 
-# What the products are made of, as Linux names it.
-_INSTRUCTIONS = (
-    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
-    "asimd", "asimddp", "i8mm", "bf16", "sve",
-)  # fmt: skip
 _EXTRAS = ("triton", "tqdm", "typer", "rich", "safetensors", "pyarrow", "matplotlib")
 
 
@@ -33,10 +28,10 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "torch", torch.__version__
     for name in ("numpy", *_EXTRAS):
         yield name, version_of(name)
-    yield "processor", processor()
-    yield "instructions", instructions()
-    yield "torch's code", torch.backends.cpu.get_cpu_capability()
-    yield "threads", f"{torch.get_num_threads()} of torch, {os.cpu_count()} processors"
+    yield "processor", processor.name()
+    yield "instructions", _instructions()
+    yield "threads", _threads_here()
+    yield "float32 products", _products.described()
     yield "", ""
     yield from _screens()
     yield "", ""
@@ -51,28 +46,15 @@ def version_of(name: str) -> str:
         return "not installed"
 
 
-def processor() -> str:
-    """The processor's name for itself, if the system tells."""
-    return _of_cpuinfo("model name") or platform.processor() or "unknown"
+def _threads_here() -> str:
+    used = f"{torch.get_num_threads()} of torch, {_threads.usable_threads()} of our own"
+    return f"{used}, {os.cpu_count()} processors"
 
 
-def instructions() -> str:
-    """The instruction sets that matter here."""
-    flags = (_of_cpuinfo("flags") or _of_cpuinfo("Features") or "").split()
-    found = [name for name in _INSTRUCTIONS if name in flags]
-    return " ".join(found) or "unknown"
-
-
-def _of_cpuinfo(field: str) -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() == field:
-            return value.strip()
-    return None
+def _instructions() -> str:
+    """The instruction sets that matter here, and which of them torch uses."""
+    used = torch.backends.cpu.get_cpu_capability()
+    return f"{' '.join(processor.instructions()) or 'unknown'} (torch runs its {used} code)"
 
 
 def _screens() -> Iterator[tuple[str, str]]:

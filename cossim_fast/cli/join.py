@@ -102,11 +102,12 @@ def dedup(
             rows, threshold, keep=keep, screen=screen, progress=bar_wanted(progress)
         )
         dropped = np.asarray(found.dropped)
-        stands, scores = np.arange(len(rows)), np.full(len(rows), np.nan, np.float32)
+        stands = np.arange(len(rows), dtype=np.int64)
+        scores = np.full(len(rows), np.nan, np.float32)
         scores = scores.astype(np.asarray(found.scores).dtype)
         stands[dropped] = np.asarray(found.representatives)
         scores[dropped] = np.asarray(found.scores)
-        listed = dropped if output is None else np.arange(len(rows))
+        listed = dropped if output is None else np.arange(len(rows), dtype=np.int64)
         columns: dict[str, Any] = {
             "row": listed,
             "kept_row": stands[listed],

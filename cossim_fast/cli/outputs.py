@@ -166,16 +166,19 @@ _WRITERS = {".parquet": _parquet, ".npz": _npz, ".jsonl": _jsonl}
 
 
 def _write_lines(file: TextIO, columns: Columns) -> None:
-    for lines in _lines(columns):
+    # A pipe with another code page gets the letters that it may not have escaped, as JSON does.
+    ascii_alone = (file.encoding or "utf-8").lower().replace("-", "") != "utf8"
+    for lines in _lines(columns, ascii_alone):
         file.write(lines)
 
 
-def _lines(columns: Columns) -> Iterator[str]:
+def _lines(columns: Columns, ascii_alone: bool = False) -> Iterator[str]:
     """Yield JSON lines, many at a time."""
     names = (json.dumps(name).replace("%", "%%") for name in columns)
     line = "{" + ", ".join(f"{name}: %s" for name in names) + "}\n"
     for some in _slices(columns, _LINES):
-        yield "".join(line % row for row in zip(*map(_coded, some.values()), strict=True))
+        values = (_coded(column, ascii_alone) for column in some.values())
+        yield "".join(line % row for row in zip(*values, strict=True))
 
 
 def length(columns: Columns) -> int:
@@ -189,10 +192,10 @@ def _slices(columns: Columns, size: int) -> Iterator[Columns]:
         yield {name: column[start : start + size] for name, column in columns.items()}
 
 
-def _coded(column: np.ndarray[Any, Any] | Sequence[str]) -> list[str]:
+def _coded(column: np.ndarray[Any, Any] | Sequence[str], ascii_alone: bool) -> list[str]:
     """The values in JSON: a float32 by its own digits, NaN as null."""
     if not _numbers(column):
-        return [json.dumps(text, ensure_ascii=False) for text in column]
+        return [json.dumps(text, ensure_ascii=ascii_alone) for text in column]
     return ["null" if text == "nan" else text for text in map(str, column)]
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cossim_fast._products import full_precision_product
+
 _TILE = 512
 
 
@@ -55,7 +57,7 @@ def measure_classes(sums: Tensor, sizes: Tensor, sample: Tensor, sample_labels: 
     hits = 0
     for start in range(0, len(rows), _TILE):
         tile = rows[start : start + _TILE]
-        cosines = tile @ rows.T
+        cosines = full_precision_product(tile, rows.T)
         cosines[torch.arange(len(tile)), torch.arange(start, start + len(tile))] = -2
         found = sample_labels[cosines.argmax(1)]
         hits += int((found == sample_labels[start : start + _TILE]).sum())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cossim_fast._products import full_precision_product
 from cossim_fast.diagnose import chance
 from cossim_fast.diagnose.geometry import Geometry, singular_values, uniformity
 from cossim_fast.diagnose.rows import Rows, unit
@@ -88,7 +89,7 @@ def measure_pairs(directions: Tensor, n: int) -> Pairs:
     counts = torch.zeros(BINS, dtype=torch.float64)
     lowest, highest, total, pairs = 1.0, -1.0, 0.0, 0
     for start, tile in _tiles(rows):
-        product = (tile @ rows[start:].T).clamp_(-1, 1)
+        product = full_precision_product(tile, rows[start:].T).clamp_(-1, 1)
         above = torch.ones_like(product, dtype=torch.bool).triu_(1)
         cosines = product[above]
         if not len(cosines):
@@ -147,7 +148,7 @@ def _half_squares(rows: Tensor) -> Tensor:
 
 def _distances(x: Tensor, y: Tensor, half_x: Tensor, half_y: Tensor) -> Tensor:
     """Return half the squared distance of row i of x and row j of y, given that to the origin."""
-    return half_x[:, None] + half_y - x @ y.T
+    return half_x[:, None] + half_y - full_precision_product(x, y.T)
 
 
 def _near_groups(rows: Tensor) -> tuple[float, int, float]:
@@ -244,7 +245,7 @@ def _nearest(rows: Tensor) -> float:
 
 def _cosines(rows: Tensor) -> Tensor:
     directions = torch.nn.functional.normalize(rows, dim=1)
-    return directions @ directions.T
+    return full_precision_product(directions, directions.T)
 
 
 def _tiles(rows: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -200,7 +200,7 @@ class _BestPairs:
 
     def add(self, first: int, scores: Any, others: Any, top_k: int) -> None:
         """Take the neighbours (q, k), best first, of the rows from ``first`` on."""
-        row = np.arange(first, first + len(others))[:, None]
+        row = np.arange(first, first + len(others), dtype=np.int64)[:, None]
         # A row is among its own neighbours, save where many are as near: then one is too many.
         other = (others != row) & (others >= 0)
         other &= other.cumsum(1) <= top_k

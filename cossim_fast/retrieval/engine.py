@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cossim_fast import _threads
+from cossim_fast import _products, _threads
 from cossim_fast._cpu_screen import WideRows, score_pairs, widen
-from cossim_fast.retrieval import costs, float_product, ranked, screens, tuning
+from cossim_fast.retrieval import costs, ranked, screens, tuning
 from cossim_fast.retrieval.codes import Segment
 from cossim_fast.retrieval.near import near_error, near_scores, sampled_product_works
 from cossim_fast.retrieval.pool import Pool, places
@@ -240,7 +240,7 @@ class Batches:
         # Asked here: one turns off warnings for a moment, the others measure, once a process, what
         # is not to be measured by several threads at once.
         sampled_product_works()
-        float_product.linear_is_faster()
+        _products.linear_is_faster()
         screens.choose(self._queries.shape[1], self._screen)
         costs.pair_ns()
         # A batch is begun by the thread that goes on with it: to wait for all of them takes longer.
@@ -308,7 +308,7 @@ class Batches:
         # processors that the next search could use.
         count = len(self._queries)
         scores = np.full((count, self._k), np.nan)
-        rows = np.full((count, self._k), -1)
+        rows = np.full((count, self._k), -1, np.int64)
         rescored = np.zeros(count, np.int64)
         excluded = np.full(count, -np.inf) if self._certify else None
         for search, some in zip(self.searches(), self._spans, strict=False):

@@ -36,6 +36,8 @@ _DTYPES = {
     "F64": torch.float64,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# Where it does not, a file that is mapped cannot be replaced.
+_REPLACES_OPEN_FILES = os.name == "posix"
 # Bytes that are written at a time.
 _PIECE = 1 << 24
 
@@ -81,16 +83,35 @@ def write_tensors(
             file.write(header(kind, shapes, said, sums))
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+        _replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # a rename is on the disk once its folder is
+    if _REPLACES_OPEN_FILES:  # POSIX: a rename is on the disk once its folder is
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _replace(part: Path, path: Path) -> None:
+    """Give a finished file its place.
+
+    Raises:
+        PermissionError: Windows keeps a file that somebody has open, or mapped, in its place.
+    """
+    try:
+        part.replace(path)
+    except PermissionError as error:
+        if _REPLACES_OPEN_FILES or not path.exists():
+            raise
+        raise PermissionError(
+            error.errno,
+            "expected a file that can be replaced; close what has it open, such as an index that "
+            "was loaded from it with mmap=True, or save elsewhere",
+            str(path),
+        ) from error
 
 
 def header(

@@ -17,8 +17,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from cossim_fast import _products
 from cossim_fast._cpu_screen import WideRows, widen
-from cossim_fast._dtypes import cpu_products
 from cossim_fast.retrieval import costs, tuning
 from cossim_fast.retrieval.codes import (
     BLOCK,
@@ -122,8 +122,7 @@ class HeadScreen:
 
     def _split_rows(self, segment: Segment, some: slice, centre: Tensor) -> Tensor:
         y = unit_rows(segment.rows[some], segment.norms[some], centre)
-        with cpu_products("highest"):
-            return _split(y, self._basis)
+        return _split(y, self._basis)
 
 
 def _head(segment: Segment) -> Segment:
@@ -134,12 +133,10 @@ def _head(segment: Segment) -> Segment:
 
 def _split(y: Tensor, basis: Tensor) -> Tensor:
     """T(y) (n, k + PARTS) of rows (n, d)."""
-    n, d = y.shape
-    k = basis.shape[1]
-    # out= keeps autocast away.
+    n, k = len(y), basis.shape[1]
     found = torch.empty((n, k + PARTS), dtype=y.dtype)
-    inside = torch.mm(y, basis, out=torch.empty((n, k), dtype=y.dtype))
-    rest = torch.mm(inside, basis.mT, out=torch.empty((n, d), dtype=y.dtype)).sub_(y)
+    inside = _products.mm(y, basis)
+    rest = _products.mm(inside, basis.mT).sub_(y)
     found[:, :k] = inside
     found[:, k:] = torch.linalg.vector_norm(rest, dim=1, keepdim=True) * PARTS**-0.5
     return found

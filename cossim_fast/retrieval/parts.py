@@ -155,7 +155,8 @@ def positions_of(parts: Sequence[Part], serials: Tensor) -> Tensor:
 
 def ids_at(parts: Sequence[Part], positions: Tensor, missing: Any) -> np.ndarray[Any, Any]:
     """The ids of rows, by position; ``missing`` for -1."""
-    found, position = np.full(tuple(positions.shape), missing), positions.numpy()
+    kind = object if missing is None else np.int64
+    found, position = np.full(tuple(positions.shape), missing, kind), positions.numpy()
     for part in parts:
         at = position - part.segment.first
         here = (position >= 0) & (at >= 0) & (at < len(part))

@@ -278,8 +278,8 @@ class Pool:
 
     def take(self, state: Mapping[str, Tensor], queries: Tensor) -> None:
         """Take over some queries of the state of another pool."""
-        number = np.full(len(state["threshold"]), -1)
-        number[queries.numpy()] = np.arange(len(queries))
+        number = np.full(len(state["threshold"]), -1, np.int64)
+        number[queries.numpy()] = np.arange(len(queries), dtype=np.int64)
         query = number[state["query"].numpy()]
         there = query >= 0
         row, score = (state[name].numpy()[there] for name in ("row", "score"))

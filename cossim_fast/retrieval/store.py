@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import zlib
@@ -174,7 +175,10 @@ class RowFile:
                         file.write(piece)
                         total = zlib.crc32(piece, total)
             except BaseException:
-                file.truncate(PAGE + self.count * size)
+                # Windows does not cut a file that is mapped: what stands behind its rows is
+                # written over by those that come next.
+                with contextlib.suppress(PermissionError):
+                    file.truncate(PAGE + self.count * size)
                 raise
             shape = {"rows": (self.dtype, (count, self.d))}
             file.seek(0)

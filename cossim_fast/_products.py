@@ -1,0 +1,275 @@
+"""Float32 products that leave their factors whole, whatever the process and its environment say.
+
+`torch.set_float32_matmul_precision` and its kin let torch round the factors of a float32 product,
+for every thread of the process and at any moment; oneDNN does so by an environment variable
+(ONEDNN_DEFAULT_FPMATH_MODE) that no setting of torch overrides. Nothing is changed here. What torch
+does under the settings that are found is tried once (`_leaves_factors_whole`), and where it rounds,
+a product is formed in float64, which nothing rounds: at 60 G operations a second where float32
+makes 112. Six float32 products of factors split into three parts of 8 bits, which no setting
+rounds either, made 35 of 253 in one (Zen 5, one thread, 1024 x 768 x 1024).
+
+Settings are read before and after each product, and where they changed meanwhile, it is formed
+again in float64, and so is every other from then on: a thread that changes them all the time may
+undo a change before it is seen. Where one did so 10^6 times a second beside products of 0.3 ms,
+half of these saw it, and one in 200 did not but should have.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cossim_fast import _fp32_setting, _threads
+
+# torch's words for settings under which a GPU leaves factors whole.
+_FULL = ("none", "ieee")
+# A product in float64 is formed in tiles, of and from so many numbers, 8 MB, or of this side.
+_TILE, _SIDE = 1 << 20, 64
+# Rows, width and columns of the products that are tried. Libraries choose their code by shape.
+_TRIED = ((64, 64, 64), (96, 384, 130), (33, 70, 19), (1, 384, 128), (128, 384, 1))
+_BATCH = 2
+# The same of the products that are timed, and how many times as fast oneDNN has to be.
+_COMPARED, _FASTER = (1024, 384, 256), 4 / 3
+# Far from what a rounding to 16 bits or fewer does, and above those of sums with one large term.
+_ROUNDING = 2.0**-20
+
+Multiply = Callable[[Tensor, Tensor], list[Tensor]]
+
+# Calls that do not run Python: whatever else runs Python has no turn between them.
+_call: Callable[[Any], Any] = partial.__call__
+_READ = (
+    partial(torch._C._get_fp32_precision_getter, "mkldnn", "matmul")
+    if hasattr(torch._C, "_get_fp32_precision_getter")  # torch 2.9
+    else partial(torch._C._get_float32_matmul_precision),
+    partial(torch._C._get_mkldnn_enabled),
+)
+# By what multiplies, and the two settings that are read.
+_whole: dict[tuple[Any, ...], bool] = {}
+# Whether another thread has changed them during a product.
+_unsteady = False
+
+
+def mm(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return a @ b of (n, d) and (d, m), written to `out` (n, m), on CPU and without a graph.
+
+    A float32 product is as exact as float32 sums of exact products, or more.
+    """
+    out = a.new_empty((a.shape[0], b.shape[1])) if out is None else out
+    if not _left_whole(torch.mm, a, b, out):
+        side = max(min(_TILE // max(a.shape[1], 1), math.isqrt(_TILE)), _SIDE)
+        for columns, strip in zip(b.split(side, 1), out.split(side, 1), strict=True):
+            wide = columns.double()
+            for part, place in zip(a.split(side), strip.split(side), strict=True):
+                place.copy_(torch.mm(part.double(), wide))
+    return out
+
+
+def bmm(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return a @ b of (p, n, d) and (p, d, m), as `mm` does."""
+    out = a.new_empty((*a.shape[:2], b.shape[2])) if out is None else out
+    if not _left_whole(torch.bmm, a, b, out):
+        out.copy_(torch.bmm(a.double(), b.double()))
+    return out
+
+
+def linear(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
+    """Return a @ b.T (+ start) of float32 (n, d), contiguous, and (m, d), by oneDNN, as `mm` does.
+
+    In memory of its own.
+    """
+    if _settings_leave_whole(_by_onednn, _here):
+        product, whole = _watched(_by_onednn, partial(_linear, a, b, start))
+        if whole:
+            return product
+    product = mm(a, b.T)
+    return product if start is None else product.add_(start)
+
+
+def linear_is_faster() -> bool:
+    """Whether `linear` is oneDNN's product, as settings are, and faster than `mm`."""
+    return _onednn_is_faster() and _settings_leave_whole(_by_onednn, _here)
+
+
+@functools.cache
+def _onednn_is_faster() -> bool:
+    """Whether oneDNN multiplies float32 faster than torch.mm on one thread; asked once a process.
+
+    torch.mm calls MKL, which has no 512-bit code for processors that are not Intel's. Multiply-adds
+    a nanosecond on a core of Zen 5: 54, and 128 by oneDNN.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    found: bool = _threads.on_one(_compare)
+    return found
+
+
+def _compare() -> bool:
+    n, d, m = _COMPARED
+    a, b = _numbers(n, d), _numbers(m, d)
+    out, times = torch.empty((n, m), dtype=a.dtype, device="cpu"), []
+    try:
+        for _ in range(4):
+            begun = time.perf_counter()
+            _linear(a, b, None)
+            between = time.perf_counter()
+            torch.mm(a, b.T, out=out)
+            times.append((between - begun, time.perf_counter() - between))
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False  # a build of torch without the operator
+    # The first make code and find memory.
+    linear, usual = (min(column) for column in zip(*times[1:], strict=True))
+    return bool(_FASTER * linear < usual)
+
+
+def full_precision_product(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b, differentiable and traceable, on any device, as exact as `mm`.
+
+    Its derivatives are products too, formed as this one is: in float64 where settings round.
+    """
+    if a.dtype != torch.float32:
+        return a @ b
+    if torch.compiler.is_compiling() or not a.is_cpu:
+        backend = "cuda" if a.is_cuda else "mkldnn"
+        return a @ b if _products_are_full(backend) else (a.double() @ b.double()).float()
+    if _settings_leave_whole(_by_torch, _in_thread):
+        product, whole = _watched(_by_torch, partial(torch.matmul, a, b))
+        if whole:
+            return product
+    return (a.double() @ b.double()).float()
+
+
+def described() -> str:
+    """How float32 products are formed now."""
+    if _settings_leave_whole(_by_torch, _here):
+        return "as torch forms them, from whole factors"
+    if _unsteady:
+        return "in float64, as another thread changed torch's setting during one"
+    return "in float64, as torch rounds the factors of float32 here"
+
+
+def _left_whole(of: Callable[..., Tensor], a: Tensor, b: Tensor, out: Tensor) -> bool:
+    """Write a product to `out`; return whether its factors were left whole, else it is open."""
+    if a.dtype != torch.float32:
+        of(a, b, out=out)
+        return True
+    if not _settings_leave_whole(_by_torch, _here):
+        return False
+    return _watched(_by_torch, partial(of, a, b, out=out))[1]
+
+
+def _watched(by: Multiply, product: Callable[[], Tensor]) -> tuple[Tensor, bool]:
+    """A product, and whether the settings before and after it leave factors whole."""
+    global _unsteady  # noqa: PLW0603 - the process has one setting
+    word, enabled, found, *after = map(_call, (*_READ, product, *_READ))
+    whole = _whole.get((by, word, enabled), False) and _whole.get((by, *after), False)
+    _unsteady = _unsteady or not whole
+    return found, whole
+
+
+def _products_are_full(backend: str) -> bool:
+    if backend == "mkldnn":
+        return _settings_leave_whole(_by_torch, _in_thread)
+    return _fp32_setting.get(backend) in _FULL
+
+
+# What torch.compiler.assume_constant_result sets, which would load dynamo at import: seconds.
+# Dynamo compiles anew when torch.set_float32_matmul_precision is called.
+_products_are_full._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _settings_leave_whole(by: Multiply, run: Callable[[Callable[[], bool]], bool]) -> bool:
+    """Whether products leave their factors whole under the settings of this moment."""
+    global _unsteady  # noqa: PLW0603 - the process has one setting
+    if _unsteady:
+        return False
+    settings = (by, *map(_call, _READ))
+    known = _whole.get(settings)
+    if known is None:
+        known = run(partial(_leaves_factors_whole, by))
+        if settings != (by, *map(_call, _READ)):
+            _unsteady = True  # and it is open what was tried
+            return False
+        _whole[settings] = known
+    return known
+
+
+def _here(work: Callable[[], bool]) -> bool:
+    return work()
+
+
+def _in_thread(work: Callable[[], bool]) -> bool:
+    """Run work where no transform, mode or trace of this thread is on."""
+    found: list[bool] = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join()
+    return found == [True]
+
+
+def _linear(a: Tensor, b: Tensor, start: Tensor | None) -> Tensor:
+    ops = torch.ops.mkldnn._linear_pointwise
+    if start is None:
+        return ops(a, b, None, "none", [], "")  # type: ignore[no-any-return]
+    return ops.binary(a, start, b, None, "add")  # type: ignore[no-any-return]
+
+
+def _by_torch(a: Tensor, b: Tensor) -> list[Tensor]:
+    """A @ b by each of torch's own operators: (n, m), and (2, n, m)."""
+    some = torch.empty((_BATCH, a.shape[0], b.shape[1]), dtype=a.dtype, device="cpu")
+    batch = [x.expand(_BATCH, *x.shape) for x in (a, b)]
+    return [torch.mm(a, b, out=some[0].clone()), torch.bmm(*batch, out=some)]
+
+
+def _by_onednn(a: Tensor, b: Tensor) -> list[Tensor]:
+    """A @ b by oneDNN."""
+    rows = b.mT.contiguous()
+    zeros = torch.zeros((a.shape[0], b.shape[1]), dtype=a.dtype, device="cpu")
+    return [_linear(a, rows, start) for start in (None, zeros)]
+
+
+def _leaves_factors_whole(by: Multiply) -> bool:
+    """Try products of factors of 24 bits with ones and zeros, which are exact unless rounded."""
+    for n, d, m in _TRIED:
+        for a, b in (
+            (_numbers(n, d), _choices(m, d).mT),
+            (_numbers(n, d), _choices(m, d).mT.contiguous()),
+            (_choices(n, d), _numbers(m, d).mT),
+        ):
+            exact = torch.mm(a.double(), b.double())
+            for found in by(a, b):
+                if float((found.double() - exact).abs().amax()) > _ROUNDING:
+                    return False
+    return True
+
+
+def _numbers(n: int, d: int) -> Tensor:
+    """(n, d) numbers in [1, 2) that need 24 bits."""
+    steps = torch.arange(n * d, dtype=torch.int64, device="cpu") * 3_957_649 + 1
+    return (1 + 2.0**-23 * (steps % (1 << 23)).double()).float().view(n, d)
+
+
+def _choices(n: int, d: int) -> Tensor:
+    """(n, d) zeros with a 1 in each row."""
+    at = torch.arange(n, device="cpu")
+    chosen = torch.zeros((n, d), dtype=torch.float32, device="cpu")
+    chosen[at, at * 31 % d] = 1.0
+    return chosen
+
+
+def _start_anew() -> None:
+    """A forked child has none of the threads that changed settings."""
+    global _unsteady  # noqa: PLW0603 - the process has one setting
+    _unsteady = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
