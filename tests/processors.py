@@ -26,7 +26,7 @@ from xml.etree import ElementTree
 
 import torch
 
-from cossim_fast.cli.info import processor
+from cossim_fast.cli import processor
 
 ROOT = Path(__file__).parents[1]
 # A child that has not ended after so many seconds hangs: the slowest took 292, beside others.
@@ -317,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     there, absent = select(flags, asked.short, asked.only)
     at_once = max(min(cores(), len(there)), 1)
     print(
-        f"{processor()}; torch {torch.__version__}; "
+        f"{processor.name()}; torch {torch.__version__}; "
         f"1 thread in each process, processes at a time: {at_once}\n",
         flush=True,
     )

@@ -336,7 +336,7 @@ def offer(name: ScreenName) -> Offer:
 
 
 def _rated(words: str, rate: float) -> str:
-    return f"{words}, {rate:.2g} times as fast as float32"
+    return f"{words} ({rate:.2g}x float32)"
 
 
 def available() -> dict[ScreenName, str]:
