@@ -149,7 +149,7 @@ def test_status_and_table(some, capsys, monkeypatch):
     monkeypatch.setattr(processors, "instructions", lambda: X86)
     assert processors.main(["--only", "as it is", str(some)]) == 0
     said = capsys.readouterr().out
-    assert f"{processors.processor()}; torch {processors.torch.__version__}; 1 thread" in said
+    assert f"{processors.processor.name()}; torch {processors.torch.__version__}; 1 thread" in said
     assert "FAILED" not in said
     assert processors.main(["--only", "CAPABILITY", str(some)]) == 1
     said = capsys.readouterr().out
