@@ -29,7 +29,8 @@ def _facts() -> Iterator[tuple[str, str]]:
     for name in ("numpy", *_EXTRAS):
         yield name, version_of(name)
     yield "processor", processor.name()
-    yield "instructions", _instructions()
+    yield "instructions", " ".join(processor.instructions()) or "unknown"
+    yield "torch's code", torch.backends.cpu.get_cpu_capability()
     yield "threads", _threads_here()
     yield "float32 products", _products.described()
     yield "", ""
@@ -51,17 +52,11 @@ def _threads_here() -> str:
     return f"{used}, {os.cpu_count()} processors"
 
 
-def _instructions() -> str:
-    """The instruction sets that matter here, and which of them torch uses."""
-    used = torch.backends.cpu.get_cpu_capability()
-    return f"{' '.join(processor.instructions()) or 'unknown'} (torch runs its {used} code)"
-
-
 def _screens() -> Iterator[tuple[str, str]]:
     for name in screens.NAMES:
         found = screens.offer(name)
         yield f"screen {name}", f"{'yes' if found.fast else 'no'}: {found.words}"
-    yield "a pair in float64", f"{costs.pair_ns():.0f} ns, 384 numbers, one core"
+    yield "scored pair", f"{costs.pair_ns():.0f} ns, 384 numbers, one core"
     first = screens.choose(384)[0].name
     yield "screen used", f"{first}, the narrowest that is fast; a wider one if data need it"
 
