@@ -459,7 +459,7 @@ def test_an_instruction_set_that_saturates_is_noticed(isa):
     assert kind in ("exact", "rounding", "saturating", "unusable")
     if isa != "DEFAULT" and platform.machine() in ("x86_64", "AMD64"):
         assert kind == "saturating"
-        assert words.startswith("AVX2 int8, pairs of codes limited to 128, ")
+        assert words.startswith("AVX2 int8, pairs of codes limited to 128 (")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
