@@ -28,8 +28,9 @@ from cossim_fast._vecdot import vecdot
 # threads that meet at the interpreter's lock wait for each other. (100000, 384) float16 rows on two
 # threads took 11 ms with 2^19 or 2^20, 13 with 2^18, 21 with 2^17 and 35 with 2^15 (Zen 5).
 BLOCK = 3 << 17
-# Elements of the least part of such work that is worth a thread: two took 0.35 ms for (1000, 384)
-# float16 rows, where one took 0.17; 0.52 and 0.40 for (10000, 64); 1.36 and 1.44 for (10000, 384).
+# Elements of the least part of such work that is worth a thread. On Zen 5 two took 0.35 ms for
+# (1000, 384) float16 rows, where one took 0.17; 0.52 and 0.40 for (10000, 64); 1.36 and 1.44 for
+# (10000, 384).
 PART = 1 << 20
 # Elements of one operand in a block of numpy's. (200000, 384) float32 rows on one thread took 1.3
 # times the bare read of the inputs with 2^17 to 2^18 of them, 1.36 with 3 * 2^17 and 1.5 with 2^15,

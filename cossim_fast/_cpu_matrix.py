@@ -34,15 +34,15 @@ PARTS = 4
 # two cores of Zen 5, in ms, apart and by torch's threads: (1024, 384) 4.7 and 2.4, (1500, 384) 6.3
 # and 5.1, (2048, 384) 9.7 and 14; beside one busy process 8.1 and 6.3, 10 and 10.3.
 SHARED_WORK = 1 << 30
-# Elements of many small matrices and their rows from which threads of our own share them. In ms,
-# apart and by torch's threads: 2000 of (16, 64) 2.8 and 1.8, 8000 of them 8.2 and 7.6; beside one
-# busy process 3.3 and 5.9, 11.1 and 15.5.
+# Elements of many small matrices and their rows from which threads of our own share them. On two
+# cores of Zen 5, in ms, apart and by torch's threads: 2000 of (16, 64) 2.8 and 1.8, 8000 of them
+# 8.2 and 7.6; beside one busy process 3.3 and 5.9, 11.1 and 15.5.
 SMALL_SHARED = 1 << 24
 # Side of the smallest squares on the diagonal of a symmetric matrix, computed whole.
 LEAF = 256
 # Side of the squares that are transposed, and what their rows are apart beyond that: a stride of
 # a power of two has all rows meet in the same lines of the cache. 4096 x 4096 float32 took 16 ms
-# on one thread, 33 without a copy so laid out, 35 with squares of 64 and 19 with 512.
+# on one thread of Zen 3, 33 without a copy so laid out, 35 with squares of 64 and 19 with 512.
 MIRROR = 256
 APART = 16
 

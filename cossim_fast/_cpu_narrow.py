@@ -7,7 +7,7 @@ what that leaves:
   and their norms divide the product: two roundings of the result, none of a factor;
 - for ``precision="medium"`` unit rows are rounded to bfloat16;
 - for ``"high"`` unit rows are hi + lo in bfloat16, and C = C0 + R with C0 the rounded hi hi', and R
-  what is left of hi hi' + hi lo' + lo hi' - C0, a number so small that its rounding is 2^-17.
+  what is left, hi hi' + hi lo' + lo hi' - C0: so small that rounding it costs 2^-17.
 """
 
 from __future__ import annotations
@@ -172,5 +172,5 @@ def fast_dtypes() -> frozenset[torch.dtype]:
 
 @cache
 def has_tiles() -> bool:
-    """Whether four bfloat16 products take less time than one of float32, as with AMX alone."""
+    """Whether there is AMX, where four bfloat16 products take less time than one of float32."""
     return torch.cpu._is_amx_tile_supported()

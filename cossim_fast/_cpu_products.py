@@ -18,11 +18,11 @@ from cossim_fast._threads import MOST_THREADS
 # Prepared rows: tensors (rows, ...).
 Operand = list[Tensor]
 
-# Entries of a row that oneDNN adds up in one chain. Of 384 in one the largest error was 9.4e-7, of
-# 192 it was 4.5e-7, as much as MKL's, at 0.96 of the rate.
+# Entries of a row that oneDNN adds up in one chain. On Zen 5 the largest error of 384 in one was
+# 9.4e-7, of 192 it was 4.5e-7, as much as MKL's, at 0.96 of the rate.
 CHAIN = 192
 # Multiplications of a matrix from which oneDNN's products are taken: it makes machine code for
-# each new shape in 0.5 ms, and MKL takes 2.5 ms for so many.
+# each new shape in 0.5 ms, and MKL takes 2.5 ms for so many (one core of Zen 5).
 LARGE = 1 << 27
 
 
@@ -79,8 +79,8 @@ class TileProduct:
 class OneDnnProduct(TileProduct):
     """Unit rows in float32, in pieces of at most `CHAIN` entries, multiplied by oneDNN.
 
-    On a core of Zen 5 tiles of 512 x 512 x 768 run at 215 G operations a second, torch.mm at 108:
-    MKL has no 512-bit code for it.
+    On a core of Zen 5 tiles of 512 x 512 x 768 run at 215 G operations a second, by torch.mm at
+    108: MKL has no 512-bit code for that processor.
     """
 
     def empty(self, rows: int, width: int) -> Operand:

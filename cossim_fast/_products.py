@@ -4,14 +4,14 @@
 for every thread of the process and at any moment; oneDNN does so by an environment variable
 (ONEDNN_DEFAULT_FPMATH_MODE) that no setting of torch overrides. Nothing is changed here. What torch
 does under the settings that are found is tried once (`_leaves_factors_whole`), and where it rounds,
-a product is formed in float64, which nothing rounds: at 60 G operations a second where float32
-makes 112. Six float32 products of factors split into three parts of 8 bits, which no setting
-rounds either, made 35 of 253 in one (Zen 5, one thread, 1024 x 768 x 1024).
+a product is formed in float64, which nothing rounds: at 60 G operations a second where torch.mm in
+float32 makes 112 (Zen 5, one thread, 1024 x 768 x 1024). Six float32 products of factors split into
+three parts of 8 bits, which no setting rounds either, made 35 by oneDNN, where one makes 253.
 
 Settings are read before and after each product, and where they changed meanwhile, it is formed
 again in float64, and so is every other from then on: a thread that changes them all the time may
-undo a change before it is seen. Where one did so 10^6 times a second beside products of 0.3 ms,
-half of these saw it, and one in 200 did not but should have.
+undo a change before it is seen. Beside one that did so 10^6 times a second, half of the products of
+0.3 ms saw a change, and one in 200 was rounded and saw none.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def linear_is_faster() -> bool:
 def _onednn_is_faster() -> bool:
     """Whether oneDNN multiplies float32 faster than torch.mm on one thread; asked once a process.
 
-    torch.mm calls MKL, which has no 512-bit code for processors that are not Intel's. Multiply-adds
-    a nanosecond on a core of Zen 5: 54, and 128 by oneDNN.
+    On x86 torch.mm calls MKL, which has no 512-bit code for processors that are not Intel's:
+    54 multiply-adds a nanosecond on a core of Zen 5, and 128 by oneDNN.
     """
     if not torch.backends.mkldnn.is_available():
         return False

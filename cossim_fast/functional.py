@@ -103,14 +103,14 @@ def pairwise_cosine(
         out: a tensor of exactly the result's shape and dtype to write to, that overlaps no input.
         precision: how the products of float32 rows (of float16 and bfloat16 rows, on CPU) are
             formed, in the words of :func:`torch.set_float32_matmul_precision`, whose own setting
-            is ignored, and never lowered. With u the rounding of a factor, the error is at most
+            is neither followed nor changed. With u the rounding of a factor, the error is at most
             2u + u² + 2 (d + 4) 2^-24 before the result is rounded to its dtype:
             ``"highest"``: u = 0;
-            ``"high"``: u = 2^-11, three tf32 or four bfloat16 products where the hardware has
-            tiles for them (AMX);
+            ``"high"``: u = 2^-11, three tf32 or bfloat16 products on a GPU, four bfloat16
+            products on a CPU with AMX;
             ``"medium"``: u = 2^-8, one such product, or two on CPU where the rows need it.
-            A processor without such products gives a better one. Its gradients are those of
-            ``"highest"`` on CPU.
+            Where there are no such products, and for small matrices on CPU, a word gives a better
+            product. On CPU derivatives are those of ``"highest"``.
 
     Returns:
         (n, m) or (b, n, m) in ``torch.result_type(x, y)``, every entry in [-1, 1].

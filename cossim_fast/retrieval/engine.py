@@ -201,7 +201,7 @@ class Search:
 class Batches:
     """All queries of a call, in batches that go through the corpus together.
 
-    Where there are queries enough, each of as many threads as torch has takes batches of its own.
+    Where there are queries enough, each of the usable threads takes batches of its own.
     The answers are the same: what becomes of a query does not depend on others.
 
     Args:
@@ -328,7 +328,7 @@ class Batches:
 
 
 def threads_apart(queries: int, k: int) -> int:
-    """How many threads take batches of their own: all of torch's if there are queries enough, or 1.
+    """How many threads take batches of their own: all usable ones where queries are enough, or 1.
 
     Threads that share each of torch's operations wait for each other, and for what Python and numpy
     do on one of them; threads with batches of their own wait for the interpreter's lock.

@@ -1,4 +1,4 @@
-"""The float32 product of a search, by the faster of the two libraries that torch brings."""
+"""The float32 product of a search: torch.mm, or oneDNN's where that is the faster."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ FEWEST = 16
 def product(rows: Tensor, others: Tensor) -> Tensor:
     """Rows (n, d) times others (m, d), transposed, in float32: (n, m).
 
-    Sums of d products, each rounded, in an order that nobody knows; so off by at most
-    d 2^-24 / (1 - d 2^-24) of the product of the norms.
+    Sums of d products, each rounded, in any order; so off by at most d 2^-24 / (1 - d 2^-24) of
+    the product of the norms.
     """
     n, m = len(rows), len(others)
     if min(n, m) < FEWEST or not _products.linear_is_faster():

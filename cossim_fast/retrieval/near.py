@@ -1,9 +1,9 @@
 """Scores of many pairs at once, so near to `score_pairs` that they nearly always decide.
 
 `score_pairs` gathers both rows of every pair and adds up their products in one order: 0.8 µs a
-pair of 384. Where the order is left open, torch's sampled product (`sampled_addmm`, the product
-of two matrices at given places) reads rows that are widened once for all their queries: 0.3 µs
-where a row has several, of which the product is 0.1. What it gives is off by a bound so small that
+pair of 384 (Zen 3). Where the order is left open, torch's sampled product (`sampled_addmm`, the
+product of two matrices at given places) reads rows that are widened once for all their queries:
+0.3 µs where a row has several, of which the product is 0.1. It is off by a bound so small that
 two scores, or a score and a number halfway between two of float32, are hardly ever as close.
 """
 

@@ -319,8 +319,8 @@ def group_rows(k: int, total: int) -> int:
 def first_rows(k: int, total: int) -> int:
     """How many of ``total`` rows are to give the first thresholds.
 
-    They are multiplied with a result in float32, at half the rate of others; fewer of them make
-    guesses that more rows pass.
+    Their products have a result in float32, which takes longer than the sieved one; fewer of them
+    make guesses that more rows pass.
     """
     return max(
         min(max(total // tuning.FIRST_SHARE, tuning.FEWEST_FIRST), tuning.MOST_FIRST),

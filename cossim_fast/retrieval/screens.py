@@ -154,8 +154,9 @@ class FewQueriesScreen:
 
     The int8 product has work for eight queries or more even where there is one. That of weights in
     int8 with activations in bfloat16, made for language models that write word by word, reads
-    the codes at the speed of the memory: 8.9 ms for 200 000 rows of 384, on a core that takes 18
-    for the int8 product and 15.5 for float32 rows in FAISS (Zen 3).
+    the codes at the speed of the memory: 8.9 ms for 200 000 rows of 384, on a core of Zen 3 that
+    takes 18 for the int8 product and 15.5 for float32 rows in FAISS. Where it is slower than the
+    int8 product it is not used (`_few_queries_work`).
     """
 
     name: ScreenName = "int8"

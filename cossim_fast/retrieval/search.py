@@ -45,8 +45,8 @@ def topk(
         k: how many rows for each query, 1 to n.
         screen: ``"auto"``, ``"int8"``, ``"bfloat16"`` or ``"float32"``. ``"auto"`` takes the
             narrowest that is fast on this processor, and goes on with a wider one where the data
-            let too many rows through. For fewer than 64 queries it is float32, since
-            coding the rows would not pay: a `CosineIndex` codes them once.
+            let too many rows through. For fewer than 64 queries it is float32, since coding the
+            rows would not pay: a `CosineIndex` codes them once.
         certify: return a `Certificate` too.
         progress: show a progress bar (needs tqdm: ``pip install 'cossim_fast[retrieval]'``).
         checkpoint: a file that keeps what was found so far, written after every stretch of about
@@ -63,11 +63,12 @@ def topk(
     is NaN and -1, as is all of a query that holds them. Zero rows score 0. No gradients.
 
     Memory beyond inputs and results: 33 bytes for each candidate, of which there are about 2 k a
-    query, twice while they are sorted; 8 d bytes a query, and up to 17 kB of each of 1024 while
-    its candidates are counted; and for the stretch that is searched its codes (16 MB) and four
-    tiles of scores (8 MB each), for every thread where each has queries of its own. Where so large
-    a share of the rows is wanted that all are ranked at once: three times 16 MB. On a GPU:
-    codes, a byte a number, half a GB of scratch while they are made, and block maxima (256 MB).
+    query, twice while they are sorted; 8 d bytes a query, and up to 5 kB of each of 1024 while its
+    candidates are counted; and for the stretch that is searched its codes (16 MB), four tiles of
+    scores (8 MB each) and a copy of a tile's codes (4 MB, which a thread keeps), for every thread
+    where each has queries of its own. Where so large a share of the rows is wanted that all are
+    ranked at once: three times 16 MB. On a GPU: codes, a byte a number, half a GB of scratch while
+    they are made, and block maxima (256 MB).
 
     Raises:
         TypeError: for integer, complex or sparse input.

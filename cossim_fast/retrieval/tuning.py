@@ -5,7 +5,8 @@ here: "Zen 3" has AVX2 alone, "Zen 4" and "Zen 5" have 8-bit dot products (VNNI)
 512 bits, "Emerald Rapids" has AMX tiles besides. Times are of one thread and of rows of 384 numbers
 unless said. Answers do not depend on any of these numbers.
 
-What a processor can do in a nanosecond differs more than a constant can bear: `rates` measures it.
+What a processor does in a nanosecond differs more than a constant can bear: `rates` and `costs`
+measure it.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ FLOAT_NUMBERS = 1 << 20
 
 # ---- all rows ranked at once (ranked) ----
 
-# Share: of what a wanted row takes otherwise (`rates.pair`), that is spared by ranking all rows.
+# Share: of what a wanted row takes otherwise (`costs.pair`), that is spared by ranking all rows.
 # Zen 5, 256 queries, ms by ranking and by a scan: 12 000 rows, k = 1000 50 and 62, k = 500 35 and
 # 36, k = 300 29 and 26; 39 000 rows, k = 1000 148 and 77.
 RANKED_SPARES = 0.4
@@ -154,7 +155,7 @@ ROUND_NUMBERS = 1 << 23
 # Numbers: of rows that are multiplied in float64 at a time; 2 MB, which stay in cache.
 DENSE_NUMBERS = 1 << 18
 
-# ---- what a score costs beside its product (rates) ----
+# ---- what a score costs beside its product (costs) ----
 
 # ns: to keep, move and sort a candidate. Zen 4 about 100: k = 1000: 0.8 million in 120 ms.
 CANDIDATE_NS = 100.0
