@@ -200,13 +200,14 @@ def _best_basis(
         threads: how many to work on.
     """
     d = centre.numel()
-    y, asked = _finite(rows) - centre.double(), _finite(queries)
-    if not len(asked) or not len(y):
+    unit, asked = _finite(rows), _finite(queries)
+    if not len(asked) or not len(unit):
         return None
     # Where so many pairs reach the threshold, no bound rules out enough.
-    cosines = _product(asked, (y + centre.double()).mT, threads)
-    if float((cosines >= threshold).double().mean()) * price >= tuning.HEAD_WORTH:
+    reached = _product(asked, unit.mT, threads) >= threshold
+    if price * _share(reached) >= tuning.HEAD_WORTH:
         return None
+    y = unit.sub_(centre.double())
     # Largest first, and in one piece, which is multiplied in half the time.
     along = torch.linalg.eigh(_product(y.mT, y, threads)).eigenvectors.flip(1).contiguous()
     y_along, q_along = _product(y, along, threads).float(), (asked @ along).float()
@@ -221,8 +222,7 @@ def _best_basis(
         # What the codes may add: errors of half a step at most, uniform, in numbers of which the
         # largest is about four times the usual.
         error = 4 / 12**0.5 * q_long * y_long * (1 / levels + 1 / 127)
-        reached = upper >= float(threshold - error)
-        return width / d + price * np.count_nonzero(reached.numpy()) / reached.numel()
+        return width / d + price * _share(upper >= float(threshold - error))
 
     widths = [round(share * d / 32) * 32 for share in SHARES]
     tried = [partial(cost, width) for width in widths]
@@ -240,11 +240,21 @@ def _directions(width: int) -> int:
 def _product(a: Tensor, b: Tensor, threads: int) -> Tensor:
     """The product of (n, d) and (d, m), of which threads take rows or columns apart."""
     parts = tuning.HEAD_SHARE * threads if threads > 1 else 1
-    if len(a) >= b.shape[1]:
-        work, dim = [partial(torch.mm, some, b) for some in a.chunk(parts)], 0
-    else:
-        work, dim = [partial(torch.mm, a, some) for some in b.chunk(parts, 1)], 1
-    return torch.cat(_threads.apart(threads, work), dim)
+    found = a.new_empty((len(a), b.shape[1]))
+    by_rows = len(a) >= b.shape[1]
+
+    def fill(some: Tensor, place: Tensor) -> None:
+        torch.mm(*((some, b) if by_rows else (a, some)), out=place)
+
+    cut = a.chunk(parts) if by_rows else b.chunk(parts, 1)
+    places = found.chunk(parts, 0 if by_rows else 1)
+    _threads.apart(threads, [partial(fill, *each) for each in zip(cut, places, strict=True)])
+    return found
+
+
+def _share(mask: Tensor) -> float:
+    """How much of a mask is set."""
+    return np.count_nonzero(mask.numpy()) / mask.numel()
 
 
 def _finite(rows: Tensor) -> Tensor:
