@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import arithmetic as models
-from cossim_fast import _cpu_screen, deduplicate, iter_pairs_above, pairs_above
+from cossim_fast import _cpu_screen, _threads, deduplicate, iter_pairs_above, pairs_above
 from cossim_fast.retrieval import heads, tuning
 from cossim_fast.retrieval.codes import BLOCK, centre_of, encode
 from cossim_fast.retrieval.scan import Tile
@@ -29,6 +29,24 @@ def screen_of(x, k):
     y = heads._finite(x) - centre_of(x).double()
     along = torch.linalg.eigh(y.mT @ y).eigenvectors.flip(1)
     return heads.HeadScreen(heads._spread(along[:, :k]).float(), models.limit())
+
+
+def test_heads_do_not_depend_on_threads(monkeypatch, processor):
+    """Threads make the heads of some rows each: of all rows together, and the same ones."""
+    monkeypatch.setattr(_threads, "processors", lambda: 16)
+    monkeypatch.setattr(tuning, "HEAD_NUMBERS", 2 * BLOCK * D)
+    x = decaying(3000)
+    screen, segment, before = screen_of(x, 28), encode(x, centre_of(x)), torch.get_num_threads()
+    made = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            made.append(screen.split(segment, centre_of(x)).head)
+    finally:
+        torch.set_num_threads(before)
+    for head in made[1:]:
+        for name in ("codes", "scale", "residual"):
+            assert torch.equal(getattr(head, name), getattr(made[0], name)), name
 
 
 @pytest.mark.parametrize("basis", ["of the rows", "all directions", "one", "skewed"])

@@ -2,8 +2,11 @@
 
 import itertools
 import json
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import arithmetic as models
-from cossim_fast import _cpu_screen, iter_pairs_above, pairs_above
+from cossim_fast import _cpu_screen, _threads, iter_pairs_above, pairs_above
 from cossim_fast.retrieval import (
     Pairs,
     TooManyPairsError,
@@ -246,15 +249,82 @@ def test_several_segments(monkeypatch, small_rounds):
             same(pairs_above(x[:90], x, threshold), brute(x[:90], x, threshold))
 
 
-def test_results_do_not_depend_on_threads():
-    x = torch.randn(1500, 64) + 1
+@pytest.fixture
+def threads(monkeypatch):
+    """Set how many threads work, whatever processors there are."""
     before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = pairs_above(x, threshold=0.5)
-    finally:
-        torch.set_num_threads(before)
-    same(pairs_above(x, threshold=0.5), one)
+    monkeypatch.setattr(_threads, "processors", lambda: 16)
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.9])
+def test_results_do_not_depend_on_threads(threads, threshold):
+    x = torch.randn(3500, 64) + 1
+    found = []
+    for count in (1, 2, 3):
+        threads(count)
+        found.append(pairs_above(x, threshold=threshold))
+        same(found[-1], found[0])
+    same(found[0], brute(x, None, threshold))
+
+
+@pytest.mark.parametrize("crowded", [slice(0, 100), slice(300, 400), slice(0, 400)])
+def test_results_and_blocks_do_not_depend_on_room_that_threads_share(
+    threads, small_rounds, crowded
+):
+    """A batch that has more pairs than its share is put off; the others stay."""
+    x = rows_of_every_kind(400, 16, torch.float32)
+    x[crowded] = x[crowded.start] + 0.3 * x[crowded]
+    wanted, blocks = brute(x, None, 0.6), []
+    for count in (2, 2, 3):
+        threads(count)
+        same(pairs_above(x, threshold=0.6), wanted)
+        blocks.append([len(block.i) for block in iter_pairs_above(x, threshold=0.6)])
+        assert all(size <= tuning.ROUND_PAIRS for size in blocks[-1])
+    assert blocks[0] == blocks[1]
+
+
+def test_an_error_in_one_part_stops_the_others(threads, monkeypatch):
+    """At the next tile, which is long before the end."""
+    threads(2)
+    monkeypatch.setattr(tuning, "TILE_SCORES", 1 << 15)
+    tiles, failed, tile = [], threading.Event(), sweep.Sweep._tile
+
+    def one_fails(self, batch, *args):
+        if 0 in batch.numbers:
+            failed.set()
+            raise StoppedError("here")
+        assert failed.wait(60)
+        time.sleep(0.05)
+        tiles.append(0)
+        return tile(self, batch, *args)
+
+    monkeypatch.setattr(sweep.Sweep, "_tile", one_fails)
+    with pytest.raises(StoppedError, match="here"):
+        pairs_above(torch.randn(5000, 16), threshold=0.9)
+    assert len(tiles) <= 2
+
+
+def test_an_interrupt_stops_the_threads(threads, monkeypatch):
+    threads(2)
+    monkeypatch.setattr(tuning, "TILE_SCORES", 1 << 15)
+    tiles, tile = [], sweep.Sweep._tile
+
+    def interrupted(self, *args):
+        if len(tiles) == 2:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        tiles.append(0)
+        time.sleep(0.02)
+        return tile(self, *args)
+
+    monkeypatch.setattr(sweep.Sweep, "_tile", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pairs_above(torch.randn(20000, 16), threshold=0.9)
+    ended = len(tiles)
+    assert ended < 20
+    time.sleep(0.2)
+    assert len(tiles) == ended
 
 
 def test_mixed_dtypes():
@@ -323,15 +393,33 @@ class StoppedError(Exception):
 def interrupted_after(monkeypatch, sweeps):
     """Stop the join after so many sweeps; return what undoes that."""
     count = iter(range(10**9))
-    through = sweep.Sweep.through
 
-    def failing(self, *args):
+    def failing(sweep, *args):
         if next(count) >= sweeps:
             raise StoppedError
-        return through(self, *args)
 
-    monkeypatch.setattr(sweep.Sweep, "through", failing)
-    return lambda: monkeypatch.setattr(sweep.Sweep, "through", through)
+    return before_sweeps(monkeypatch, failing)
+
+
+def before_sweeps(monkeypatch, do):
+    """Call do(sweep, batch, ...) before each sweep; return what undoes that."""
+    sweeps = {name: getattr(sweep.Sweep, name) for name in ("through", "whole")}
+
+    def doing(name):
+        def first(self, *args):
+            do(self, *args)
+            return sweeps[name](self, *args)
+
+        return first
+
+    for name in sweeps:
+        monkeypatch.setattr(sweep.Sweep, name, doing(name))
+
+    def undo():
+        for name, before in sweeps.items():
+            monkeypatch.setattr(sweep.Sweep, name, before)
+
+    return undo
 
 
 class TestCheckpoint:
@@ -348,13 +436,7 @@ class TestCheckpoint:
         undo()
         assert path.exists()
         begun = []
-        through = sweep.Sweep.through
-
-        def noting(self, batch, *args):
-            begun.append(int(batch.numbers[0]))
-            return through(self, batch, *args)
-
-        monkeypatch.setattr(sweep.Sweep, "through", noting)
+        before_sweeps(monkeypatch, lambda _, batch, *__: begun.append(int(batch.numbers[0])))
         same(pairs_above(x, threshold=0.6, checkpoint=path), brute(x, None, 0.6))
         assert min(begun) > 100
         assert list(tmp_path.iterdir()) == []

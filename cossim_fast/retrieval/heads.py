@@ -12,12 +12,15 @@ far below a threshold. It bounds from above alone, which is what a join asks.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cossim_fast import _products
+from cossim_fast import _products, _threads
 from cossim_fast._cpu_screen import WideRows, widen
 from cossim_fast.retrieval import costs, tuning
 from cossim_fast.retrieval.codes import (
@@ -102,11 +105,18 @@ class HeadScreen:
         scale, residual = torch.empty(blocks), torch.empty(blocks)
         step = max(tuning.HEAD_NUMBERS // d // BLOCK, 1) * BLOCK
         usual = usual_scale(self._split_rows(segment, slice(0, n, max(n // _USUAL, 1)), centre))
-        for start in range(0, n, step):
-            split = self._split_rows(segment, slice(start, start + step), centre)
-            split = torch.nn.functional.pad(split, (0, 0, 0, -len(split) % BLOCK))
-            at = slice(start // BLOCK, (start + len(split)) // BLOCK)
-            scale[at], residual[at] = code(split, codes[start : start + len(split)], usual)
+
+        def fill(starts: Iterable[int]) -> None:
+            for start in starts:
+                _threads.go_on()
+                split = self._split_rows(segment, slice(start, start + step), centre)
+                split = torch.nn.functional.pad(split, (0, 0, 0, -len(split) % BLOCK))
+                at = slice(start // BLOCK, (start + len(split)) // BLOCK)
+                scale[at], residual[at] = code(split, codes[start : start + len(split)], usual)
+
+        threads, starts = _threads.usable_threads(), range(0, n, step)
+        parts = tuning.HEAD_SHARE * threads if threads > 1 else 1
+        _threads.apart(threads, [partial(fill, starts[number::parts]) for number in range(parts)])
         # T grows a difference by 1 + e at most. Of a y of length 1, a product with P' and one with
         # P lose (d + k) u |P| each entry by entry, and |P| <= sqrt(k) (1 + e) by Frobenius; the
         # norm of the rest loses d u.
@@ -159,33 +169,92 @@ def choose_head(
     if min(n, m) < 2 * _SAMPLE or n * m < tuning.HEAD_PAIRS * d * d or d < 64:
         return None
     step, price = m // _SAMPLE, costs.pair_cost(d, "int8")
-    y = _finite(rows[::step]) - centre.double()
-    asked = _finite(queries[1 :: step * max(n // step // _TRIED, 1)])
-    if not len(asked) or not len(y):
+    tried = queries[1 :: step * max(n // step // _TRIED, 1)]
+    levels = min(0.7 * adjacent_code_limit, 127.0)  # seldom are both the largest
+    threads = _threads.usable_threads()
+    # Threads that torch has shared an operation among wait awake for the next one, on processors
+    # that those apart could use.
+    with _threads.alone():
+        basis = _best_basis(rows[::step], tried, centre, threshold, levels, price, threads)
+    return None if basis is None else HeadScreen(basis, adjacent_code_limit)
+
+
+def _best_basis(
+    rows: Tensor,
+    queries: Tensor,
+    centre: Tensor,
+    threshold: float,
+    levels: float,
+    price: float,
+    threads: int,
+) -> Tensor | None:
+    """P (d, k) in float32 for the k that promises the fastest join, judged by a sample.
+
+    Args:
+        rows: (m, d), as stored.
+        queries: (n, d) likewise.
+        centre: (d,) of the rows.
+        threshold: what a cosine is to reach.
+        levels: of codes, usually.
+        price: of scoring a pair, in products of whole codes.
+        threads: how many to work on.
+    """
+    d = centre.numel()
+    unit, asked = _finite(rows), _finite(queries)
+    if not len(asked) or not len(unit):
         return None
     # Where so many pairs reach the threshold, no bound rules out enough.
-    cosines = asked @ (y + centre.double()).mT
-    if float((cosines >= threshold).double().mean()) * price >= tuning.HEAD_WORTH:
+    reached = _product(asked, unit.mT, threads) >= threshold
+    if price * _share(reached) >= tuning.HEAD_WORTH:
         return None
-    along = torch.linalg.eigh(y.mT @ y).eigenvectors.flip(1)  # largest first
-    y_along, q_along = (y @ along).float(), (asked @ along).float()
+    y = unit.sub_(centre.double())
+    # Largest first, and in one piece, which is multiplied in half the time.
+    along = torch.linalg.eigh(_product(y.mT, y, threads)).eigenvectors.flip(1).contiguous()
+    y_along, q_along = _product(y, along, threads).float(), (asked @ along).float()
     offset = (asked @ centre.double()).float()[:, None]
-    levels = min(0.7 * adjacent_code_limit, 127.0)  # seldom are both the largest
-    best, least = 0, tuning.HEAD_WORTH
-    for share in SHARES:
-        width = round(share * d / 32) * 32
-        k = max(width - PARTS, 1)
+    q_long, y_long = (torch.linalg.vector_norm(v, dim=1).amax() for v in (q_along, y_along))
+
+    def cost(width: int) -> float:
+        k = _directions(width)
         y_rest, q_rest = (torch.linalg.vector_norm(v[:, k:], dim=1) for v in (y_along, q_along))
-        upper = q_along[:, :k] @ y_along[:, :k].mT + torch.outer(q_rest, y_rest) + offset
+        upper = torch.outer(q_rest, y_rest).add_(offset)
+        upper.addmm_(q_along[:, :k], y_along[:, :k].mT)
         # What the codes may add: errors of half a step at most, uniform, in numbers of which the
         # largest is about four times the usual.
-        q_long, y_long = (torch.linalg.vector_norm(v, dim=1).amax() for v in (q_along, y_along))
         error = 4 / 12**0.5 * q_long * y_long * (1 / levels + 1 / 127)
-        passed = float((upper + error >= threshold).float().mean())
-        cost = width / d + price * passed
-        if cost < least:
-            best, least = k, cost
-    return HeadScreen(_spread(along[:, :best]).float(), adjacent_code_limit) if best else None
+        return width / d + price * _share(upper >= float(threshold - error))
+
+    widths = [round(share * d / 32) * 32 for share in SHARES]
+    tried = [partial(cost, width) for width in widths]
+    least, best = min(zip(_threads.apart(threads, tried), widths, strict=True))
+    if least >= tuning.HEAD_WORTH:
+        return None
+    return _spread(along[:, : _directions(best)]).float()
+
+
+def _directions(width: int) -> int:
+    """How many of the numbers of a head are along directions."""
+    return max(width - PARTS, 1)
+
+
+def _product(a: Tensor, b: Tensor, threads: int) -> Tensor:
+    """The product of (n, d) and (d, m), of which threads take rows or columns apart."""
+    parts = tuning.HEAD_SHARE * threads if threads > 1 else 1
+    found = a.new_empty((len(a), b.shape[1]))
+    by_rows = len(a) >= b.shape[1]
+
+    def fill(some: Tensor, place: Tensor) -> None:
+        torch.mm(*((some, b) if by_rows else (a, some)), out=place)
+
+    cut = a.chunk(parts) if by_rows else b.chunk(parts, 1)
+    places = found.chunk(parts, 0 if by_rows else 1)
+    _threads.apart(threads, [partial(fill, *each) for each in zip(cut, places, strict=True)])
+    return found
+
+
+def _share(mask: Tensor) -> float:
+    """How much of a mask is set."""
+    return np.count_nonzero(mask.numpy()) / mask.numel()
 
 
 def _finite(rows: Tensor) -> Tensor:

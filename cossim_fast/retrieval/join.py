@@ -86,8 +86,8 @@ def pairs_above(
 
     Memory beyond inputs and result: 5 d / 3 bytes a row of y for codes, 430 MB at most; for up to
     2^14 rows of x at a time their codes and float64 values (9 d bytes each); four tiles of scores
-    (8 MB each, 16 in float64); and 2 million pairs (about 200 MB) that wait to be sorted. Nothing
-    of size n m.
+    (8 MB each, 16 in float64) for each thread; and 2 million pairs (about 200 MB) that wait to be
+    sorted. Nothing of size n m.
 
     Raises:
         TypeError: for integer, complex or sparse input, or a threshold that is no number.

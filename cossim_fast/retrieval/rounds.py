@@ -1,15 +1,24 @@
-"""Rounds of a join: as many queries at a time as there is room for what they find."""
+"""Rounds of a join: as many queries at a time as there is room for what they find.
+
+The batches of a round are taken through a segment apart, each on one thread from its first product
+to its last score, as if each had a share of the room for itself. One that finds more is put off,
+and goes through once it is known what the others left.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cossim_fast.retrieval import tuning
+from cossim_fast import _products, _threads
+from cossim_fast.retrieval import costs, tuning
 from cossim_fast.retrieval.codes import Segment
+from cossim_fast.retrieval.near import sampled_product_works
 from cossim_fast.retrieval.sweep import Batch, Found, Sweep
 
 
@@ -52,6 +61,7 @@ class Rounds:
         self._order, self._queries, self._segments = order, queries, segments
         self._sweep, self._most, self._skip = sweep, most, skip
         self.done, self._found = done, 0
+        self._threads = min(_threads.usable_threads(), _threads.MOST_THREADS)
         self._longest = max(
             min(tuning.LONGEST_ROUND, tuning.ROUND_NUMBERS // sweep.centre.numel()), 1
         )
@@ -64,11 +74,12 @@ class Rounds:
             stop = self.done + places.numel()
             if self._skip is not None:
                 places = places[~self._skip(self._order[places])]
-            batches = self._round(self._order[places])
-            finished = sum(len(batch) for batch, _ in batches)
+            parts = self._round(self._order[places])
+            finished = sum(len(part.batch) for part in parts)
             if finished < places.numel():
                 stop = int(places[finished])
-            found = Found.join([in_order(*batch) for batch in batches], self._sweep.dtype)
+            ordered = [partial(in_order, part.batch, part.found) for part in parts]
+            found = Found.join(_threads.apart(self._threads, ordered), self._sweep.dtype)
             # As many as there promises to be room for, but not many more at once.
             count, size = found.scores.numel(), stop - self.done
             size = max(
@@ -79,43 +90,102 @@ class Rounds:
             self.done = stop
             yield found
 
-    def _round(self, numbers: Tensor) -> list[tuple[Batch, list[Found]]]:
+    def _round(self, numbers: Tensor) -> list[_Part]:
         """What the first queries found: as many as there is room for, at least one."""
         sweep = self._sweep
-        made = [
-            (Batch(some, self._queries(some), sweep.screens, sweep.centre), list[Found]())
-            for some in numbers.split(tuning.ROUND_BATCH)
-            if some.numel()
-        ]
-        start = int(numbers.min()) + 1 if sweep.later and numbers.numel() else 0
-        for segment in self._segments(start) if made else ():
+        if not numbers.numel():
+            return []
+        made = [_Part(some, self._batch) for some in numbers.split(self._size(numbers.numel()))]
+        for segment in self._segments(int(numbers.min()) + 1 if sweep.later else 0):
+            ahead = self._ahead(made, segment)
             at = 0
             while at < len(made):
-                batch, parts = made[at]
-                asked, room = len(batch), tuning.ROUND_PAIRS - _held(made[:at])
-                if at and room < tuning.ROUND_PAIRS // 8:
-                    del made[at:]
-                    break
-                part = sweep.through(batch, segment, room, _held(made[at : at + 1]))
-                if len(batch) < asked:
+                part, found = made[at], ahead[at]
+                asked, room = len(part.batch), tuning.ROUND_PAIRS - _held(made[:at])
+                if found is None:
+                    if at and room < tuning.ROUND_PAIRS // 8:
+                        del made[at:]
+                        break
+                    found = sweep.through(part.batch, segment, room, part.held)
+                if len(part.batch) < asked:
                     # The last ones come again in the next round.
-                    parts[:] = [before.of_first(len(batch)) for before in parts]
+                    part.found[:] = [before.of_first(len(part.batch)) for before in part.found]
                     del made[at + 1 :]
-                parts.append(part)
+                part.found.append(found)
                 while len(made) > at + 1 and _held(made) > tuning.ROUND_PAIRS:
                     del made[-1]
-                self._count(made)
+                self._count([one for part in made for one in part.found])
                 at += 1
         return made
 
-    def _count(self, made: list[tuple[Batch, list[Found]]]) -> None:
-        if self._most is not None and self._found + _held(made) > self._most:
-            scores = [part.scores for _, parts in made for part in parts]
+    def _batch(self, numbers: Tensor) -> Batch:
+        return Batch(numbers, self._queries(numbers), self._sweep.screens, self._sweep.centre)
+
+    def _size(self, queries: int) -> int:
+        """How many of the queries of a round to multiply together: as many for each thread."""
+        most, threads = tuning.ROUND_BATCH, self._threads
+        if threads == 1:
+            return most
+        batches = max(-(-queries // (most * threads)), tuning.ROUND_SHARE) * threads
+        return min(max(-(-queries // batches), tuning.ROUND_BATCH_LEAST), most)
+
+    def _ahead(self, made: list[_Part], segment: Segment) -> list[Found | None]:
+        """What parts find in a segment, on threads apart; None for those that have no room so."""
+        if self._threads == 1 or len(made) == 1:
+            return [None] * len(made)
+        # Asked here: one turns off warnings for a moment, the others measure, once a process, what
+        # is not to be measured by several threads at once.
+        sampled_product_works()
+        _products.linear_is_faster()
+        costs.pair_ns()
+        room = (tuning.ROUND_PAIRS - _held(made)) // len(made)
+        known = [one for part in made for one in part.found]
+        lock = threading.Lock()
+
+        def through(part: _Part, sweep: Sweep) -> Found | None:
+            found = sweep.whole(part.batch, segment, part.held + room, part.held)
+            if found is not None:
+                with lock:
+                    self._sweep.note(sweep)
+                    known.append(found)
+                    self._count(known)
+            return found
+
+        sweeps = [self._sweep.aside() for _ in made]
+        parts = [partial(through, *each) for each in zip(made, sweeps, strict=True)]
+        ahead = _threads.apart(self._threads, parts)
+        self._sweep.go_on_as(sweeps[-1])
+        return ahead
+
+    def _count(self, found: list[Found]) -> None:
+        if self._most is None:
+            return
+        scores = [part.scores for part in found]
+        if self._found + sum(map(len, scores)) > self._most:
             raise TooManyError(torch.cat(scores))
 
 
-def _held(made: list[tuple[Batch, list[Found]]]) -> int:
-    return sum(part.scores.numel() for _, parts in made for part in parts)
+class _Part:
+    """Queries of a round that are multiplied together, and what they found in each segment.
+
+    The batch is made by the thread that goes on with it.
+    """
+
+    def __init__(self, numbers: Tensor, make: Callable[[Tensor], Batch]) -> None:
+        self._numbers, self._make = numbers, make
+        self.found: list[Found] = []
+
+    @cached_property
+    def batch(self) -> Batch:
+        return self._make(self._numbers)
+
+    @property
+    def held(self) -> int:
+        return sum(one.scores.numel() for one in self.found)
+
+
+def _held(made: list[_Part]) -> int:
+    return sum(part.held for part in made)
 
 
 def in_order(batch: Batch, parts: list[Found]) -> Found:

@@ -8,14 +8,14 @@ of those pairs are results, the tile is multiplied in float64 (`dense`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cossim_fast import _cpu_screen
+from cossim_fast import _cpu_screen, _threads
 from cossim_fast.retrieval import costs, dense
 from cossim_fast.retrieval.codes import BLOCK, Segment
 from cossim_fast.retrieval.near import float32_scores
@@ -138,6 +138,21 @@ class Sweep:
         """Of scores."""
         return torch.float64 if self.double else torch.float32
 
+    def aside(self) -> Sweep:
+        """A sweep for another thread, which begins with the screen that this one has come to."""
+        other = replace(self, compared=0)
+        other.go_on_as(self)
+        return other
+
+    def go_on_as(self, other: Sweep) -> None:
+        """Begin with the screen that another has come to."""
+        self._level = other._level
+
+    def note(self, other: Sweep) -> None:
+        """Count what one aside did."""
+        self.compared += other.compared
+        self.levels = [a + b for a, b in zip(self.levels, other.levels, strict=True)]
+
     def through(self, batch: Batch, segment: Segment, room: int, before: int = 0) -> Found:
         """Every pair of a batch with a segment.
 
@@ -150,28 +165,37 @@ class Sweep:
             room: for so many pairs of the batch, with those of other segments.
             before: how many other segments gave.
         """
-        start = 0
-        if self.later:
-            start = max(int(batch.numbers.min()) + 1 - segment.first, 0) // BLOCK * BLOCK
-        parts: list[Found] = []
-        at = first = start
-        while at < len(segment):
-            stop = min(at + tile_rows(len(batch), 1), len(segment))
-            parts.append(self._tile(batch, segment, slice(at, stop)))
-            self.compared += len(batch) * (stop - at)
-            at = stop
+        tiles, parts = self._tiles(batch, segment), list[Found]()
+        for number, rows in enumerate(tiles):
+            parts.append(self._tile(batch, segment, rows))
+            self.compared += len(batch) * (rows.stop - rows.start)
             while len(batch) > 1:
-                here = sum(part.scores.numel() for part in parts)
-                if 2 * (before + here) > room:
-                    # It is taken to go on as it began.
-                    here = here * (len(segment) - first) // (at - first)
-                if before + here <= room:
+                expected = before + _expected(parts, tiles, number, room - before)
+                if expected <= room:
                     break
-                kept = max(len(batch) * room * 7 // (8 * (before + here)), 1)
+                kept = max(len(batch) * room * 7 // (8 * expected), 1)
                 before = before * kept // len(batch)
                 batch.cut(kept)
                 parts = [part.of_first(kept) for part in parts]
         return self._scored(batch, segment, Found.join(parts, self.dtype))
+
+    def whole(self, batch: Batch, segment: Segment, room: int, before: int = 0) -> Found | None:
+        """What `through` gives, or None where that would cut the batch."""
+        tiles, parts = self._tiles(batch, segment), list[Found]()
+        for number, rows in enumerate(tiles):
+            _threads.go_on()
+            parts.append(self._tile(batch, segment, rows))
+            self.compared += len(batch) * (rows.stop - rows.start)
+            if before + _expected(parts, tiles, number, room - before) > room:
+                return None
+        return self._scored(batch, segment, Found.join(parts, self.dtype))
+
+    def _tiles(self, batch: Batch, segment: Segment) -> list[slice]:
+        start = 0
+        if self.later:
+            start = max(int(batch.numbers.min()) + 1 - segment.first, 0) // BLOCK * BLOCK
+        size = tile_rows(len(batch), 1)
+        return [slice(at, min(at + size, len(segment))) for at in range(start, len(segment), size)]
 
     def _tile(self, batch: Batch, segment: Segment, rows: slice) -> Found:
         """Pairs of a tile that may reach the threshold; a score of NaN is to be computed."""
@@ -262,6 +286,20 @@ class Sweep:
                 missed[wanted] = ~(computed >= self.threshold)
                 query, row, scores = query[~missed], row[~missed], scores[~missed]
         return Found(query, row.add_(segment.first), scores)
+
+
+def _expected(parts: list[Found], tiles: list[slice], number: int, room: int) -> int:
+    """How many pairs a segment promises after some of its tiles; those found where they are few.
+
+    They are taken to go on as they began.
+    """
+    here = sum(part.scores.numel() for part in parts)
+    if 2 * here <= room:
+        return here
+    first: int = tiles[0].start
+    seen: int = tiles[number].stop
+    last: int = tiles[-1].stop
+    return here * (last - first) // (seen - first)
 
 
 def few_sieved(values: Tensor, cost: float) -> tuple[Tensor, Tensor] | None:

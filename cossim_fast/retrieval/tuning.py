@@ -143,10 +143,20 @@ HEAD_WORTH = 0.8
 HEAD_PAIRS = 512
 # Numbers: of rows whose heads are made at a time; 1 MB.
 HEAD_NUMBERS = 1 << 18
+# Parts: for each thread, into which products and rows for heads are cut. Zen 5, two threads, ms
+# quiet and beside one busy process, to choose a head of 20 000 rows and to make their heads: 1 part
+# 85 and 140, 38 and 69; 4 parts 87 and 139, 39 and 64; by torch's threads 78 and 340, 33 and 200.
+HEAD_SHARE = 4
 # Pairs: of a round; about 24 bytes each while they are collected, as much again to sort them.
 ROUND_PAIRS = 1 << 21
 # Queries: multiplied together.
 ROUND_BATCH = 1024
+# Batches: for each thread that takes them apart, at least, if a batch has so many queries then. Zen
+# 5, two threads, ms quiet and beside one busy process: 5000 rows in batches of 1024 47 and 64, 512
+# 45 and 61, 256 48 and 62, 128 66 and 80; by torch's threads, batch by batch, 52 and 117. 20 000
+# rows in batches of 1024 354 and 804, 512 381 and 844.
+ROUND_SHARE = 2
+ROUND_BATCH_LEAST = 512
 # Queries: of the first round, and of any.
 FIRST_ROUND = 1 << 11
 LONGEST_ROUND = 1 << 14
