@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cossim_fast import _products
 from cossim_fast._cpu_screen import WideRows, widen
-from cossim_fast.retrieval import costs, tuning
+from cossim_fast.retrieval import costs, float_product, tuning
 from cossim_fast.retrieval.codes import (
     BLOCK,
     UNIT_ROW_ERROR,
@@ -30,6 +30,7 @@ from cossim_fast.retrieval.codes import (
 )
 from cossim_fast.retrieval.screens import (
     BlockTerms,
+    FewQueriesScreen,
     Int8Screen,
     QueryTerms,
     ScreenName,
@@ -59,35 +60,35 @@ class HeadScreen:
 
     Args:
         basis: P (d, k) in float32.
-        adjacent_code_limit: what two adjacent codes of a query may add up to (`arithmetic`).
+        screen: how codes of T(y) are multiplied.
     """
 
     name: ScreenName = "int8"
 
-    def __init__(self, basis: Tensor, adjacent_code_limit: int) -> None:
-        self._basis, self._int8 = basis, Int8Screen(adjacent_code_limit)
+    def __init__(self, basis: Tensor, screen: Int8Screen | FewQueriesScreen) -> None:
+        self._basis, self._screen = basis, screen
         wide = basis.double()
         self._wide = wide
         k = basis.shape[1]
         self._skew = float(torch.linalg.matrix_norm(wide.mT @ wide - torch.eye(k).double()))
 
     def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
-        """Code T(q)."""
+        """Code T(q), or round it."""
         unit = unit_queries(queries)
         split = _split(unit, self._wide)
         zero = torch.zeros(split.shape[1])
-        terms = self._int8.queries(WideRows(split, torch.ones(len(unit)).double()), zero)
+        terms = self._screen.queries(WideRows(split, torch.ones(len(unit)).double()), zero)
         # |P'q| <= 1 + e. What float64 loses is less than 2^-36.
         residual = terms.residual + 2 * self._skew + 2.0**-36
         return replace(terms, residual=residual, offset=unit @ centre.double())
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
         """What the codes miss, and what their product may be off by."""
-        return self._int8.blocks(_head(segment), some)
+        return self._screen.blocks(_head(segment), some)
 
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
         """Sums of codes times codes."""
-        return self._int8.product(_head(segment), rows, centre, terms)
+        return self._screen.product(_head(segment), rows, centre, terms)
 
     def coded(self, segment: Segment) -> Segment | None:
         """The codes of T(y). What a sieve says from below does not hold for them."""
@@ -135,8 +136,13 @@ def _split(y: Tensor, basis: Tensor) -> Tensor:
     """T(y) (n, k + PARTS) of rows (n, d)."""
     n, k = len(y), basis.shape[1]
     found = torch.empty((n, k + PARTS), dtype=y.dtype)
-    inside = _products.mm(y, basis)
-    rest = _products.mm(inside, basis.mT).sub_(y)
+    if y.dtype == torch.float32:
+        inside = float_product.product(y, basis.mT)
+        rest = float_product.product(inside, basis)
+    else:
+        inside = _products.mm(y, basis)
+        rest = _products.mm(inside, basis.mT)
+    rest = rest - y
     found[:, :k] = inside
     found[:, k:] = torch.linalg.vector_norm(rest, dim=1, keepdim=True) * PARTS**-0.5
     return found
@@ -159,8 +165,8 @@ def choose_head(
     if min(n, m) < 2 * _SAMPLE or n * m < tuning.HEAD_PAIRS * d * d or d < 64:
         return None
     step, price = m // _SAMPLE, costs.pair_cost(d, "int8")
-    y = _finite(rows[::step]) - centre.double()
-    asked = _finite(queries[1 :: step * max(n // step // _TRIED, 1)])
+    y = finite(rows[::step]) - centre.double()
+    asked = finite(queries[1 :: step * max(n // step // _TRIED, 1)])
     if not len(asked) or not len(y):
         return None
     # Where so many pairs reach the threshold, no bound rules out enough.
@@ -185,10 +191,12 @@ def choose_head(
         cost = width / d + price * passed
         if cost < least:
             best, least = k, cost
-    return HeadScreen(_spread(along[:, :best]).float(), adjacent_code_limit) if best else None
+    if not best:
+        return None
+    return HeadScreen(spread(along[:, :best]).float(), Int8Screen(adjacent_code_limit))
 
 
-def _finite(rows: Tensor) -> Tensor:
+def finite(rows: Tensor) -> Tensor:
     """Unit rows in float64 of those that are finite and not zero."""
     wide, norms = widen(rows)
     kept = norms.isfinite() & (norms > 0)
@@ -196,7 +204,7 @@ def _finite(rows: Tensor) -> Tensor:
     return unit
 
 
-def _spread(basis: Tensor) -> Tensor:
+def spread(basis: Tensor) -> Tensor:
     """Turn a basis within its span, so that all numbers are about as large and one scale fits."""
     k = basis.shape[1]
     drawn = torch.randn((k, k), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
