@@ -90,16 +90,15 @@ def test_no_cosine_is_above_its_bound(dtype, processor):
     wide = _cpu_screen.widen(queries)
     few.note(segment, wide, torch.tensor([0.5, 0.5]).double())
     head = few.head_of(segment, centre)
-    upper = few._upper(head, segment, wide, None).reshape(2, -1)[:, :300]
+    tile = few._tile(head, segment, wide, None)
+    by_row = [x.repeat_interleave(BLOCK, 0)[:300].mT for x in (tile.scale, tile.margin)]
+    bare = tile.values[:300].mT.double() * by_row[0] + tile.offset[:, None]
+    upper = bare + by_row[1]
     pairs = torch.cartesian_prod(torch.arange(2), torch.arange(300))
-    scores = _cpu_screen.score_pairs(wide, x, *pairs.mT).view(2, 300).numpy()
+    scores = _cpu_screen.score_pairs(wide, x, *pairs.mT).view(2, 300)
     assert (upper >= scores).all()
     assert (upper - scores).mean() < 0.35  # and it says something
     # Nothing but the margin makes it so.
-    terms = head.screen.queries(wide, head.centre)
-    blocks = head.screen.blocks(head.split, slice(0, -(-300 // BLOCK)))
-    margin = few.Tile(0, torch.empty(320, 2), terms, blocks).margin
-    bare = upper - margin.repeat_interleave(BLOCK, 0)[:300].mT.numpy()
     assert (bare < scores).any()
 
 
@@ -118,8 +117,13 @@ def test_without_the_margin_rows_are_missed(monkeypatch):
         )
 
     assert missed() == 0
-    upper = few._upper
-    monkeypatch.setattr(few, "_upper", lambda *args: upper(*args) - 0.25)
+
+    class Narrow(few.Tile):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.margin -= 0.25
+
+    monkeypatch.setattr(few, "Tile", Narrow)
     assert missed() > 0
 
 

@@ -30,10 +30,6 @@ from cossim_fast.retrieval.pool import Pool
 from cossim_fast.retrieval.scan import Tile, Trace, tile_rows, tiles
 from cossim_fast.retrieval.screens import CodedTerms
 
-# What float32 may lose of a bound: of numbers of 3 at most, roundings of the scale, of the shift,
-# of their product with a value and of the sum.
-_ROUNDED = 2.0**-19
-
 
 @dataclass(frozen=True)
 class Head:
@@ -188,21 +184,22 @@ def through(
     n, d = segment.rows.shape
     most = int(n * d * tuning.FEW_CODE_NS / costs.pair(d))
     found: list[tuple[int, NDArray[np.int64], NDArray[np.float64]]] = []
-    threshold = pool.threshold.numpy()
-    for query, upper in enumerate(_upper(head, segment, queries, forbidden)):
+    tile, threshold = _tile(head, segment, queries, forbidden), pool.threshold.numpy()
+    scale, shift = tile.scale.numpy(), (tile.margin + tile.offset).numpy()
+    by_block = tile.values.T.contiguous().numpy().reshape(pool.queries, -1, BLOCK)
+    for query, values in enumerate(by_block):
         if not np.isfinite(threshold[query]):
             continue  # a query of NaN
-        first = _largest(upper, _first(pool.k))
+        first = _largest(values, scale[:, query], shift[:, query], _first(pool.k))
         scores = _near(queries, segment, query, first)
         if len(scores) >= pool.k:
             kth = np.partition(scores, len(scores) - pool.k)[len(scores) - pool.k] - error
             proven = np.full(pool.queries, -np.inf)
             proven[query] = kth
             pool.lift(torch.from_numpy(proven), pool.k)
-        flat = upper.reshape(-1)
-        flat[first] = -np.inf
-        least = np.nextafter(np.float32(threshold[query]), np.float32(-np.inf))
-        rest = np.flatnonzero(flat >= least)
+        values.reshape(-1)[first] = -np.inf
+        least = tile.needed(pool.threshold).numpy()[:, query]
+        rest = np.flatnonzero(values >= least[:, None])
         if len(rest) > most:
             segment.heads.judge(helped=False)
             return False
@@ -215,43 +212,51 @@ def through(
     return True
 
 
-def _upper(
+def _tile(
     head: Head, segment: Segment, queries: WideRows, forbidden: tuple[Tensor, Tensor] | None
-) -> NDArray[np.float32]:
-    """Upper bounds (q, blocks, 64) of cosines; -inf where a row may not be returned."""
-    n, count = len(segment), len(queries.norms)
-    screen = head.screen
+) -> Tile:
+    """What heads say of all rows of a segment; -inf where a row may not be returned."""
+    n, count, screen = len(segment), len(queries.norms), head.screen
     terms = screen.queries(queries, head.centre)
-    size = tile_rows(count, 1, head.width if isinstance(terms, CodedTerms) else 0)
-    values = torch.empty((-(-n // BLOCK) * BLOCK, count))
-    for rows in tiles(n, size):
-        some = screen.product(head.split, rows, head.centre, terms)
-        values[rows.start : rows.start + len(some)] = some
+    # Codes that are multiplied as they lie need no tiles.
+    size = tile_rows(count, 1, head.width) if isinstance(terms, CodedTerms) else n
+    values = torch.cat(
+        [screen.product(head.split, rows, head.centre, terms) for rows in tiles(n, size)]
+    )
     segment.hide(slice(0, n), values, -torch.inf)
     if forbidden is not None:
         query, position = forbidden
         span = torch.tensor([segment.first, segment.first + n])
         begin, end = torch.searchsorted(position, span).tolist()
         values[position[begin:end] - segment.first, query[begin:end]] = -torch.inf
-    tile = Tile(
-        segment.first, values, terms, screen.blocks(head.split, slice(0, len(values) // BLOCK))
-    )
-    scale = tile.scale.float().T.numpy()[:, :, None]
-    shift = (tile.margin + terms.offset + _ROUNDED).float().T.numpy()[:, :, None]
-    by_block = values.T.contiguous().numpy().reshape(count, -1, BLOCK)
-    upper: NDArray[np.float32] = by_block * scale
-    upper += shift
-    return upper
+    blocks = screen.blocks(head.split, slice(0, len(values) // BLOCK))
+    return Tile(segment.first, values, terms, blocks)
 
 
-def _largest(upper: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """The rows of the largest bounds (blocks, 64), about so many; none of -inf."""
-    maxima = upper.max(1)
-    cut = np.partition(maxima, len(maxima) - count)[len(maxima) - count]
-    flat = upper.reshape(-1)
-    row = np.flatnonzero((flat >= cut) & (flat > -np.inf))
+def _largest(
+    values: NDArray[np.float32],
+    scale: NDArray[np.float64],
+    shift: NDArray[np.float64],
+    count: int,
+) -> NDArray[np.int64]:
+    """The rows (p,), ascending, of the largest bounds, about so many; none of -inf.
+
+    Args:
+        values: (blocks, 64).
+        scale: (blocks,); times a value, plus the shift, it is a bound.
+        shift: (blocks,).
+        count: up to the number of blocks.
+    """
+    bound = values.max(1) * scale + shift
+    cut = np.partition(bound, len(bound) - count)[len(bound) - count]
+    least = (cut - shift) / scale
+    least -= 2.0**-22 * abs(least)  # not to lose by rounding the row that it comes from
+    lowest = np.finfo(np.float32).min  # -inf reaches nothing
+    row = np.flatnonzero(values >= least.clip(lowest).astype(np.float32)[:, None])
     if len(row) > count:
-        row = np.sort(row[np.argpartition(flat[row], len(row) - count)[len(row) - count :]])
+        block = row // BLOCK
+        bound = values.reshape(-1)[row] * scale[block] + shift[block]
+        row = np.sort(row[np.argpartition(bound, len(row) - count)[len(row) - count :]])
     return row
 
 
