@@ -5,7 +5,7 @@ third or half as many numbers, bound every cosine from above. The rows whose bou
 scored; the k-th of these scores is proven to be reached; and of the other rows those whose bounds
 reach it are scored too. Nothing is guessed.
 
-Heads are coded at the 16th search of one or two queries. By then those before have said which
+Heads are coded after 16 searches of one or two queries. These have said by then which
 cosines the k-th best rows have, from which it is known what heads of each width would let through.
 """
 

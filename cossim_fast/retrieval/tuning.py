@@ -139,7 +139,8 @@ WIDEST_TABLE = 1 << 20
 # Numbers: of the rows of a segment, from which on it gets heads; what lies around a product takes
 # as long as reading a quarter of these.
 FEW_NUMBERS = 1 << 23
-# Searches: of an index, before its heads are coded, which takes as long as 20 to 30 of them.
+# Searches: of an index, before its heads are coded. Zen 5, one query of 200 000 rows, ms: by whole
+# codes 8.8, by heads 3.8, and to code these 400; on two threads 5.6, 3.9 and 320.
 FEW_SEARCHES = 16
 # Numbers: of a head, in steps that `FewQueriesScreen` reads.
 FEW_STEP = 64
