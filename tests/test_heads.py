@@ -8,6 +8,7 @@ from cossim_fast import _cpu_screen, _threads, deduplicate, iter_pairs_above, pa
 from cossim_fast.retrieval import heads, tuning
 from cossim_fast.retrieval.codes import BLOCK, centre_of, encode
 from cossim_fast.retrieval.scan import Tile
+from cossim_fast.retrieval.screens import Int8Screen
 
 pytestmark = models.every_processor
 D = 96
@@ -26,9 +27,9 @@ def decaying(n, seed=0, dtype=torch.float32):
 
 
 def screen_of(x, k):
-    y = heads._finite(x) - centre_of(x).double()
+    y = heads.finite(x) - centre_of(x).double()
     along = torch.linalg.eigh(y.mT @ y).eigenvectors.flip(1)
-    return heads.HeadScreen(heads._spread(along[:, :k]).float(), models.limit())
+    return heads.HeadScreen(heads.spread(along[:, :k]).float(), Int8Screen(models.limit()))
 
 
 def test_heads_do_not_depend_on_threads(monkeypatch, processor):
@@ -56,7 +57,9 @@ def test_no_cosine_is_above_its_bound(basis, dtype, processor):
     screen = screen_of(x, {"of the rows": 28, "all directions": D, "one": 1, "skewed": 28}[basis])
     if basis == "skewed":
         # Far from orthonormal: the bound must not lean on it.
-        screen = heads.HeadScreen(screen._basis + 0.02 * torch.randn(D, 28), models.limit())
+        screen = heads.HeadScreen(
+            screen._basis + 0.02 * torch.randn(D, 28), Int8Screen(models.limit())
+        )
     centre = centre_of(x)
     segment = screen.split(encode(x, centre), centre)
     wide = _cpu_screen.widen(q)

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from cossim_fast import _cpu_screen
 from cossim_fast._threads import alone, together, usable_threads
 from cossim_fast._vecdot import vecdot
 from cossim_fast.retrieval import tuning
+
+if TYPE_CHECKING:
+    from cossim_fast.retrieval.few import SegmentHeads
 
 # Rows that share a scale, a residual bound and a radius.
 BLOCK = 64
@@ -69,6 +72,7 @@ class Segment:
     scale: Tensor | None = None  # (blocks,) float32
     residual: Tensor | None = None  # (blocks,) float32
     whole: np.memmap[Any, Any] | None = None  # the map of a file that the rows lie in
+    heads: SegmentHeads | None = None  # of an index: for searches of few queries
 
     def __len__(self) -> int:
         return self.rows.shape[0]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cossim_fast import _products, _threads
 from cossim_fast._cpu_screen import WideRows, score_pairs, widen
-from cossim_fast.retrieval import costs, ranked, screens, tuning
+from cossim_fast.retrieval import costs, few, ranked, screens, tuning
 from cossim_fast.retrieval.codes import Segment
 from cossim_fast.retrieval.near import near_error, near_scores, sampled_product_works
 from cossim_fast.retrieval.pool import Pool, places
@@ -141,11 +141,34 @@ class Search:
             return
         before, exact = self.pool.state(), self._exact or not last
         for segment in segments:
-            self._scan.through(segment, total, score)
+            if not self._by_heads(segment, score):
+                self._scan.through(segment, total, score)
         self.pool.settle(score, exact=exact)
+        for segment in segments:
+            if self._may_use_heads(segment):
+                few.note(segment, self._queries, self.pool.threshold)
         failed = self.pool.refuted()
         if failed.numel():
             self._repeat(failed, segments, total, before, exact=exact)
+
+    def _may_use_heads(self, segment: Segment) -> bool:
+        """Whether few queries are asked of a long segment of an index, and no more than answers."""
+        free = self._screen == "auto" and self.pool.excluded is None
+        return free and few.suits(len(self._queries.norms), self.pool.k, segment)
+
+    def _by_heads(self, segment: Segment, score: Scorer) -> bool:
+        """Put what may be among the best into the pool, if heads say what that is."""
+        if not self._may_use_heads(segment):
+            return False
+        head = few.head_of(segment, self._centre)
+        if head is None:
+            return False
+        # Two threads take as long, and beside a busy process wait for each other (Zen 5, 200 000
+        # rows of 384: 3.9 and 3.7 ms quiet, 4.2 and 11.1 beside one).
+        with _threads.alone():
+            return few.through(
+                head, segment, self._queries, self.pool, score.error, self.trace, self._forbidden
+            )
 
     @cached_property
     def _scan(self) -> Scan:

@@ -59,8 +59,10 @@ class SearchExplanation:
         )
 
 
-def reason_for(wanted: str, tried: tuple[str, ...], *, ranked: bool = False) -> str:
+def reason_for(wanted: str, tried: tuple[str, ...], *, ranked: bool = False, head: int = 0) -> str:
     """Why these screens were used."""
+    if head:
+        return f"few queries, compared with the first principal directions of rows: {head} numbers"
     if ranked:
         return "so many rows are wanted that all are ranked by one product"
     if not tried:
@@ -83,4 +85,5 @@ def joined_traces(traces: list[Trace]) -> Trace:
         whole.emitted += trace.emitted
         whole.repeated += trace.repeated
         whole.ranked = whole.ranked or trace.ranked
+        whole.head = max(whole.head, trace.head)
     return whole

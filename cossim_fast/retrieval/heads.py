@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cossim_fast import _products, _threads
 from cossim_fast._cpu_screen import WideRows, widen
-from cossim_fast.retrieval import costs, tuning
+from cossim_fast.retrieval import costs, float_product, tuning
 from cossim_fast.retrieval.codes import (
     BLOCK,
     UNIT_ROW_ERROR,
@@ -33,6 +33,7 @@ from cossim_fast.retrieval.codes import (
 )
 from cossim_fast.retrieval.screens import (
     BlockTerms,
+    FewQueriesScreen,
     Int8Screen,
     QueryTerms,
     ScreenName,
@@ -62,35 +63,35 @@ class HeadScreen:
 
     Args:
         basis: P (d, k) in float32.
-        adjacent_code_limit: what two adjacent codes of a query may add up to (`arithmetic`).
+        screen: how codes of T(y) are multiplied.
     """
 
     name: ScreenName = "int8"
 
-    def __init__(self, basis: Tensor, adjacent_code_limit: int) -> None:
-        self._basis, self._int8 = basis, Int8Screen(adjacent_code_limit)
+    def __init__(self, basis: Tensor, screen: Int8Screen | FewQueriesScreen) -> None:
+        self._basis, self._screen = basis, screen
         wide = basis.double()
         self._wide = wide
         k = basis.shape[1]
         self._skew = float(torch.linalg.matrix_norm(wide.mT @ wide - torch.eye(k).double()))
 
     def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
-        """Code T(q)."""
+        """Code T(q), or round it."""
         unit = unit_queries(queries)
         split = _split(unit, self._wide)
         zero = torch.zeros(split.shape[1])
-        terms = self._int8.queries(WideRows(split, torch.ones(len(unit)).double()), zero)
+        terms = self._screen.queries(WideRows(split, torch.ones(len(unit)).double()), zero)
         # |P'q| <= 1 + e. What float64 loses is less than 2^-36.
         residual = terms.residual + 2 * self._skew + 2.0**-36
         return replace(terms, residual=residual, offset=unit @ centre.double())
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
         """What the codes miss, and what their product may be off by."""
-        return self._int8.blocks(_head(segment), some)
+        return self._screen.blocks(_head(segment), some)
 
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
         """Sums of codes times codes."""
-        return self._int8.product(_head(segment), rows, centre, terms)
+        return self._screen.product(_head(segment), rows, centre, terms)
 
     def coded(self, segment: Segment) -> Segment | None:
         """The codes of T(y). What a sieve says from below does not hold for them."""
@@ -145,8 +146,13 @@ def _split(y: Tensor, basis: Tensor) -> Tensor:
     """T(y) (n, k + PARTS) of rows (n, d)."""
     n, k = len(y), basis.shape[1]
     found = torch.empty((n, k + PARTS), dtype=y.dtype)
-    inside = _products.mm(y, basis)
-    rest = _products.mm(inside, basis.mT).sub_(y)
+    if y.dtype == torch.float32:
+        inside = float_product.product(y, basis.mT)
+        rest = float_product.product(inside, basis)
+    else:
+        inside = _products.mm(y, basis)
+        rest = _products.mm(inside, basis.mT)
+    rest = rest - y
     found[:, :k] = inside
     found[:, k:] = torch.linalg.vector_norm(rest, dim=1, keepdim=True) * PARTS**-0.5
     return found
@@ -176,7 +182,7 @@ def choose_head(
     # that those apart could use.
     with _threads.alone():
         basis = _best_basis(rows[::step], tried, centre, threshold, levels, price, threads)
-    return None if basis is None else HeadScreen(basis, adjacent_code_limit)
+    return None if basis is None else HeadScreen(basis, Int8Screen(adjacent_code_limit))
 
 
 def _best_basis(
@@ -200,7 +206,7 @@ def _best_basis(
         threads: how many to work on.
     """
     d = centre.numel()
-    unit, asked = _finite(rows), _finite(queries)
+    unit, asked = finite(rows), finite(queries)
     if not len(asked) or not len(unit):
         return None
     # Where so many pairs reach the threshold, no bound rules out enough.
@@ -229,7 +235,7 @@ def _best_basis(
     least, best = min(zip(_threads.apart(threads, tried), widths, strict=True))
     if least >= tuning.HEAD_WORTH:
         return None
-    return _spread(along[:, : _directions(best)]).float()
+    return spread(along[:, : _directions(best)]).float()
 
 
 def _directions(width: int) -> int:
@@ -257,7 +263,7 @@ def _share(mask: Tensor) -> float:
     return np.count_nonzero(mask.numpy()) / mask.numel()
 
 
-def _finite(rows: Tensor) -> Tensor:
+def finite(rows: Tensor) -> Tensor:
     """Unit rows in float64 of those that are finite and not zero."""
     wide, norms = widen(rows)
     kept = norms.isfinite() & (norms > 0)
@@ -265,7 +271,7 @@ def _finite(rows: Tensor) -> Tensor:
     return unit
 
 
-def _spread(basis: Tensor) -> Tensor:
+def spread(basis: Tensor) -> Tensor:
     """Turn a basis within its span, so that all numbers are about as large and one scale fits."""
     k = basis.shape[1]
     drawn = torch.randn((k, k), generator=torch.Generator().manual_seed(0), dtype=torch.float64)

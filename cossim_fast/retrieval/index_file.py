@@ -59,7 +59,7 @@ def _part(file: TensorFile, number: int, mapped: bool) -> Part:
         first=0,
         rows=rows.tensor,
         whole=rows.whole,
-        **{name: file.read(f"{begin}{name}") for name in coded},
+        **{name: file.read(f"{begin}{name}") for name in coded},  # type: ignore[arg-type]
     )
     names: np.ndarray[Any, Any] | None = None
     if "numbers" in there:

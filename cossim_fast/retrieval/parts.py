@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cossim_fast import _cpu_screen
 from cossim_fast.retrieval.codes import BLOCK, Segment, encode, large
+from cossim_fast.retrieval.few import SegmentHeads
 from cossim_fast.retrieval.files import FileError
 from cossim_fast.retrieval.store import RowFile, Rows
 
@@ -34,6 +35,11 @@ class Part:
     serials: Tensor  # (n,) int64, ascending
     names: np.ndarray[Any, Any] | None  # (n,) int64 or str: ids that are not the serials
     alive: Tensor  # (n,) bool: not removed
+
+    def __post_init__(self) -> None:
+        # To read all of a file would take longer than the searches it serves.
+        if self.segment.heads is None and self.rows.owned and self.segment.codes is not None:
+            self.segment.heads = SegmentHeads()
 
     def __len__(self) -> int:
         return len(self.segment)

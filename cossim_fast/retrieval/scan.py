@@ -30,6 +30,14 @@ class Trace:
     emitted: int = 0  # rows that passed a threshold when they were seen
     repeated: int = 0  # queries whose guessed threshold was too high
     ranked: bool = False  # whether all rows were ranked by one product
+    head: int = 0  # numbers of a row's head, where heads were compared
+
+    def note_heads(self, width: int, rows: int, passed: int) -> None:
+        """Note that the heads of so many rows were compared, and how many rows were scored."""
+        self.screens.append("int8")
+        self.head, self.tile, self.group = width, max(self.tile, rows), 1
+        self.tiles += 1
+        self.emitted += passed
 
     def note_ranked(self, rows: int, passed: int) -> None:
         """Note that so many rows were ranked at once, and how many were scored."""

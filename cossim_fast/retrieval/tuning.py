@@ -135,6 +135,28 @@ COUNTED_STEPS = 256
 # Numbers: of the table that candidates are sorted in, beyond four times the candidates.
 WIDEST_TABLE = 1 << 20
 
+# ---- heads for few queries (few) ----
+
+# Numbers: of the rows of a segment, from which on it gets heads; what lies around a product takes
+# as long as reading a quarter of these.
+FEW_NUMBERS = 1 << 23
+# Searches: of an index, before its heads are coded. Zen 5, one query of 200 000 rows, ms: by whole
+# codes 8.8, by heads 3.8, and to code these 400; on two threads 5.6, 3.9 and 320.
+FEW_SEARCHES = 16
+# Numbers: of a head, in steps that `FewQueriesScreen` reads.
+FEW_STEP = 64
+# Share: of the time of a search without heads, that one with them may promise to take.
+FEW_WORTH = 2 / 3
+# ns: to read a code for one query. Zen 5: 77 million in 6.1 ms.
+FEW_CODE_NS = 0.08
+# Rows: of a sample, on which widths of heads are tried.
+FEW_SAMPLE = 4096
+# Rows: scored for a first threshold, for each that is wanted, and besides.
+FEW_FIRST = 4
+FEW_FIRST_MORE = 32
+# Searches: that heads did not help, more than helped, after which they are given up.
+FEW_LOST = 8
+
 # ---- joins (heads, sweep, rounds, dense) ----
 
 # Share of the time of a product of whole codes: that a head may take, to be worth its while.
