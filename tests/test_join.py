@@ -306,6 +306,7 @@ def test_an_error_in_one_part_stops_the_others(threads, monkeypatch):
     assert len(tiles) <= 2
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system has no such signal")
 def test_an_interrupt_stops_the_threads(threads, monkeypatch):
     threads(2)
     monkeypatch.setattr(tuning, "TILE_SCORES", 1 << 15)
