@@ -59,7 +59,9 @@ def _factors(grad: Array, cosine: Array, norm_x: Array, norm_y: Array, eps: floa
 
     By numpy, on this thread: few numbers, which torch would share among its threads.
     """
-    bounded_x, bounded_y = np.maximum(norm_x, eps), np.maximum(norm_y, eps)
+    # Before numpy 2 a float and an array without dimensions give float64.
+    least = cosine.dtype.type(eps)
+    bounded_x, bounded_y = np.maximum(norm_x, least), np.maximum(norm_y, least)
     own = grad * cosine
     found = grad / (bounded_x * bounded_y), own / (bounded_x * norm_x), own / (bounded_y * norm_y)
     return [torch.from_numpy(np.asarray(factor)) for factor in found]

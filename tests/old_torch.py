@@ -14,10 +14,10 @@ needs_backend_settings = pytest.mark.skipif(
 )
 
 
-def set_setting(backend, word):
+def set_setting(backend, word, op="matmul"):
     """Let float32 products of a backend do `word` of 2.9; before, those of every backend."""
     if TORCH >= (2, 9):
-        torch._C._set_fp32_precision_setter(backend, "matmul", word)
+        torch._C._set_fp32_precision_setter(backend, op, word)
     else:
         words = {"none": "highest", "ieee": "highest", "tf32": "high", "bf16": "medium"}
         torch.set_float32_matmul_precision(words[word])
