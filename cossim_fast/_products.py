@@ -48,7 +48,7 @@ Multiply = Callable[[Tensor, Tensor], list[Tensor]]
 _call: Callable[[Any], Any] = partial.__call__
 _READ = (
     partial(torch._C._get_fp32_precision_getter, "mkldnn", "matmul")
-    if hasattr(torch._C, "_get_fp32_precision_getter")  # torch 2.9
+    if _fp32_setting.PER_BACKEND
     else partial(torch._C._get_float32_matmul_precision),
     partial(torch._C._get_mkldnn_enabled),
 )

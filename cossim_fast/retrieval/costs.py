@@ -12,12 +12,23 @@ import time
 
 import torch
 
-from cossim_fast import _cpu_screen, _threads
+from cossim_fast import _cpu_screen, _products, _threads
 from cossim_fast.retrieval import near, rates, tuning
 from cossim_fast.retrieval.screens import ScreenName
 
 # Width, queries, rows and pairs of the trial.
 _WIDTH, _QUERIES, _ROWS, _SCORED = 384, 256, 1024, 2048
+
+
+def find_out() -> None:
+    """Find out, once a process, what several threads are not to find out at once.
+
+    One turns off warnings for a moment, and the others measure. A search and a join ask before
+    their threads begin.
+    """
+    near.sampled_product_works()
+    _products.linear_is_faster()
+    pair_ns()
 
 
 def pair_cost(d: int, screen: ScreenName, than: ScreenName | None = None) -> float:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cossim_fast import _products, _threads
+from cossim_fast import _threads
 from cossim_fast._cpu_screen import WideRows, score_pairs, widen
 from cossim_fast.retrieval import costs, few, ranked, screens, tuning
 from cossim_fast.retrieval.codes import Segment
-from cossim_fast.retrieval.near import near_error, near_scores, sampled_product_works
+from cossim_fast.retrieval.near import near_error, near_scores
 from cossim_fast.retrieval.pool import Pool, places
 from cossim_fast.retrieval.scan import Scan, Trace
 from cossim_fast.retrieval.sources import block_rows, let_go
@@ -260,12 +260,8 @@ class Batches:
     def through(self, segments: Sequence[Segment], *, last: bool) -> None:
         """Search the next segments, or the last ones."""
         self.seen += sum(len(segment) for segment in segments)
-        # Asked here: one turns off warnings for a moment, the others measure, once a process, what
-        # is not to be measured by several threads at once.
-        sampled_product_works()
-        _products.linear_is_faster()
+        costs.find_out()
         screens.choose(self._queries.shape[1], self._screen)
-        costs.pair_ns()
         # A batch is begun by the thread that goes on with it: to wait for all of them takes longer.
         self._searches = _threads.apart(
             self._apart,

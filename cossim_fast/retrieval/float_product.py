@@ -26,5 +26,7 @@ def product(rows: Tensor, others: Tensor) -> Tensor:
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:
-    """Rows with zeros up to so many, in one piece."""
-    return torch.nn.functional.pad(rows, (0, 0, 0, count - len(rows))).contiguous()
+    """Rows with zeros up to so many, in one piece; they themselves where they are."""
+    if count == len(rows):
+        return rows.contiguous()  # `pad` would copy them
+    return torch.nn.functional.pad(rows, (0, 0, 0, count - len(rows)))

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cossim_fast import _products, _threads
+from cossim_fast import _threads
 from cossim_fast.retrieval import costs, tuning
 from cossim_fast.retrieval.codes import Segment
-from cossim_fast.retrieval.near import sampled_product_works
 from cossim_fast.retrieval.sweep import Batch, Found, Sweep
 
 
@@ -133,11 +132,7 @@ class Rounds:
         """What parts find in a segment, on threads apart; None for those that have no room so."""
         if self._threads == 1 or len(made) == 1:
             return [None] * len(made)
-        # Asked here: one turns off warnings for a moment, the others measure, once a process, what
-        # is not to be measured by several threads at once.
-        sampled_product_works()
-        _products.linear_is_faster()
-        costs.pair_ns()
+        costs.find_out()
         room = (tuning.ROUND_PAIRS - _held(made)) // len(made)
         known = [one for part in made for one in part.found]
         lock = threading.Lock()
