@@ -117,7 +117,10 @@ def test_a_page_is_written_whatever_classes_and_title_are_called(name, own_fonts
     assert '<meta charset="utf-8">' in text[:200]
 
 
-TAGS = ["html", "head", "meta", "title", "style", "body", "h1", "h3", "code", "p", "b", "table", "tr", "td", "div", "img"]  # fmt: skip
+TAGS = [
+    "html", "head", "meta", "title", "style", "body", "h1", "h3", "code", "p", "b", "table", "tr",
+    "td", "div", "img",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(

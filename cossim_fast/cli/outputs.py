@@ -138,7 +138,13 @@ def _parquet(file: BinaryIO, columns: Columns) -> None:
     )
     with parquet.ParquetWriter(file, schema) as writer:
         for some in _slices(columns, _GROUP):
-            writer.write_table(pyarrow.table(dict(some), schema=schema))
+            try:
+                writer.write_table(pyarrow.table(dict(some), schema=schema))
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"expected texts of whole characters, got {error.object!r}: .parquet is in "
+                    "UTF-8; write .jsonl or .npz"
+                ) from error
 
 
 def _numbers(column: np.ndarray[Any, Any] | Sequence[str]) -> bool:
