@@ -106,7 +106,9 @@ def check_place(path: Path) -> tuple[Path, os.stat_result | None]:
         # Whoever took away everybody's permission meant it, though root may write all the same.
         if not old.st_mode & 0o222 or not os.access(path, os.W_OK):
             raise PermissionError(
-                errno.EACCES, "expected a file that can be written to, it is read-only", str(path)
+                errno.EACCES,
+                "expected a file that can be written to, and it is read-only",
+                str(path),
             )
     folder = target.parent
     if not folder.is_dir():
@@ -164,6 +166,8 @@ def _lock(handle: int) -> bool | None:
 
 def _is_at(path: Path, handle: int) -> bool:
     """Whether an open file still has that name."""
+    if not _REPLACES_OPEN_FILES:  # nor deletes them
+        return True
     try:
         return os.path.samestat(path.lstat(), os.fstat(handle))
     except FileNotFoundError:

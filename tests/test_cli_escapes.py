@@ -115,7 +115,8 @@ def test_nothing_is_obeyed(name, seen, folder):
     assert harmless(err), ascii(err)
     if expected == 2:
         assert out == ""
-        assert r"\x1b]0;t" in err
+        if name != "no number":  # not every typer repeats it
+            assert r"\x1b]0;t" in err
         if not err.startswith("Usage"):
             assert err.count("\n") == 1
 

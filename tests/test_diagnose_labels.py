@@ -50,7 +50,7 @@ def drawn(report):
     """The names in the legend, after a picture was made without a warning."""
     figure = plots.pca(report)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         figure.savefig(io.BytesIO(), format="png")
         figure.savefig(io.BytesIO(), format="svg")
     return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
@@ -106,7 +106,7 @@ def test_a_user_who_draws_with_tex_gets_plain_names(own_fonts):
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_a_page_is_written_whatever_classes_and_title_are_called(name, own_fonts, tmp_path):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         path = report_of(name).to_html(tmp_path / "page.html", title=name)
     text = path.read_bytes().decode("utf-8")
     page = Resources()

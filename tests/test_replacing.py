@@ -104,6 +104,7 @@ def refused(*_):
     raise PermissionError(1, "Operation not permitted")
 
 
+@POSIX
 @pytest.mark.parametrize("there", [True, False])
 def test_a_link_stays_and_what_it_leads_to_is_replaced(there, write, tmp_path):
     (tmp_path / "far").mkdir()
@@ -121,6 +122,7 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(there, write, tmp_path):
     assert sorted(os.listdir(link.parent)) == ["between", "link"]
 
 
+@POSIX
 def test_links_in_a_circle_are_refused(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
@@ -129,13 +131,14 @@ def test_links_in_a_circle_are_refused(tmp_path):
 
 
 @pytest.fixture(params=["pipe", "socket", "folder", "device", "link to a device"])
-def irregular(request, tmp_path):
+def irregular(request, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "out.npz"
     if request.param == "pipe":
         os.mkfifo(path)
     elif request.param == "socket":
         with socket.socket(socket.AF_UNIX) as made:
-            made.bind(str(path))
+            made.bind(path.name)  # a whole path may be too long
     elif request.param == "folder":
         path.mkdir()
     elif request.param == "device":
@@ -202,7 +205,7 @@ def test_a_read_only_file_is_refused(write, tmp_path):
 PROGRAM = [sys.executable, "-P", "-c", "from cossim_fast import cli; cli.main()"]
 
 
-@POSIX
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell less of their /dev/fd")
 @pytest.mark.parametrize(
     ("output", "kind"), [("-", "pipe"), ("/dev/stdout", "pipe"), ("/dev/fd/1", "file")]
 )
@@ -232,10 +235,9 @@ def test_a_page_is_not_written_where_the_command_prints(tmp_path):
     assert b"page is where this command prints" in done.stderr
 
 
+@POSIX
 @pytest.mark.parametrize("name", ["n" * 255, "日" * 85, ".part", "a b\n'*?["])
 def test_every_name_that_the_system_takes_can_be_written(name, tmp_path):
-    if os.name != "posix" and "\n" in name:
-        pytest.skip("Windows takes no such name")
     for _ in range(2):
         write_part(tmp_path / name)
     assert os.listdir(tmp_path) == [name]
@@ -319,6 +321,7 @@ def test_the_part_of_a_writer_that_lives_stays_and_others_names_too(tmp_path):
         slow.wait()
 
 
+@POSIX
 def test_many_threads_write_one_file(tmp_path):
     path, failed = tmp_path / "out", []
 
@@ -363,6 +366,7 @@ def test_a_part_that_was_found_before_it_was_locked_is_given_up(tmp_path, monkey
     assert os.listdir(tmp_path) == ["out"]
 
 
+@POSIX
 def test_a_part_that_was_deleted_by_a_stranger_is_an_error(tmp_path):
     (tmp_path / "out").write_bytes(b"old")
     refused = pytest.raises(FileNotFoundError, match="temporary file was deleted")
