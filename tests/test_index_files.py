@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cossim_fast import CosineIndex, _cpu_screen, topk
+from cossim_fast import CosineIndex, _cpu_screen, _replacing, topk
 from cossim_fast.retrieval import FileError, engine, files
 
 
@@ -332,11 +332,11 @@ def test_a_file_that_cannot_be_replaced_is_said(tmp_path, monkeypatch):
     index.save(tmp_path / "index")
     before = (tmp_path / "index").read_bytes()
 
-    def refuse(self, target):
-        raise PermissionError(13, "Access is denied", str(self), 5, str(target))
+    def refuse(part, target):
+        raise PermissionError(13, "Access is denied", str(part), 5, str(target))
 
-    monkeypatch.setattr(files, "_REPLACES_OPEN_FILES", False)
-    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(_replacing, "_REPLACES_OPEN_FILES", False)
+    monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(PermissionError, match="loaded from it with mmap=True") as caught:
         CosineIndex(rows(50)).save(tmp_path / "index")
     assert caught.value.filename == str(tmp_path / "index")

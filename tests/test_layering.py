@@ -16,6 +16,8 @@ RULES = {
     "_reference": set(),
     "_checks": set(),
     "_extras": set(),
+    "_escaped": set(),
+    "_replacing": set(),
     "_fp32_setting": set(),
     "_dtypes": set(),
     "_products": {"_fp32_setting", "_threads"},
@@ -57,16 +59,19 @@ RULES = {
     "__init__": {"_ops", "diagnose", "functional", "modules", "retrieval"},
     # Rooms of several files; a room may import itself.
     "retrieval": {
-        "_checks", "_cpu_screen", "_extras", "_ops", "_products", "_screened_topk", "_threads",
-        "_vecdot",
+        "_checks", "_cpu_screen", "_extras", "_ops", "_products", "_replacing", "_screened_topk",
+        "_threads", "_vecdot",
     },
-    "diagnose": {"functional", "modules", "_checks", "_extras", "_products", "retrieval"},
+    "diagnose": {
+        "functional", "modules", "_checks", "_escaped", "_extras", "_products", "_replacing",
+        "retrieval",
+    },
     "integrations": {
         "__init__", "functional", "modules", "retrieval", "diagnose", "_checks", "_extras"
     },
     "cli": {
-        "__init__", "_extras", "_products", "_threads", "files", "functional", "modules",
-        "retrieval", "diagnose", "integrations",
+        "__init__", "_escaped", "_extras", "_products", "_replacing", "_threads", "files",
+        "functional", "modules", "retrieval", "diagnose", "integrations",
     },
 }  # fmt: skip
 ONLY_IN_FUNCTIONS = {("_ops", "kernels")}

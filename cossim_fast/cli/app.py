@@ -1,14 +1,44 @@
 """All commands under one name."""
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from cossim_fast import __version__
+from cossim_fast._escaped import escaped
 from cossim_fast.cli import bench, diagnose, index, info, join, search
+
+# typer names it nowhere, and has it from click or from a copy of its own.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+@contextmanager
+def _escaped_usage() -> Iterator[None]:
+    """Show the words of an error of usage that the user wrote, as all other errors do."""
+    try:
+        yield
+    except _UsageError as error:
+        if type(error).show is _UsageError.show:  # others show help, which has lines
+            error.message = escaped(error.message)
+        raise
+
+
+class _Commands(TyperGroup):
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _escaped_usage():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _escaped_usage():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="cossim",
+    cls=_Commands,
     help="Cosine similarity of embeddings: exact search, joins, and what is wrong with them.",
     epilog="cossim COMMAND --help shows an example of each.",
     no_args_is_help=True,

@@ -9,14 +9,14 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
 import cossim_fast
+from cossim_fast._escaped import escaped
 from cossim_fast.cli import inputs, processor
-from cossim_fast.cli.terminal import one_line_errors
+from cossim_fast.cli.terminal import console, one_line_errors
 
 EXAMPLE = "Example: cossim bench embeddings.npy --rounds 9"
 
@@ -58,15 +58,15 @@ def bench(
             table.add_column(name, justify="right" if name else "left", no_wrap=True)
         for case in _cases(x):
             table.add_row(*_timed(case, rounds))
-    console = Console(highlight=False, markup=False)
-    console.print(f"{x.shape[0]} rows of {x.shape[1]}, {rounds} rounds")
-    console.print(table)
-    console.print(
-        f"{processor.name()}; threads {torch.get_num_threads()}; torch {torch.__version__}"
+    shown = console()
+    shown.print(f"{x.shape[0]} rows of {x.shape[1]}, {rounds} rounds")
+    shown.print(table)
+    shown.print(
+        f"{escaped(processor.name())}; threads {torch.get_num_threads()}; torch {torch.__version__}"
     )
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > torch.get_num_threads() + 0.5:
-        console.print(f"NOT QUIET: the load was {load:.1f}, so other processes were running")
+        shown.print(f"NOT QUIET: the load was {load:.1f}, so other processes were running")
 
 
 def _cases(x: Tensor) -> Iterator[Case]:

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from cossim_fast import diagnose as room
 from cossim_fast import files
+from cossim_fast._escaped import escaped
 from cossim_fast.cli import inputs, outputs
-from cossim_fast.cli.terminal import FINDING, bar_wanted, one_line_errors
+from cossim_fast.cli.terminal import FINDING, bar_wanted, console, one_line_errors
 
 EXAMPLE = "Example: cossim diagnose embeddings.npy --html report.html"
 
@@ -31,11 +31,11 @@ def diagnose(
         report = room.embeddings(x, y, sample=sample, progress=bar_wanted(progress))
         if html is not None:
             report.to_html(html, title=embeddings.name)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    shown = console(soft_wrap=True)
     healthy = report.verdict == "healthy"
     first, _, rest = str(report).partition("\n")
-    console.print(first, style=f"bold {'green' if healthy else 'red'}")
-    console.print(rest)
+    shown.print(first, style=f"bold {'green' if healthy else 'red'}")
+    shown.print(rest)
     if html is not None:
-        console.print(f"\nwrote {html}")
+        shown.print(f"\nwrote {escaped(str(html))}")
     raise typer.Exit(0 if healthy else FINDING)

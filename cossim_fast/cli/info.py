@@ -8,6 +8,7 @@ from importlib import metadata
 import torch
 
 from cossim_fast import __version__, _products, _threads
+from cossim_fast._escaped import escaped
 from cossim_fast.cli import processor
 from cossim_fast.retrieval import costs, screens
 
@@ -19,7 +20,7 @@ _EXTRAS = ("triton", "tqdm", "typer", "rich", "safetensors", "pyarrow", "matplot
 def info() -> None:
     """Show versions, the processor, the screens of exact search and why one is used, and GPUs."""
     for name, value in _facts():
-        print(f"{name:<17}{value}".rstrip())
+        print(escaped(f"{name:<17}{value}".rstrip()))
 
 
 def _facts() -> Iterator[tuple[str, str]]:

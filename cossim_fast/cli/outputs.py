@@ -2,19 +2,21 @@
 
 import json
 import os
-import secrets
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TextIO
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from cossim_fast import _replacing
+from cossim_fast._escaped import escaped, escaped_json
 from cossim_fast._extras import require
+from cossim_fast._replacing import replacing
+from cossim_fast.cli.terminal import console
 
 # One array or sequence of texts a column, all of one length. It may lie on the disk: it is read by
 # slices.
@@ -47,12 +49,16 @@ def check(output: Path | None, inputs: Iterable[Path | None]) -> None:
     """Look before the work begins whether its result can be written.
 
     Raises:
-        ValueError: for another format, or an input in its place.
-        FileNotFoundError, IsADirectoryError, PermissionError: for a place that cannot be written.
+        ValueError: for another format, an input in its place, or this command's own stdout.
+        OSError: for a place that cannot be written.
         ModuleNotFoundError: the format needs a package that is not there.
     """
     if output is None:
         return
+    if _is_own(output):
+        raise ValueError(
+            f"expected a file, got {output}; leave -o out to write JSON lines to a pipe"
+        )
     if output.suffix.lower() not in _WRITERS:
         raise ValueError(f"expected an output ending in {', '.join(_WRITERS)}, got {output.name!r}")
     check_place(output, inputs)
@@ -62,15 +68,23 @@ def check(output: Path | None, inputs: Iterable[Path | None]) -> None:
 
 def check_place(output: Path, inputs: Iterable[Path | None]) -> None:
     """Look whether a file of any format can be written there."""
-    if output.is_dir():
-        raise IsADirectoryError(21, "expected a file, and it is a folder", str(output))
-    if not output.parent.is_dir():
-        raise FileNotFoundError(2, "expected a folder, and there is none", str(output.parent))
-    if not os.access(output.parent, os.W_OK):
-        raise PermissionError(13, "expected a folder that can be written to", str(output.parent))
+    if _is_own(output):
+        raise ValueError(f"expected a file of its own, and {output} is where this command prints")
+    _replacing.check_place(output)
     for path in inputs:
         if path is not None and path.exists() and output.exists() and path.samefile(output):
             raise ValueError(f"expected an output beside the inputs, and {output} is one of them")
+
+
+def _is_own(output: Path) -> bool:
+    """Whether a path leads to this process's own stdout or stderr."""
+    if str(output) == "-":
+        return True
+    for handle in (1, 2):
+        with suppress(OSError):  # nothing is there, or the handle is closed
+            if os.path.samestat(output.stat(), os.fstat(handle)):
+                return True
+    return False
 
 
 def write(output: Path | None, columns: Columns, show: int) -> None:
@@ -113,24 +127,6 @@ def _joined(columns: list[Any]) -> Any:
     return [text for column in columns for text in column]
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file under a temporary name, which takes its place once it is on the disk."""
-    part = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part"
-    try:
-        with part.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
 def _parquet(file: BinaryIO, columns: Columns) -> None:
     pyarrow = require("pyarrow", extra="cli")
     parquet = require("pyarrow.parquet", extra="cli")
@@ -142,7 +138,13 @@ def _parquet(file: BinaryIO, columns: Columns) -> None:
     )
     with parquet.ParquetWriter(file, schema) as writer:
         for some in _slices(columns, _GROUP):
-            writer.write_table(pyarrow.table(dict(some), schema=schema))
+            try:
+                writer.write_table(pyarrow.table(dict(some), schema=schema))
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"expected texts of whole characters, got {error.object!r}: .parquet is in "
+                    "UTF-8; write .jsonl or .npz"
+                ) from error
 
 
 def _numbers(column: np.ndarray[Any, Any] | Sequence[str]) -> bool:
@@ -195,13 +197,13 @@ def _slices(columns: Columns, size: int) -> Iterator[Columns]:
 def _coded(column: np.ndarray[Any, Any] | Sequence[str], ascii_alone: bool) -> list[str]:
     """The values in JSON: a float32 by its own digits, NaN as null."""
     if not _numbers(column):
-        return [json.dumps(text, ensure_ascii=ascii_alone) for text in column]
+        return [escaped_json(json.dumps(text, ensure_ascii=ascii_alone)) for text in column]
     return ["null" if text == "nan" else text for text in map(str, column)]
 
 
 def _print_table(columns: Columns, show: int, count: int) -> None:
     """Show the first of ``count`` rows."""
-    console = Console(highlight=False, markup=False)
+    shown = console()
     cells = {name: [_cell(value) for value in column[:show]] for name, column in columns.items()}
     # Numbers are never cut; texts share the rest of the line. Between columns stand two blanks.
     widths = {
@@ -209,7 +211,7 @@ def _print_table(columns: Columns, show: int, count: int) -> None:
         for name, column in columns.items()
         if _numbers(column)
     }
-    left = console.width - sum(widths.values()) - 2 * (len(columns) - 1)
+    left = shown.width - sum(widths.values()) - 2 * (len(columns) - 1)
     texts = len(columns) - len(widths)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in columns:
@@ -220,12 +222,12 @@ def _print_table(columns: Columns, show: int, count: int) -> None:
     for row in zip(*cells.values(), strict=True):
         table.add_row(*row)
     if count:
-        console.print(table)
+        shown.print(table)
     if count > show:
-        console.print(f"... {count - show} more; -o FILE keeps all")
+        shown.print(f"... {count - show} more; -o FILE keeps all")
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, np.floating):
         return "" if np.isnan(value) else f"{value:.6f}"
-    return str(value)
+    return escaped(str(value))

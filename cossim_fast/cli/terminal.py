@@ -6,13 +6,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import typer
+from rich.console import Console
+
+from cossim_fast._escaped import escaped
 
 FINDING, TROUBLE, INTERRUPTED = 1, 2, 130
 
 
 def note(text: str) -> None:
     """Say something beside the result, which has stdout for itself."""
-    print(f"cossim: {text}", file=sys.stderr, flush=True)
+    print(f"cossim: {escaped(text)}", file=sys.stderr, flush=True)
+
+
+def console(*, soft_wrap: bool = False) -> Console:
+    """What a result is shown on, letter for letter: texts go through `escaped` first."""
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=soft_wrap)
 
 
 @contextmanager

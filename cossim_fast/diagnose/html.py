@@ -1,13 +1,11 @@
 """One HTML file that holds a whole report: no network, no script, pictures inside."""
 
 import base64
-import html
 import io
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cossim_fast._replacing import check_place, replacing
 from cossim_fast.diagnose import notes, plots
 
 if TYPE_CHECKING:
@@ -31,8 +29,7 @@ _HEALTHY, _FINDING = "#2a8a3e", "#c0392b"
 
 def write_report(report: "CollapseReport", path: Path, *, title: str) -> Path:
     """Write the report; the file appears whole or not at all."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"expected a folder at {path.parent}, and there is none")
+    check_place(path)  # before the pictures, which take seconds
     pictures = "\n".join(
         f'<img alt="{name}" src="data:image/png;base64,{_png(figure)}">'
         for name, figure in plots.of_report(report).items()
@@ -43,11 +40,11 @@ def write_report(report: "CollapseReport", path: Path, *, title: str) -> Path:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}: {html.escape(report.verdict)}</title>
+<title>{notes.html_text(title)}: {notes.html_text(report.verdict)}</title>
 <style>:root {{ --mark: {mark}; }}{_STYLE}</style>
 </head>
 <body>
-<h1>{html.escape(title)}</h1>
+<h1>{notes.html_text(title)}</h1>
 {notes.as_html(report.note())}
 <div class="pictures">
 {pictures}
@@ -55,7 +52,8 @@ def write_report(report: "CollapseReport", path: Path, *, title: str) -> Path:
 </body>
 </html>
 """
-    _replace(path, page)
+    with replacing(path) as file:
+        file.write(page.encode())
     return path
 
 
@@ -63,15 +61,3 @@ def _png(figure: Any) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _replace(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -5,6 +5,8 @@ import math
 import textwrap
 from dataclasses import dataclass
 
+from cossim_fast._escaped import escaped
+
 WIDTH = 79
 
 
@@ -51,13 +53,14 @@ class Note:
 def as_text(note: Note) -> str:
     """Render a note for a terminal."""
     first, *others = note.findings
-    lines = [f"{note.title}: {first.name}", ""]
+    lines = [escaped(f"{note.title}: {first.name}"), ""]
     lines += _wrap("why", sentence(first.evidence)) + _wrap("do", first.advice)
     for other in others:
         lines += _wrap("also", f"{other.name}: {other.evidence}")
     for remark in note.remarks:
         lines += _wrap("note", remark)
-    for table in note.tables:
+    for given in note.tables:
+        table = [[escaped(cell) for cell in row] for row in given]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines.append("")
         for row in table:
@@ -70,22 +73,27 @@ def as_html(note: Note) -> str:
     """Render a note as an HTML fragment, for notebooks and the report."""
     first, *others = note.findings
     parts = [
-        f"<h3>{html.escape(note.title)}: <code>{html.escape(first.name)}</code></h3>",
-        f"<p>{html.escape(sentence(first.evidence))}</p>",
-        f"<p><b>What to do.</b> {html.escape(first.advice)}</p>",
+        f"<h3>{html_text(note.title)}: <code>{html_text(first.name)}</code></h3>",
+        f"<p>{html_text(sentence(first.evidence))}</p>",
+        f"<p><b>What to do.</b> {html_text(first.advice)}</p>",
     ]
     parts += [
-        f"<p>Also <code>{html.escape(other.name)}</code>: {html.escape(other.evidence)}</p>"
+        f"<p>Also <code>{html_text(other.name)}</code>: {html_text(other.evidence)}</p>"
         for other in others
     ]
-    parts += [f"<p>{html.escape(remark)}</p>" for remark in note.remarks]
+    parts += [f"<p>{html_text(remark)}</p>" for remark in note.remarks]
     for table in note.tables:
         rows = (
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            "<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>"
             for row in table
         )
         parts.append("<table>" + "".join(rows) + "</table>")
     return "\n".join(parts)
+
+
+def html_text(text: str) -> str:
+    """A text as it stands in HTML, which has no controls; UTF-8 has no lone surrogates."""
+    return html.escape(escaped(text))
 
 
 def sentence(text: str) -> str:
@@ -127,4 +135,6 @@ def cosine(value: float) -> str:
 
 
 def _wrap(label: str, text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=f"  {label:<6}", subsequent_indent=" " * 8)
+    return textwrap.wrap(
+        escaped(text), WIDTH, initial_indent=f"  {label:<6}", subsequent_indent=" " * 8
+    )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast._extras import require
+from cossim_fast.diagnose import labels as class_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,12 +177,16 @@ def _scatter(axes: "Axes", points: Any, report: "CollapseReport") -> None:
         figure: Any = axes.figure
         figure.colorbar(drawn, ax=axes, label=f"number of the class, of {len(names)} in order")
         return
-    for code, (name, marker) in enumerate(zip(names, _MARKERS, strict=False)):
+    drawn_classes = []
+    for code, marker in zip(range(len(names)), _MARKERS, strict=False):
         chosen = labels == code
-        axes.scatter(
-            x[chosen], y[chosen], s=16, marker=marker, color=f"C{code}", linewidths=0, label=name
+        drawn_classes.append(
+            axes.scatter(x[chosen], y[chosen], s=16, marker=marker, color=f"C{code}", linewidths=0)
         )
-    axes.legend(
+    legend = axes.legend(
+        # matplotlib leaves out what begins with "_" or is empty, and reads mathematics in names.
+        drawn_classes,
+        [str(code) for code in range(len(names))],
         title="class",
         loc="center left",
         bbox_to_anchor=(1, 0.5),
@@ -189,6 +194,7 @@ def _scatter(axes: "Axes", points: Any, report: "CollapseReport") -> None:
         fontsize=8,
         markerscale=1.5,
     )
+    class_labels.name_classes(legend, names)
 
 
 def _two_columns(points: Tensor) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from torch import Tensor
+
+from cossim_fast._replacing import replacing
 
 VERSION = 1
 # The header is padded with blanks up to a whole page, so that tensors can be mapped.
@@ -36,8 +37,6 @@ _DTYPES = {
     "F64": torch.float64,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-# Where it does not, a file that is mapped cannot be replaced.
-_REPLACES_OPEN_FILES = os.name == "posix"
 # Bytes that are written at a time.
 _PIECE = 1 << 24
 
@@ -60,58 +59,24 @@ def write_tensors(
 ) -> None:
     """Write tensors and text to a safetensors file: all of it, or nothing.
 
-    The file is written beside its place under a temporary name, flushed to the disk, and renamed.
+    The file is written beside its place and renamed: see `_replacing.replacing`.
     """
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)  # aligned without gaps
     shapes = {name: (tensors[name].dtype, tuple(tensors[name].shape)) for name in order}
     sums = dict.fromkeys(order, 0)
-    part = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part"
-    try:
-        with part.open("xb") as file:
-            file.write(header(kind, shapes, said, sums))
-            for name in order:
-                begin = file.tell()
-                for piece in pieces(tensors[name]):
-                    sums[name] = zlib.crc32(piece, sums[name])
-                    file.write(piece)
-                if file.tell() - begin != _size(*shapes[name]):
-                    raise ValueError(
-                        f"expected {_size(*shapes[name])} bytes of {name}, "
-                        f"got {file.tell() - begin}"
-                    )
-            file.seek(0)
-            file.write(header(kind, shapes, said, sums))
-            file.flush()
-            os.fsync(file.fileno())
-        _replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    if _REPLACES_OPEN_FILES:  # POSIX: a rename is on the disk once its folder is
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _replace(part: Path, path: Path) -> None:
-    """Give a finished file its place.
-
-    Raises:
-        PermissionError: Windows keeps a file that somebody has open, or mapped, in its place.
-    """
-    try:
-        part.replace(path)
-    except PermissionError as error:
-        if _REPLACES_OPEN_FILES or not path.exists():
-            raise
-        raise PermissionError(
-            error.errno,
-            "expected a file that can be replaced; close what has it open, such as an index that "
-            "was loaded from it with mmap=True, or save elsewhere",
-            str(path),
-        ) from error
+    with replacing(path) as file:
+        file.write(header(kind, shapes, said, sums))
+        for name in order:
+            begin = file.tell()
+            for piece in pieces(tensors[name]):
+                sums[name] = zlib.crc32(piece, sums[name])
+                file.write(piece)
+            if file.tell() - begin != _size(*shapes[name]):
+                raise ValueError(
+                    f"expected {_size(*shapes[name])} bytes of {name}, got {file.tell() - begin}"
+                )
+        file.seek(0)
+        file.write(header(kind, shapes, said, sums))
 
 
 def header(
