@@ -81,7 +81,6 @@ class Lock:
         from filelock import FileLock, Timeout  # noqa: PLC0415 - takes longer than a small search
 
         self._place = path.with_name(f".{path.name}.lock")
-        self._process = os.getpid()
         if not path.parent.is_dir():
             raise FileNotFoundError(2, "expected a folder, and there is none", str(path.parent))
         is_there(self._place)
@@ -100,7 +99,7 @@ class Lock:
 
     def _say_who(self) -> None:
         said = {
-            "pid": self._process,
+            "pid": os.getpid(),
             "host": socket.gethostname(),
             "since": datetime.now().astimezone().isoformat(" ", "seconds"),
         }
@@ -111,12 +110,12 @@ class Lock:
             file.truncate()
 
     def release(self) -> None:
-        """Let others have the path. A forked child leaves its parent's lock alone."""
-        if self._process != os.getpid() or not self._lock.is_locked:
+        """Let others have the path. In a forked child the lock is its parent's, and stays so."""
+        if not self._lock.is_locked:
             return
         if os.name == "posix":
-            # Still held: who opened the file before finds it nameless once he has the lock, and
-            # tries again. On Windows the lock itself removes it.
+            # Still held: filelock gives up a file that has lost its name by the time it is locked,
+            # and looks for it anew. On Windows it removes the file itself.
             with contextlib.suppress(OSError):
                 self._place.unlink(missing_ok=True)
         self._lock.release()
