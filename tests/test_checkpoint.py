@@ -1,5 +1,6 @@
 """A checkpoint belongs to its rows, to one run at a time, and to nobody who plants files."""
 
+import errno
 import json
 import os
 import stat
@@ -214,6 +215,21 @@ def test_locks_that_come_and_go_keep_each_other_out(tmp_path):
         thread.join()
     assert worst[0] == 1
     assert taken[0] > 100
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def missing(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    with pytest.warns(UserWarning, match="flock not supported"):
+        lock = own_files.Lock(tmp_path / "kept")
+    # What filelock wrote is not written over: it is the lock.
+    assert b"since" not in (tmp_path / ".kept.lock").read_bytes()
+    lock.release()
     assert os.listdir(tmp_path) == []
 
 

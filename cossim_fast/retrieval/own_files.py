@@ -94,7 +94,10 @@ class Lock:
                 f"expected {path} for this run alone, and {_holder(self._place)}; wait for its "
                 "end, or name another place"
             ) from None
-        if isinstance(self._lock, FileLock):  # on a system of files without locks it is another
+        # On a file system without locks filelock makes it one of another class, which is held as
+        # long as its file is there, with contents of its own.
+        self._native = isinstance(self._lock, FileLock)
+        if self._native:
             self._say_who()
 
     def _say_who(self) -> None:
@@ -113,7 +116,7 @@ class Lock:
         """Let others have the path. In a forked child the lock is its parent's, and stays so."""
         if not self._lock.is_locked:
             return
-        if os.name == "posix":
+        if self._native and os.name == "posix":
             # Still held: filelock gives up a file that has lost its name by the time it is locked,
             # and looks for it anew. On Windows it removes the file itself.
             with contextlib.suppress(OSError):
