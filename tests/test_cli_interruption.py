@@ -12,7 +12,14 @@ import torch
 
 from cli_run import run
 from cossim_fast.cli import outputs
-from cossim_fast.retrieval import checkpoint, engine, join_checkpoint, sources, sweep, tuning
+from cossim_fast.retrieval import (
+    engine,
+    join_checkpoint,
+    search_checkpoint,
+    sources,
+    sweep,
+    tuning,
+)
 
 X = torch.randn(300, 8, generator=torch.Generator().manual_seed(2)).numpy()
 
@@ -38,14 +45,14 @@ def interrupted(monkeypatch):
     def pressing(save):
         def save_and_press(self, *arguments, **options):
             save(self, *arguments, **options)
-            if self._path is not None:
+            if self.path is not None:
                 saved.append(self)
-            if self._path is not None and len(saved) == 2:
+            if self.path is not None and len(saved) == 2:
                 signal.raise_signal(signal.SIGINT)
 
         return save_and_press
 
-    for kind in (checkpoint.Checkpoint, join_checkpoint.JoinCheckpoint):
+    for kind in (search_checkpoint.SearchCheckpoint, join_checkpoint.JoinCheckpoint):
         monkeypatch.setattr(kind, "save", pressing(kind.save))
     yield saved
     signal.signal(signal.SIGINT, handler)
@@ -153,8 +160,8 @@ def test_a_checkpoint_of_other_rows_is_not_gone_on_from(folder, monkeypatch, int
     assert run(*command)[0] == 130
     status, _, err = run(*command[:4], "2", "-o", "out.npz")
     assert status == 2
-    assert "its k differ" in err
+    assert "it differs in k (3 then, 2 now)" in err
     np.save("x.npy", X[::-1])
     status, _, err = run(*command)
     assert status == 2
-    assert "x.npy was changed since; delete it to begin anew" in err
+    assert "it differs in time of change of queries" in err

@@ -468,7 +468,7 @@ class TestCheckpoint:
             "y": lambda: pairs_above(x, x, threshold=0.4, checkpoint=path),
             "kind": lambda: list(iter_pairs_above(x, threshold=0.4, checkpoint=path)),
         }[change]
-        with pytest.raises(ValueError, match=f"its .*{change}.* differ; delete it"):
+        with pytest.raises(ValueError, match=rf"it differs in .*\b{change}\b.*; delete it"):
             again()
 
     def test_a_damaged_file_is_refused(self, tmp_path):

@@ -250,12 +250,18 @@ def test_a_process_that_is_killed_leaves_a_checkpoint_to_go_on_from(when, tmp_pa
 # Checkpoints that do not fit.
 
 OTHER = {
-    "k": ({"k": 8}, "k"),
-    "queries": ({"queries": rows(5, seed=2)}, "queries"),
-    "query dtype": ({"queries": QUERIES.double()}, "queries, query dtype"),
-    "certify": ({"certify": True}, "certify"),
-    "rows": ({"corpus": CORPUS}, "rows"),
-    "width": ({"queries": QUERIES[:, :4], "corpus": iter([CORPUS[:, :4]])}, "queries, width"),
+    "k": ({"k": 8}, r"k \(9 then, 8 now\)"),
+    "queries": ({"queries": rows(5, seed=2)}, "the values of queries"),
+    "query dtype": (
+        {"queries": QUERIES.double()},
+        r"dtype of queries \(torch.float32 then, torch.float64 now\), the values of queries",
+    ),
+    "certify": ({"certify": True}, r"certify \(False then, True now\)"),
+    "rows": ({"corpus": CORPUS}, r"rows of corpus \(none then, 5000 now\)"),
+    "width": (
+        {"queries": QUERIES[:, :4], "corpus": iter([CORPUS[:, :4]])},
+        r"width \(8 then, 4 now\), the values of queries",
+    ),
 }
 
 
@@ -267,7 +273,7 @@ def test_the_checkpoint_of_another_search_is_refused(name, tmp_path):
     kept = path.read_bytes()
     other, differ = OTHER[name]
     arguments = {"queries": QUERIES, "corpus": iter([CORPUS]), "k": 9, **other}
-    with pytest.raises(ValueError, match=f"and its {differ} differ; delete it, or name another"):
+    with pytest.raises(ValueError, match=f"it differs in {differ}; delete it to begin anew"):
         topk(**arguments, checkpoint=path)
     assert path.read_bytes() == kept
 

@@ -6,11 +6,12 @@ import numpy as np
 import typer
 
 import cossim_fast
-from cossim_fast.cli import inputs, outputs
+from cossim_fast.cli import checkpoints, inputs, outputs
 from cossim_fast.cli.spool import Spool
-from cossim_fast.cli.terminal import bar_wanted, checkpoint_beside, note, one_line_errors
+from cossim_fast.cli.terminal import bar_wanted, note, one_line_errors
 from cossim_fast.retrieval import Pairs, TooManyPairsError
 from cossim_fast.retrieval.join import JoinBlocks
+from cossim_fast.retrieval.join_checkpoint import JoinCheckpoint
 
 PAIRS_EXAMPLE = "Example: cossim pairs embeddings.npy --threshold 0.9 -o pairs.parquet"
 DEDUP_EXAMPLE = "Example: cossim dedup embeddings.npy --threshold 0.95 -o rows.parquet"
@@ -39,27 +40,33 @@ def pairs(
     """
     with one_line_errors():
         outputs.check(output, (embeddings, texts))
+    place = checkpoints.place(output, checkpoint)
+    with (
+        one_line_errors(place),
+        checkpoints.alone(
+            JoinCheckpoint(place, checkpoints.files(embeddings=(embeddings, key))), output
+        ) as kept,
+    ):
         rows = inputs.embeddings(embeddings, key=key, skip_nan=skip_nan)
         shown = inputs.texts(texts, len(rows))
-        kept = checkpoint_beside(output, checkpoint, (embeddings,))
-    with one_line_errors(kept):
         blocks = JoinBlocks(
             rows,
             threshold=threshold,
             screen=screen,
             max_pairs=max_pairs,
             progress=bar_wanted(progress),
-            checkpoint=kept,
+            kept=kept,
         )
         try:
-            if kept is None:
+            if place is None:
                 count = outputs.stream((_columns(some, shown) for some in blocks.blocks()), show)
             else:
-                with Spool(kept, blocks.done, double=blocks.double) as spool:
+                with Spool(place, kept.beside, double=blocks.double) as spool:
                     for some in blocks.blocks(spool.count):
                         spool.add(some)
+                        kept.beside = spool.said()
                     outputs.write(output, _columns(spool.pairs(), shown), show)
-                    blocks.checkpoint.remove()
+                    kept.remove()
                 count = spool.count
         except TooManyPairsError as error:
             fix = "" if error.suggested is None else f"; --threshold {error.suggested:.4f} may do"

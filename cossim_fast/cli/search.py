@@ -5,9 +5,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from cossim_fast.cli import inputs, outputs
-from cossim_fast.cli.terminal import bar_wanted, checkpoint_beside, note, one_line_errors
-from cossim_fast.retrieval.search import topk_and_checkpoint
+from cossim_fast.cli import checkpoints, inputs, outputs
+from cossim_fast.cli.terminal import bar_wanted, note, one_line_errors
+from cossim_fast.retrieval.search import topk_with_checkpoint
+from cossim_fast.retrieval.search_checkpoint import SearchCheckpoint
 
 EXAMPLE = "Example: cossim topk queries.npy corpus.npy -k 10 -o nearest.parquet"
 
@@ -32,20 +33,23 @@ def topk(
     Writes one line for each row found: query, rank, row, score.
     """
     with one_line_errors():
-        given = (queries, corpus, texts, query_texts)
-        outputs.check(output, given)
+        outputs.check(output, (queries, corpus, texts, query_texts))
+    place = checkpoints.place(output, checkpoint)
+    said = {"queries": (queries, query_key), "corpus": (corpus, key)}
+    with (
+        one_line_errors(place),
+        checkpoints.alone(SearchCheckpoint(place, checkpoints.files(**said)), output) as kept,
+    ):
         asked = inputs.embeddings(queries, key=query_key, skip_nan=skip_nan)
         rows = inputs.embeddings(corpus, key=key, skip_nan=skip_nan)
         shown = inputs.texts(texts, len(rows))
         shown_queries = inputs.texts(query_texts, len(asked))
-        kept = checkpoint_beside(output, checkpoint, (queries, corpus))
-    with one_line_errors(kept):
-        found, done = topk_and_checkpoint(
-            asked, rows, k, screen, progress=bar_wanted(progress), checkpoint=kept
+        found = topk_with_checkpoint(
+            asked, rows, k, screen, progress=bar_wanted(progress), kept=kept
         )
         columns = columns_of(found.scores, found.indices, shown, shown_queries)
         outputs.write(output, columns, show)
-        done.remove()
+        kept.remove()
     if output is not None:
         note(f"wrote {output}: {outputs.length(columns)} rows for {len(asked)} queries")
 

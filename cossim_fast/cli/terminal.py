@@ -1,7 +1,7 @@
 """What every command does alike: notes and errors of one line, interruption, progress."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,26 +57,3 @@ def _way_on(checkpoint: Path | None) -> str:
 def bar_wanted(asked: bool | None) -> bool:
     """Whether to show progress: as asked, or on a terminal."""
     return sys.stderr.isatty() if asked is None else asked
-
-
-def checkpoint_beside(
-    output: Path | None, asked: Path | None, inputs: Sequence[Path]
-) -> Path | None:
-    """Where a long run keeps what it found: as asked, or beside its output, or nowhere.
-
-    Raises:
-        ValueError: there is one, and an input was changed after it was written. Searches compare
-            shapes and samples of their inputs with it, not all they hold.
-    """
-    if asked is None and output is not None:
-        asked = output.with_name(f"{output.name}.checkpoint")
-    if asked is not None and asked.exists():
-        written = asked.stat().st_mtime_ns
-        for path in inputs:
-            if path.stat().st_mtime_ns > written:
-                raise ValueError(
-                    f"expected {asked} to be the checkpoint of this run, and {path} was changed "
-                    "since; delete it to begin anew"
-                )
-        note(f"going on from {asked}")
-    return asked

@@ -5,6 +5,7 @@ from cossim_fast.retrieval.files import FileError
 from cossim_fast.retrieval.groups import Deduplicated, communities, deduplicate
 from cossim_fast.retrieval.index import CosineIndex
 from cossim_fast.retrieval.join import Pairs, TooManyPairsError, iter_pairs_above, pairs_above
+from cossim_fast.retrieval.own_files import InUseError
 from cossim_fast.retrieval.results import (
     Certificate,
     CertifiedTopK,
@@ -20,6 +21,7 @@ __all__ = [
     "CosineIndex",
     "Deduplicated",
     "FileError",
+    "InUseError",
     "Pairs",
     "RangeHits",
     "SearchExplanation",

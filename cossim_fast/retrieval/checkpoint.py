@@ -1,81 +1,142 @@
-"""What a long search has found so far, in a file, so that it can go on after an interruption."""
+"""What a long run has found so far, in a file, so that it can go on after an interruption."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, ClassVar, TypeVar
 
-import torch
 from torch import Tensor
 
-from cossim_fast.retrieval.engine import Batches
+from cossim_fast.retrieval import own_files
 from cossim_fast.retrieval.files import FileError, read_tensors, write_tensors
-from cossim_fast.retrieval.sources import Corpus
 
-_KIND = "cossim_fast search checkpoint"
+Result = TypeVar("Result")
+Kept = TypeVar("Kept", bound="Checkpoint")
+
+# Before it was written down, files kept a sample of what they belong to.
+_FORMAT = "2"
+# Digests: that they differ says all, their digits nothing.
+_VALUES = "values of "
 
 
 class Checkpoint:
-    """The file of one search; without a path it does nothing.
+    """The file of one run, which has it to itself until it is closed; without a path, nothing.
+
+    What makes a run the same is a mapping of names to what JSON can hold; names of digests begin
+    with "values of".
 
     Args:
         path: where it is, or None.
-        queries: (q, d), whose values are part of what makes a search the same.
-        corpus: whose shape and dtype are, where they are known before it is read.
-        k: how many rows each query is to get.
-        certify: whether bounds are kept.
+        inputs: what else has to be the same, such as the files that the rows come from.
+
+    Raises:
+        InUseError: another run has it.
+        ValueError: it is no regular file.
     """
 
-    def __init__(
-        self, path: str | Path | None, queries: Tensor, corpus: Corpus, k: int, *, certify: bool
-    ) -> None:
-        self._path = None if path is None else Path(path)
-        if self._path is None:
-            return
-        values = queries.contiguous().view(torch.uint8).numpy()
-        self._of: dict[str, Any] = {
-            "queries": hashlib.sha256(values.tobytes()).hexdigest(),
-            "query dtype": str(queries.dtype),
-            "rows": corpus.n,
-            "width": corpus.d,
-            "k": k,
-            "certify": certify,
-        }
+    kind: ClassVar[str]  # of file
+    run: ClassVar[str]  # what is kept, in words
 
-    def restore(self, found: Batches) -> None:
-        """Put what the file holds into a search that has not begun, if there is a file."""
-        if self._path is None or not self._path.exists():
-            return
-        held, said = read_tensors(self._path, _KIND)
-        saved = json.loads(said["search"])
-        if saved != self._of:
-            other = sorted(key for key in self._of if saved.get(key) != self._of[key])
-            raise ValueError(
-                f"expected {self._path} to be the checkpoint of this search, and its "
-                f"{', '.join(other)} differ; delete it, or name another file"
+    def __init__(
+        self, path: str | Path | None, inputs: Mapping[str, str | int | None] | None = None
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self._inputs = dict(inputs or {})
+        self._of: dict[str, Any] = {}
+        self._lock = None if self.path is None else own_files.Lock(self.path)
+        try:
+            self.exists()
+        except BaseException:
+            self.close()
+            raise
+
+    def exists(self) -> bool:
+        """Whether there is something to go on from."""
+        return self.path is not None and own_files.is_there(self.path)
+
+    def _belongs_to(self, of: Mapping[str, Any]) -> None:
+        """Say what makes the run the same."""
+        self._of = {**of, **self._inputs}
+
+    def _read(
+        self, understand: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Result]
+    ) -> Result | None:
+        """Make something of what was written; None if nothing was.
+
+        Raises:
+            ValueError: it belongs to another run; what differs.
+            FileError: the file is damaged, or of another version.
+        """
+        if self.path is None or not self.exists():
+            return None
+        held, text = read_tensors(self.path, self.kind)
+        if text.get("format") != _FORMAT:
+            raise FileError(
+                f"expected {self.path} to be of this version of cossim_fast, and another wrote "
+                "it, which says less or more of its inputs; delete it to begin anew"
             )
         try:
-            found.centre, found.seen = held["centre"], int(said["seen"])
-            found.skipped = int(said["skipped"])
-            found.restore(held)
+            saved, said = json.loads(text["of"]), json.loads(text["said"])
         except (KeyError, ValueError) as error:
-            raise FileError(f"{self._path} is damaged: {error!r}; delete it") from error
+            raise self._damaged(error) from error
+        self._compare(saved, self._of)
+        try:
+            return understand(held, said)
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise self._damaged(error) from error
 
-    def save(self, found: Batches) -> None:
-        """Write what was found so far."""
-        if self._path is None or found.centre is None:
+    def _write(self, held: Mapping[str, Tensor], said: Mapping[str, Any]) -> None:
+        """Write it: all of it, or nothing."""
+        assert self.path is not None
+        text = {"format": _FORMAT, "of": json.dumps(self._of), "said": json.dumps(said)}
+        self.exists()  # what took its place meanwhile is not replaced
+        write_tensors(self.path, self.kind, held, text)
+        self.path.chmod(self.path.stat().st_mode & own_files.MODE)
+
+    def _compare(self, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Refuse a file of which something differs from what there is now."""
+        names = [name for name in {**now, **saved} if saved.get(name) != now.get(name)]
+        if not names:
             return
-        held = {**found.state(), "centre": found.centre}
-        said = {
-            "search": json.dumps(self._of),
-            "seen": str(found.seen),
-            "skipped": str(found.skipped),
-        }
-        write_tensors(self._path, _KIND, held, said)
+        values = [f"the {name}" for name in names if name.startswith(_VALUES)]
+        others = [
+            f"{name} ({_shown(saved, name)} then, {_shown(now, name)} now)"
+            for name in names
+            if not name.startswith(_VALUES)
+        ]
+        raise ValueError(
+            f"expected {self.path} to be the checkpoint of this {self.run}, and it differs in "
+            f"{', '.join(others + values)}; delete it to begin anew, or name another file"
+        )
+
+    def _damaged(self, error: Exception) -> FileError:
+        return FileError(f"{self.path} is damaged: {error!r}; delete it to begin anew")
 
     def remove(self) -> None:
-        """Delete the file: the search is over."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        """Delete the file: the run is over, and its result where it belongs."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let other runs have it."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self: Kept) -> Kept:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _shown(said: Mapping[str, Any], name: str) -> str:
+    value = said.get(name)
+    return "none" if value is None else str(value)

@@ -1,62 +1,73 @@
-"""How far a join has come, in a file, so that it can go on after an interruption."""
+"""How far a join has come, and what it has found."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cossim_fast.retrieval.files import FileError, read_tensors, write_tensors
+from cossim_fast.retrieval.checkpoint import Checkpoint
+from cossim_fast.retrieval.digest import digest_of
 from cossim_fast.retrieval.sweep import Found
 
-_KIND = "cossim_fast join checkpoint"
-# Rows whose values are part of what makes a join the same, spread over all.
-_SAMPLE = 4096
 # After it was written, a file waits so many times as long as that took.
 _WAIT = 20
 
 
-class JoinCheckpoint:
+class JoinCheckpoint(Checkpoint):
     """The file of one join; without a path it does nothing.
 
-    Args:
-        path: where it is, or None.
-        rows: what is joined, one set of rows or two.
-        said: what else makes it the same join.
+    Attributes:
+        beside: what the caller wants to find again, by name: saved and restored with the rest.
     """
 
-    def __init__(
-        self, path: str | Path | None, rows: tuple[Tensor, ...], said: dict[str, Any]
-    ) -> None:
-        self._path = None if path is None else Path(path)
-        self._next = 0.0
-        if self._path is None:
-            return
-        self._of = dict(said)
-        for name, some in zip("xy", rows, strict=False):
-            self._of[name] = [*some.shape, str(some.dtype), _digest(some)]
+    kind = "cossim_fast join checkpoint"
+    run = "join"
 
-    def restore(self, dtype: torch.dtype) -> tuple[int, Found]:
-        """How many queries were finished, and what they found; 0 and nothing without a file."""
-        if self._path is None or not self._path.exists():
-            return 0, Found.join([], dtype)
-        held, text = read_tensors(self._path, _KIND)
-        saved = json.loads(text["join"])
-        if saved != self._of:
-            other = sorted(k for k in {*saved, *self._of} if saved.get(k) != self._of.get(k))
-            raise ValueError(
-                f"expected {self._path} to be the checkpoint of this join, and its "
-                f"{', '.join(other)} differ; delete it, or name another file"
-            )
-        try:
-            return int(text["done"]), Found(*(held[name] for name in Found._fields))
-        except (KeyError, ValueError) as error:
-            raise FileError(f"{self._path} is damaged: {error!r}; delete it") from error
+    def __init__(
+        self, path: str | Path | None, inputs: Mapping[str, str | int | None] | None = None
+    ) -> None:
+        super().__init__(path, inputs)
+        self.beside: dict[str, Any] = {}
+        self._next = 0.0
+
+    def begin(
+        self, rows: tuple[Tensor, ...], said: Mapping[str, Any], dtype: torch.dtype
+    ) -> tuple[int, Found]:
+        """How many queries were finished, and what they found; 0 and nothing without a file.
+
+        Args:
+            rows: what is joined, one set of rows (n, d) or two. All are digested.
+            said: what else makes it the same join.
+            dtype: of the scores.
+        """
+        nothing = 0, Found.join([], dtype)
+        if self.path is None:
+            return nothing
+        of = dict(said)
+        for name, some in zip("xy", rows, strict=False):
+            of[f"rows of {name}"], of[f"width of {name}"] = some.shape
+            of[f"dtype of {name}"] = str(some.dtype)
+            of[f"values of {name}"] = digest_of(some)
+        self._belongs_to(of)
+
+        def understand(
+            held: Mapping[str, Tensor], said: Mapping[str, Any]
+        ) -> tuple[int, Found, dict[str, Any]]:
+            done = int(said["done"])
+            if not 0 < done <= len(rows[0]):
+                raise ValueError(f"{done} rows of {len(rows[0])}")
+            return done, Found(*(held[name] for name in Found._fields)), dict(said["beside"])
+
+        restored = self._read(understand)
+        if restored is None:
+            return nothing
+        done, found, self.beside = restored
+        return done, found
 
     def save(
         self, done: int, found: list[Found], dtype: torch.dtype, *, last: bool = False
@@ -66,19 +77,9 @@ class JoinCheckpoint:
         The last time, when all are, it is done in any case.
         """
         began = time.monotonic()
-        if self._path is None or (began < self._next and not last):
+        if self.path is None or (began < self._next and not last):
             return
         held = Found.join(found, dtype)._asdict()
-        write_tensors(self._path, _KIND, held, {"join": json.dumps(self._of), "done": str(done)})
+        self._write(held, {"done": done, "beside": self.beside})
         ended = time.monotonic()
         self._next = ended + _WAIT * (ended - began)
-
-    def remove(self) -> None:
-        """Delete the file: the join is over."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-
-
-def _digest(rows: Tensor) -> str:
-    some = rows[:: max(rows.shape[0] // _SAMPLE, 1)].contiguous()
-    return hashlib.sha256(some.view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from cossim_fast.retrieval.codes import BLOCK
 
 # Numbers of a block: 64 MB of float32, 16 MB of codes.
 _NUMBERS = 1 << 24
+
+# Takes rows that are not wanted again, and how many of them are to follow.
+Passed = Callable[[Tensor, int], None]
 
 
 def block_rows(d: int) -> int:
@@ -31,11 +34,19 @@ class ArrayCorpus:
         self.dtype = self.rows.dtype
         self._map = shared_map(corpus)
 
-    def blocks(self, start: int = 0) -> Iterator[Tensor]:
-        """Yield blocks of rows from ``start`` on."""
+    def blocks(self, start: int = 0, passed: Passed | None = None) -> Iterator[Tensor]:
+        """Yield blocks of rows from ``start`` on; those before are given to ``passed`` first."""
+        if passed is not None:
+            left = start
+            for block in self._between(0, start):
+                left -= len(block)
+                passed(block, left)
+        yield from self._between(start, self.n)
+
+    def _between(self, start: int, stop: int) -> Iterator[Tensor]:
         step = block_rows(self.d)
-        for first in range(start, self.n, step):
-            block = self.rows[first : first + step]
+        for first in range(start, stop, step):
+            block = self.rows[first : min(first + step, stop)]
             yield block
             if self._map is not None:
                 let_go(self._map, block)
@@ -50,14 +61,20 @@ class StreamCorpus:
         self._blocks, self.d = blocks, d
         self.dtype: torch.dtype | None = None
 
-    def blocks(self, start: int = 0) -> Iterator[Tensor]:
-        """Yield blocks of rows from ``start`` on, cut and joined to the size that suits."""
+    def blocks(self, start: int = 0, passed: Passed | None = None) -> Iterator[Tensor]:
+        """Yield blocks of rows from ``start`` on, cut and joined to the size that suits.
+
+        Those before are given to ``passed`` first.
+        """
         step, held, waiting = block_rows(self.d), 0, []
         to_skip = start
         for number, block in enumerate(self._blocks):
             rows = self._checked(number, block)
             skipped = min(to_skip, len(rows))
-            to_skip, rows = to_skip - skipped, rows[skipped:]
+            to_skip -= skipped
+            if skipped and passed is not None:
+                passed(rows[:skipped], to_skip)
+            rows = rows[skipped:]
             waiting.append(rows)
             held += len(rows)
             while held >= step:
