@@ -76,7 +76,7 @@ setup(
     python_requires=">=3.10",
     # 2.8 is the torch of Triton 3.4, the oldest that the kernels were written for. `make
     # test-oldest` runs on these; CONTRIBUTING.md says what they cost.
-    install_requires=["torch>=2.8", "numpy>=1.26"],
+    install_requires=["torch>=2.8", "numpy>=1.26", "filelock>=3.30"],
     extras_require=EXTRAS,
     packages=[
         "cossim_fast",

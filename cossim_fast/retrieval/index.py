@@ -17,6 +17,7 @@ from cossim_fast.retrieval.engine import Batches, Best, joined, threads_apart
 from cossim_fast.retrieval.exclusion import Hidden
 from cossim_fast.retrieval.explanation import SearchExplanation, joined_traces, reason_for
 from cossim_fast.retrieval.fork import one_thread_after_fork, watch
+from cossim_fast.retrieval.growing import RowFile
 from cossim_fast.retrieval.ids import Ids
 from cossim_fast.retrieval.index_file import load_parts, save_parts
 from cossim_fast.retrieval.join import range_search
@@ -32,7 +33,7 @@ from cossim_fast.retrieval.results import (
 )
 from cossim_fast.retrieval.scan import Trace
 from cossim_fast.retrieval.state import State, state_of, with_rows, without_rows
-from cossim_fast.retrieval.store import RowFile, Rows, rows_of
+from cossim_fast.retrieval.store import Rows, rows_of
 from cossim_fast.retrieval.sweep import Found
 
 
@@ -90,6 +91,13 @@ class CosineIndex:
     tensor([[0.8000, 0.6000]])
     """
 
+    screen: str
+    dtype: torch.dtype
+    d: int
+    _file: RowFile | None
+    _state: State
+    _ids: Ids
+
     def __init__(
         self,
         embeddings: Any,
@@ -104,24 +112,28 @@ class CosineIndex:
         source = embeddings if isinstance(embeddings, np.ndarray) else given
         _checks.screen_name(screen)
         _checks.index_device(device)
-        self.screen = screen
-        self.dtype = given.dtype if store is None else _checks.stored_dtype(store)
-        self.d = given.shape[1]
-        self._codes = screen in ("auto", "int8")
-        self._file: RowFile | None = None
-        self._state = State((), torch.zeros(self.d))
-        self._ids = Ids()
-        self._share()
+        dtype = given.dtype if store is None else _checks.stored_dtype(store)
+        self._start(screen, dtype, given.shape[1])
         names = self._ids.accept((), ids, len(given))
         if path is None:
             self._append(rows_of(source, self.dtype), names)
             return
-        self._file = RowFile(Path(path), source, self.d, self.dtype)
+        self._file = RowFile.create(Path(path), self.d, self.dtype)
         try:
+            self._file.append(source)
             self._append(self._file.rows(0), names)
         except BaseException:
-            self._file.path.unlink()
+            self._file.discard()
             raise
+
+    def _start(self, screen: str, dtype: torch.dtype, d: int) -> None:
+        """Be an index without rows."""
+        self.screen, self.dtype, self.d = screen, dtype, d
+        self._codes = screen in ("auto", "int8")
+        self._file = None
+        self._state = State((), torch.zeros(d))
+        self._ids = Ids()
+        self._share()
 
     def _share(self) -> None:
         """Make what several threads need, which is neither pickled nor forked."""
@@ -381,27 +393,58 @@ class CosineIndex:
         )
 
     @classmethod
-    def load(cls, path: str | Path, mmap: bool = True) -> CosineIndex:
+    def load(cls, path: str | Path, mmap: bool = True, verify: bool = True) -> CosineIndex:
         """Read what `save` wrote.
 
         Args:
             path: the file.
             mmap: leave the vectors in the file, which must stay as it is; what is added later is
-                kept in memory. Otherwise they are read, and their checksum is compared.
+                kept in memory. Otherwise they are read.
+            verify: compare the checksums of vectors: where they are read now, of all; where they
+                stay in the file, of the 64 KB around each when that is first needed, so that a
+                search may raise FileError, too. Codes and ids are compared in any case.
 
         Raises:
             FileNotFoundError: there is no such file.
             FileError: a ValueError that says whether it is truncated, damaged, another kind of
                 file, or of a later version.
         """
-        parts, centre, said = load_parts(Path(path), mapped=mmap)
+        parts, centre, said = load_parts(Path(path), mapped=mmap, verify=verify)
         index = cls.__new__(cls)
-        index.screen, index.d = said["screen"], int(said["width"])
-        index.dtype = getattr(torch, said["dtype"])
-        index._codes = index.screen in ("auto", "int8")
-        index._file, index._state = None, state_of(parts, centre)
+        index._start(said["screen"], getattr(torch, said["dtype"]), int(said["width"]))
+        index._state = state_of(parts, centre)
         index._ids = Ids(said["ids"] or None, int(said["count"]))  # type: ignore[arg-type]
-        index._share()
+        return index
+
+    @classmethod
+    def reopen(cls, path: str | Path, ids: Any = None, *, screen: str = "auto") -> CosineIndex:
+        """Go on with the file that another index had as its ``path``, and that none has now.
+
+        It holds every row of every `add` that returned, whatever ended the process, and also those
+        that were removed later. They are compared with their checksum, coded anew, and numbered
+        from 0; `add` goes on at the end.
+
+        Args:
+            path: the file.
+            ids: of all rows in it, as in the constructor: it holds none.
+            screen: as in `topk`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FileError: it is truncated, damaged, of another kind, or of another version.
+            BlockingIOError: an index of this process or another appends to it; which, is said.
+        """
+        _checks.screen_name(screen)
+        file = RowFile.reopen(Path(path))
+        try:
+            index = cls.__new__(cls)
+            index._start(screen, file.dtype, file.d)
+            names = index._ids.accept((), ids, file.count)
+            index._file = file
+            index._append(file.rows(0), names)
+        except BaseException:
+            file.close()
+            raise
         return index
 
     def __getstate__(self) -> dict[str, Any]:
