@@ -20,6 +20,7 @@ import os
 import platform
 import struct
 import time
+import weakref
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,7 +78,13 @@ class RowFile:
     """
 
     def __init__(self, path: Path, file: IO[bytes], commit: _Commit) -> None:
-        self.path, self._file, self._commit = path, file, commit
+        self.path, self._file, self._commit, self._before = path, file, commit, commit
+        # A map keeps a copy of the descriptor that it is made from, and of its lock: of this one,
+        # which has none.
+        self._unlocked = _open(path, "rb")
+        self.close = weakref.finalize(self, _close, file, self._unlocked)  # lets others append
+        if not os.path.samestat(os.fstat(file.fileno()), os.fstat(self._unlocked.fileno())):
+            raise FileError(f"expected {path} to stay where it is, and it was replaced")
         self._size, self._unsure = os.fstat(file.fileno()).st_size, False
         self._process = os.getpid()
         watch(self)
@@ -125,6 +132,8 @@ class RowFile:
             _lock(file, path)
             with naming(path):
                 commit = _newest(file, path)
+                if not commit.d and commit.count:
+                    raise FileError(f"expected {path} to hold vectors, got rows without a number")
                 made = cls(path, file, commit)
                 if made._size < made._end():
                     raise FileError(
@@ -171,7 +180,7 @@ class RowFile:
             if self._unsure:
                 # What an interrupted commit may have recorded is about to be written over.
                 self._write_commit(self.count, self._commit.sum)
-            begin, total = self._end(), self._commit.sum
+            self._before, begin, total = self._commit, self._end(), self._commit.sum
             place = begin
             try:
                 for block in converted(rows, self.dtype):
@@ -185,13 +194,21 @@ class RowFile:
                 raise
             self._write_commit(self.count + len(rows), total)
 
+    def take_back(self, count: int) -> None:
+        """Be a file of so many rows again, as before an append whose rows nobody got."""
+        if self._unsure or self._commit.count != count:
+            self._commit = replace(self._before, turn=self._commit.turn)
+            with naming(self.path):
+                self._write_commit(self._before.count, self._before.sum)
+                self._cut(self._end())
+
     def rows(self, first: int) -> Rows:
         """The rows from one on."""
         shape, size = (self.count - first, self.d), self.d * self.dtype.itemsize
         if not shape[0] * size:
             return Rows(torch.empty(shape, dtype=self.dtype), owned=True)
         begin, length = _ROWS + first * size, shape[0] * size
-        whole = np.memmap(self._file, np.uint8, "r", begin, (length,))
+        whole = np.memmap(self._unlocked, np.uint8, "r", begin, (length,))
         return rows_of_map(whole, shape, self.dtype)
 
     def first_of(self, rows: Rows) -> int | None:
@@ -206,15 +223,8 @@ class RowFile:
         _unlink(self.path, self._file)
         self.close()
 
-    def close(self) -> None:
-        """Let others append."""
-        self._file.close()
-
     def forked(self) -> None:
         """Be fit for use in a child: its copy of the descriptor would hold the lock, too."""
-        self.close()
-
-    def __del__(self) -> None:
         self.close()
 
     def _end(self) -> int:
@@ -291,6 +301,11 @@ def _open(path: Path, mode: str) -> IO[bytes]:
     """Open a file without a buffer; where the system can, not through a link at its end."""
     more = getattr(os, "O_NOFOLLOW", 0)
     return open(path, mode, buffering=0, opener=lambda p, flags: os.open(p, flags | more, 0o666))
+
+
+def _close(*files: IO[bytes]) -> None:
+    for file in files:
+        file.close()
 
 
 def _lock(file: IO[bytes], path: Path) -> None:

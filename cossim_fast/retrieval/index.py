@@ -180,9 +180,14 @@ class CosineIndex:
             if file is None:
                 self._append(rows_of(source, self.dtype), names)
             else:
-                first = file.count
-                file.append(source)
-                self._append(file.rows(first), names)
+                before, first = self._state, file.count
+                try:
+                    file.append(source)
+                    self._append(file.rows(first), names)
+                except BaseException:
+                    if self._state is before:
+                        file.take_back(first)
+                    raise
 
     def _own_file(self) -> RowFile | None:
         """The file that takes what is added, if there is one and it is this process's."""
