@@ -108,6 +108,39 @@ def test_whatever_reads_rows_compares_them(name, screen, small_blocks, tmp_path)
     assert not (tmp_path / "other").exists()
 
 
+READERS = {
+    "scoring": ("auto", torch.float32, lambda index, q: index.search(q, 5)),
+    "a float32 screen": ("float32", torch.float32, lambda index, q: index.search(q, 5)),
+    "a bfloat16 screen": ("bfloat16", torch.float32, lambda index, q: index.search(q, 5)),
+    "one product of rows": ("auto", torch.float32, lambda index, q: index.search(q, 400)),
+    "one product of centred rows": ("auto", torch.float16, lambda index, q: index.search(q, 400)),
+    "pairs that are scored": ("auto", torch.float32, lambda index, q: index.range_search(q, 0.9)),
+    "a product of all pairs": ("auto", torch.float32, lambda index, q: index.range_search(q, -0.8)),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_row_that_was_best_does_not_go_missing(name, small_blocks, tmp_path, monkeypatch):
+    screen, store, search = READERS[name]
+    if "one product" in name:
+        monkeypatch.setattr("cossim_fast.retrieval.ranked.pays", lambda *_: True)
+    if "all pairs" in name:
+        monkeypatch.setattr("cossim_fast.retrieval.sweep.Sweep._candidates", lambda *_: None)
+    x, queries = rows(2000), torch.ones(70, 16) + 0.01 * rows(70, seed=3)
+    x[1000], x[1001:1008] = 1.0, -1.0
+    CosineIndex(x, screen=screen, store=store).save(tmp_path / "index")
+    index = CosineIndex.load(tmp_path / "index")
+    search(index, queries)
+    index = CosineIndex.load(tmp_path / "index")
+    with files.TensorFile(tmp_path / "index", KIND) as file:
+        first = file.places["0.rows"][0] + 1000 * 16 * store.itemsize
+    with (tmp_path / "index").open("r+b") as file:  # nothing else of its block is found
+        file.seek(first)
+        file.write(torch.full((16,), -1.0, dtype=store).view(torch.uint8).numpy().tobytes())
+    with pytest.raises(FileError, match=r"rows 1000 to 100. does not fit"):
+        search(index, queries)
+
+
 def test_a_certificate_compares_what_it_scores(small_blocks, tmp_path):
     CosineIndex(rows(2000)).save(tmp_path / "index")
     index = CosineIndex.load(tmp_path / "index")

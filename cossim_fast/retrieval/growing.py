@@ -113,8 +113,7 @@ class RowFile:
                 flush_folder(path.parent)
             return made
         except BaseException:
-            _unlink(path, file)
-            file.close()
+            _discard(path, file)
             raise
 
     @classmethod
@@ -220,8 +219,8 @@ class RowFile:
 
     def discard(self) -> None:
         """Delete the file, unless there is another in its place, and close it."""
-        _unlink(self.path, self._file)
-        self.close()
+        self._unlocked.close()
+        _discard(self.path, self._file)
 
     def forked(self) -> None:
         """Be fit for use in a child: its copy of the descriptor would hold the lock, too."""
@@ -361,8 +360,12 @@ def _newest(file: IO[bytes], path: Path) -> _Commit:
     return max(whole, key=lambda commit: commit.turn)
 
 
-def _unlink(path: Path, file: IO[bytes]) -> None:
-    """Delete a file, unless there is another in its place."""
-    with contextlib.suppress(FileNotFoundError):
-        if os.path.samestat(os.fstat(file.fileno()), os.stat(path, follow_symlinks=False)):
+def _discard(path: Path, file: IO[bytes]) -> None:
+    """Close a file and delete it, unless there is another in its place."""
+    # Windows keeps a file that is mapped.
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        ours = os.path.samestat(os.fstat(file.fileno()), os.stat(path, follow_symlinks=False))
+        file.close()
+        if ours:
             path.unlink()
+    file.close()

@@ -53,8 +53,9 @@ class CosineIndex:
         store: the dtype in which rows are kept, and in which they are exact; that of
             ``embeddings`` by default.
         path: a new file that takes the full vectors, in the safetensors format, so that memory
-            holds the codes (a byte a number) and 20 bytes a row. `add` goes on at its end. The
-            file is not deleted with the index, and is no index: see `save`.
+            holds the codes (a byte a number) and 20 bytes a row. `add` goes on at its end, and no
+            other index can meanwhile. The file is not deleted with the index, and is no index: see
+            `save`, and `reopen`.
         screen: as in `topk`. ``"float32"`` and ``"bfloat16"`` need no codes.
         device: None or ``"cpu"``.
 
@@ -71,8 +72,9 @@ class CosineIndex:
     as it was when it began. Processes: a forked child may search (its first search sets torch to
     one thread, since those of the parent are gone; where the parent had started none, set their
     number again after it). Pickling writes what is in memory; rows in a file are pickled as its
-    name and the place in it, so the file must be there when they are unpickled. A child and an
-    unpickled copy keep in memory what they add, and leave the file alone.
+    name, the place in it and checksums, for which the file is read once, so it must be there when
+    they are unpickled; a copy compares rows as it first reads them. A child and an unpickled copy
+    keep in memory what they add, and leave the file alone.
 
     Rows that hold NaN or an infinity are never returned, and counted (`skipped`). Zero rows score
     0. No gradients.
@@ -166,10 +168,18 @@ class CosineIndex:
         log(n) times each, and lie in log(n) parts at most. A memory map stays a part of its own.
         Where all become one, the mean direction that codes leave out is measured anew.
 
+        With a ``path``, rows are on the disk before they count: a kill at any moment, or a loss of
+        power, leaves a file that `reopen` takes up (of the last `add` before a loss of power all or
+        nothing). To wait for the disk is most of the time of a small `add`: of one row 3.4 ms with,
+        0.8 without it, on an ext4 on a virtual disk.
+
         Raises:
             TypeError: for ids of another kind than those of the index.
             ValueError: for rows of another width, ids that are taken, or numbers that the dtype of
                 the index cannot hold. Nothing is added then.
+            FileError: a ValueError; the file of ``path`` was deleted, replaced or changed by
+                somebody. Nothing is written then, and what the index holds can be searched.
+            OSError: the file cannot be written. Nothing is added then.
         """
         rows = _checks.embedding_rows("embeddings", embeddings)
         source = embeddings if isinstance(embeddings, np.ndarray) else rows
@@ -407,7 +417,8 @@ class CosineIndex:
                 kept in memory. Otherwise they are read.
             verify: compare the checksums of vectors: where they are read now, of all; where they
                 stay in the file, of the 64 KB around each when that is first needed, so that a
-                search may raise FileError, too. Codes and ids are compared in any case.
+                search may raise FileError, too. Codes and ids are compared in any case. It takes
+                0.25 s a GB (Zen 5, one thread), once. A file of version 1 is compared as a whole.
 
         Raises:
             FileNotFoundError: there is no such file.
