@@ -38,12 +38,12 @@ _RENAMED_WITHIN = 60.0
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Open a file that takes the place of ``path`` once all of it is on the disk.
 
     A link stays, and the file that it leads to is replaced. A file keeps its mode, and its owner
     and group where the system permits; access lists, other attributes and further hard links are
-    not carried over. A new file has the mode that the umask leaves.
+    not carried over. A new file has the mode that the umask leaves of ``mode``.
 
     Temporary files that killed writers of the same path have left are deleted. A writer holds a
     lock (flock) on its own, so that one whose lock can be taken has no writer: forked children
@@ -60,7 +60,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     part = _sibling(target)
     try:
         _sweep(target)
-        file, part = _create(part, target, old)
+        # One that will be as the umask has it may be so at once: nobody sees more of it than later.
+        file, part = _create(part, target, mode if old is None else 0o600)
         with file:
             yield file
             file.flush()
@@ -74,8 +75,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             if not _REPLACES_OPEN_FILES:
                 file.close()
             _rename(part, target)
-            if _REPLACES_OPEN_FILES:  # POSIX: a rename is on the disk once its folder is
-                _sync(target.parent)
+            sync_folder(target.parent)
     except BaseException as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -136,10 +136,8 @@ def _stem(target: Path) -> str:
     return target.name if len(coded) <= _LONGEST else hashlib.sha256(coded).hexdigest()
 
 
-def _create(part: Path, target: Path, old: os.stat_result | None) -> tuple[BinaryIO, Path]:
+def _create(part: Path, target: Path, mode: int) -> tuple[BinaryIO, Path]:
     """Open a temporary file, and lock it: the file, and its name."""
-    # One that will be as the umask has it may be so at once: nobody sees more of it than later.
-    mode = 0o666 if old is None else 0o600
     while True:
         file = os.fdopen(
             os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _NO_LINK | _BINARY, mode), "wb"
@@ -229,7 +227,10 @@ def _rename(part: Path, target: Path) -> None:
         ) from error
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """See to it that new names are on the disk: in POSIX they are once their folder is."""
+    if os.name != "posix":
+        return
     try:
         handle = os.open(folder, os.O_RDONLY)
     except PermissionError:  # it can be written to, and not be read

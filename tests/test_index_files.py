@@ -217,8 +217,8 @@ def test_vectors_that_stay_in_the_file_are_sampled(saved):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('"version": "1"', '"version": "2"', "has format version 2, .* reads up to 1; upgrade"),
-        ('"version": "1"', '"version": "x"', "has format version x"),
+        ('"version": "2"', '"version": "3"', "has format version 3, .* reads up to 2; upgrade"),
+        ('"version": "2"', '"version": "x"', "has format version x"),
         ("cossim_fast index", "cossim_fast indec", "to be a cossim_fast index, got cossim_fast in"),
         ('"I8"', '"I7"', "is damaged: its header makes no sense"),
         ('"count": "400"', '"count": "401"', "is damaged: its header makes no sense"),

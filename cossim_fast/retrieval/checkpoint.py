@@ -93,8 +93,7 @@ class Checkpoint:
         assert self.path is not None
         text = {"format": _FORMAT, "of": json.dumps(self._of), "said": json.dumps(said)}
         self.exists()  # what took its place meanwhile is not replaced
-        write_tensors(self.path, self.kind, held, text)
-        self.path.chmod(self.path.stat().st_mode & own_files.MODE)
+        write_tensors(self.path, self.kind, held, text, mode=own_files.MODE)
 
     def _compare(self, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """Refuse a file of which something differs from what there is now."""

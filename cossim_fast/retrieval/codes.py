@@ -35,6 +35,7 @@ from cossim_fast.retrieval import tuning
 
 if TYPE_CHECKING:
     from cossim_fast.retrieval.few import SegmentHeads
+    from cossim_fast.retrieval.sums import BlockSums
 
 # Rows that share a scale, a residual bound and a radius.
 BLOCK = 64
@@ -72,10 +73,23 @@ class Segment:
     scale: Tensor | None = None  # (blocks,) float32
     residual: Tensor | None = None  # (blocks,) float32
     whole: np.memmap[Any, Any] | None = None  # the map of a file that the rows lie in
+    sums: BlockSums | None = None  # of a file whose rows are to be compared as they are read
     heads: SegmentHeads | None = None  # of an index: for searches of few queries
 
     def __len__(self) -> int:
         return self.rows.shape[0]
+
+    def touch(self, rows: slice | Tensor) -> None:
+        """See to it that rows that are about to be read are those that were coded.
+
+        Args:
+            rows: a slice, or numbers.
+
+        Raises:
+            FileError: they lie in a file, and their checksum does not fit.
+        """
+        if self.sums is not None:
+            self.sums.check(rows)
 
     @cached_property
     def skipped(self) -> int:

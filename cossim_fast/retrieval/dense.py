@@ -89,6 +89,7 @@ def pairs_above(
 
 def _unit_rows(segment: Segment, rows: slice) -> Tensor:
     """Unit rows in float64; NaN in those that are not eligible."""
+    segment.touch(rows)
     wide = _cpu_screen.widened(segment.rows[rows])
     unit = _cpu_screen.WideRows(wide, segment.norms[rows]).unit()
     unit[~segment.eligible[rows]] = torch.nan

@@ -89,6 +89,7 @@ def _stretches(segment: Segment, row: Tensor, here: Tensor) -> Iterator[Tensor]:
     ends = torch.bincount(row[here] // step).cumsum(0).tolist()
     for number, (begin, end) in enumerate(itertools.pairwise([0, *ends])):
         if begin < end:
+            segment.touch(row[here[begin:end]])
             yield here[begin:end]
             let_go(segment.whole, segment.rows[number * step : (number + 1) * step])
 

@@ -82,6 +82,7 @@ class Hidden:
                 row = position - segment.first
                 here = (row >= 0) & (row < len(segment))
                 here[here.clone()] = segment.eligible[row[here]]
+                segment.touch(row[here])
                 found[:, here] = oracle_of(asked, segment.rows)(query, row[here])
             if keys is not None:
                 hit = torch.isin(query[:, None] * self._rows + position, keys)

@@ -7,9 +7,11 @@ tensors one after the other (https://github.com/huggingface/safetensors).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +25,9 @@ from torch import Tensor
 
 from cossim_fast._replacing import replacing
 
-VERSION = 1
+VERSION = 2
+# More than an index of a million parts has: what claims to be longer is not read.
+_LONGEST_HEADER = 1 << 28
 # The header is padded with blanks up to a whole page, so that tensors can be mapped.
 PAGE = 4096
 _DTYPES = {
@@ -36,13 +40,25 @@ _DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_MOST_AXES = 8
 # Bytes that are written at a time.
 _PIECE = 1 << 24
 
 
 class FileError(ValueError):
     """A file that is truncated, damaged, of another kind, or of a later version."""
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give errors of the system that name no file, such as those of a full disk, its name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 @dataclass(frozen=True)
@@ -55,16 +71,22 @@ class Blocks:
 
 
 def write_tensors(
-    path: Path, kind: str, tensors: Mapping[str, Tensor | Blocks], said: Mapping[str, str]
+    path: Path,
+    kind: str,
+    tensors: Mapping[str, Tensor | Blocks],
+    said: Mapping[str, str],
+    *,
+    mode: int = 0o666,
 ) -> None:
     """Write tensors and text to a safetensors file: all of it, or nothing.
 
-    The file is written beside its place and renamed: see `_replacing.replacing`.
+    The file is written beside its place and renamed, and its mode, if it is new, is what the umask
+    leaves of ``mode``: see `_replacing.replacing`.
     """
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)  # aligned without gaps
     shapes = {name: (tensors[name].dtype, tuple(tensors[name].shape)) for name in order}
     sums = dict.fromkeys(order, 0)
-    with replacing(path) as file:
+    with replacing(path, mode=mode) as file:
         file.write(header(kind, shapes, said, sums))
         for name in order:
             begin = file.tell()
@@ -91,7 +113,7 @@ def header(
     last = 0
     for name, (dtype, shape) in shapes.items():
         first, last = last, last + _size(dtype, shape)
-        entry = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [first, last]}
+        entry = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [first, last]}
         entries[name] = entry
     text["crc32"] = json.dumps({name: f"{value:08x}" for name, value in sums.items()})
     text["header_crc32"] = _sum_of(text, entries)
@@ -141,54 +163,89 @@ class TensorFile:
     def _read_header(self, kind: str) -> None:
         path, size = self.path, os.fstat(self._file.fileno()).st_size
         length = int.from_bytes(self._file.read(8), "little")
-        if size < 8 or length > size - 8:
+        if size < 8 or length > min(size - 8, _LONGEST_HEADER):
             raise FileError(f"{path} is truncated, or no safetensors file: {size} bytes")
-        try:
-            entries = json.loads(self._file.read(length))
-            self.said: dict[str, str] = dict(entries.pop("__metadata__", {}))
-        except (ValueError, AttributeError, TypeError) as error:
-            raise FileError(f"{path} is damaged: its header cannot be read") from error
-        if self.said.get("kind") != kind:
-            got = self.said.get("kind", "a safetensors file of somebody else")
+        entries = self._json(self._file.read(length))
+        said = entries.pop("__metadata__", {})
+        if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
+            raise FileError(f"{path} is damaged: its header cannot be read")
+        self.said: dict[str, str] = said
+        if said.get("kind") != kind:
+            got = said.get("kind", "a safetensors file of somebody else")
             raise FileError(f"expected {path} to be a {kind}, got {got}")
-        version = self.said.get("version", "")
-        if not version.isdigit() or int(version) > VERSION:
+        version = said.get("version", "")
+        self.version = int(version) if re.fullmatch("[0-9]{1,9}", version) else VERSION + 1
+        if self.version > VERSION:
             raise FileError(
                 f"{path} has format version {version or 'unknown'}, and this cossim_fast reads up "
                 f"to {VERSION}; upgrade it"
             )
         try:
-            if self.said.pop("header_crc32") != _sum_of(self.said, entries):
+            if said.pop("header_crc32") != _sum_of(said, entries):
                 raise ValueError("its checksum does not fit")
-            self.places = {name: self._place(length, entry) for name, entry in entries.items()}
-            sums = json.loads(self.said.pop("crc32"))
+            self.places = {name: _place(8 + length, entry) for name, entry in entries.items()}
+            sums = self._json(said.pop("crc32").encode())
             self.sums = {name: int(sums[name], 16) for name in entries}
-        except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            if isinstance(error, FileError):
+                raise
             raise FileError(f"{path} is damaged: its header makes no sense ({error!r})") from error
-        ends = [offset + _size(dtype, shape) for offset, shape, dtype in self.places.values()]
-        expected = max(ends, default=8 + length)
-        if size != expected:
-            how = "truncated" if size < expected else "damaged"
-            raise FileError(f"{path} is {how}: {size} bytes, {expected} expected")
+        end = 8 + length
+        for name, (first, shape, dtype) in sorted(self.places.items(), key=lambda item: item[1][0]):
+            if first > end or (first < end and _size(dtype, shape)):
+                raise FileError(
+                    f"{path} is damaged: its header makes no sense ({name} begins at byte {first}, "
+                    f"and what comes before it ends at {end})"
+                )
+            end = max(end, first + _size(dtype, shape))
+        if size != end:
+            how = "truncated" if size < end else "damaged"
+            raise FileError(f"{path} is {how}: {size} bytes, {end} expected")
 
-    def _place(
-        self, length: int, entry: dict[str, Any]
-    ) -> tuple[int, tuple[int, ...], torch.dtype]:
-        """Offset in the file, shape and dtype of a tensor."""
-        dtype, shape = _DTYPES[entry["dtype"]], tuple(map(int, entry["shape"]))
-        first, last = map(int, entry["data_offsets"])
-        if first < 0 or min(shape, default=0) < 0 or last - first != _size(dtype, shape):
-            raise ValueError(f"{last - first} bytes for a tensor of {shape} in {dtype}")
-        return 8 + length + first, shape, dtype
+    def _json(self, text: bytes) -> dict[str, Any]:
+        """Read an object in JSON."""
+        try:
+            held = json.loads(text)
+        # Brackets that are nested too deeply; text that is none; numbers of thousands of digits.
+        except (RecursionError, ValueError) as error:
+            raise FileError(f"{self.path} is damaged: its header cannot be read") from error
+        if not isinstance(held, dict):
+            raise FileError(f"{self.path} is damaged: its header cannot be read")
+        return held
 
-    def read(self, name: str) -> Tensor:
-        """Read a tensor into memory, and check its checksum."""
+    def expect(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        """Raise an error unless the file holds such a tensor."""
+        _, got_shape, got_dtype = self._held(name)
+        if (got_dtype, got_shape) != (dtype, shape):
+            raise FileError(
+                f"{self.path} is damaged: expected {name} of shape {shape} in {dtype}, "
+                f"got {got_shape} in {got_dtype}"
+            )
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, of one axis at least."""
+        _, shape, _ = self._held(name)
+        if not shape:
+            raise FileError(f"{self.path} is damaged: {name} has no axis")
+        return shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of a tensor."""
+        return self._held(name)[2]
+
+    def _held(self, name: str) -> tuple[int, tuple[int, ...], torch.dtype]:
         if name not in self.places:
             raise FileError(f"{self.path} is damaged: it holds no {name}")
-        offset, shape, dtype = self.places[name]
+        return self.places[name]
+
+    def read(self, name: str, *, verify: bool = True) -> Tensor:
+        """Read a tensor into memory, and compare its checksum."""
+        offset, shape, dtype = self._held(name)
         self._file.seek(offset)
         raw = np.fromfile(self._file, np.uint8, _size(dtype, shape))
-        if len(raw) != _size(dtype, shape) or zlib.crc32(raw.data) != self.sums[name]:
+        if len(raw) != _size(dtype, shape):
+            raise FileError(f"{self.path} is truncated: {name} is not whole")
+        if verify and zlib.crc32(raw.data) != self.sums[name]:
             raise FileError(f"{self.path} is damaged: the checksum of {name} does not fit")
         if not len(raw):  # torch will not view an empty array as another dtype
             return torch.empty(shape, dtype=dtype)
@@ -196,10 +253,8 @@ class TensorFile:
         return tensor
 
     def mapped(self, name: str) -> np.memmap[Any, Any]:
-        """The bytes of a tensor where they lie, unchecked, read as they are touched."""
-        if name not in self.places:
-            raise FileError(f"{self.path} is damaged: it holds no {name}")
-        offset, shape, dtype = self.places[name]
+        """The bytes of a tensor where they lie, at least one, unchecked, read as touched."""
+        offset, shape, dtype = self._held(name)
         return np.memmap(self._file, np.uint8, "r", offset, (_size(dtype, shape),))
 
     def __enter__(self) -> TensorFile:
@@ -212,6 +267,19 @@ class TensorFile:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
+
+
+def _place(begin: int, entry: Any) -> tuple[int, tuple[int, ...], torch.dtype]:
+    """Offset in the file, shape and dtype of a tensor."""
+    shape, (first, last) = entry["shape"], entry["data_offsets"]
+    numbers = [*shape, first, last]
+    if len(numbers) > _MOST_AXES + 2 or not all(type(number) is int for number in numbers):
+        raise ValueError("a shape and offsets are few whole numbers")
+    dtype, shape = _DTYPES[entry["dtype"]], tuple(shape)
+    most = math.prod(number for number in shape if number)
+    if min(numbers) < 0 or most >= 1 << 63 or last - first != _size(dtype, shape):
+        raise ValueError(f"{last - first} bytes for a tensor of {shape} in {dtype}")
+    return begin + first, shape, dtype
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cossim_fast import _cpu_screen
 from cossim_fast.retrieval.codes import BLOCK, Segment, encode, large
 from cossim_fast.retrieval.few import SegmentHeads
-from cossim_fast.retrieval.files import FileError
-from cossim_fast.retrieval.store import RowFile, Rows
+from cossim_fast.retrieval.growing import RowFile
+from cossim_fast.retrieval.store import Rows
 
-# Rows whose norms are compared when a file is opened again. Each may take 2 MB for a moment, as
-# much as some systems map at once.
+# Rows that are compared when a file is opened again, so that another is noticed at once. Each may
+# take 2 MB for a moment, as much as some systems map at once.
 _COMPARED = 16
 
 
@@ -75,25 +74,21 @@ class Part:
     def compare(self) -> Part:
         """Check that some rows still have the norms that they were coded with."""
         row = torch.linspace(0, len(self) - 1, min(_COMPARED, len(self))).long()
-        norms = _cpu_screen.row_norms(self.rows.tensor[row]).nan_to_num_(-1.0, -1.0, -1.0)
-        stored = self.segment.norms[row].nan_to_num_(-1.0, -1.0, -1.0)
-        if not torch.allclose(norms, stored, rtol=2.0**-40, atol=0):
-            place = self.rows.place()
-            raise FileError(
-                f"{place[0] if place else 'the file'} is damaged, or holds other vectors than "
-                "those that were coded"
-            )
+        self.rows.compare(row, self.segment.norms)
         self.rows.let_go()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # The vectors are pickled once, and by the name of their file if they are in one.
+        # The vectors are pickled once; if they are in a file, by its name and their checksums.
+        self.rows.know_sums(self.segment.norms)
         empty = torch.empty((0, 0), dtype=self.rows.tensor.dtype)
-        return {**self.__dict__, "segment": replace(self.segment, rows=empty, whole=None)}
+        segment = replace(self.segment, rows=empty, whole=None, sums=None)
+        return {**self.__dict__, "segment": segment}
 
     def __setstate__(self, held: dict[str, Any]) -> None:
         self.__dict__.update(held)
-        self.segment = replace(self.segment, rows=self.rows.tensor, whole=self.rows.whole)
+        rows = self.rows
+        self.segment = replace(self.segment, rows=rows.tensor, whole=rows.whole, sums=rows.sums)
         self.compare()
 
 
@@ -117,7 +112,7 @@ def part_of(
         segment = encode(rows.tensor, centre, codes=codes, into=kept)
         rows = Rows(kept, owned=True)
     else:
-        segment = replace(_encode(rows, centre, codes=codes), whole=rows.whole)
+        segment = replace(_encode(rows, centre, codes=codes), whole=rows.whole, sums=rows.sums)
     part = Part(rows, segment, serials, names, torch.ones(len(segment), dtype=torch.bool))
     return part if alive is None else part.without((~alive).nonzero()[:, 0])
 

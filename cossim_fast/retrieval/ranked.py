@@ -110,6 +110,7 @@ def _centred(segment: Segment, centre: Tensor) -> _Rows:
     radius, residual = (float(each.max()) for each in (blocks.radius, blocks.residual))
 
     def unit(some: slice) -> Tensor:
+        segment.touch(some)
         return unit_rows(segment.rows[some], segment.norms[some], centre)
 
     return _Rows(unit, None, radius, residual)
@@ -125,7 +126,12 @@ def _plain(segment: Segment, centre: Tensor) -> _Rows:
     factor = segment.norms.reciprocal()
     factor.masked_fill_(~factor.isfinite(), 0.0)
     residual = (d / (1 - d * _UNIT) + 3) * _UNIT
-    return _Rows(lambda some: segment.rows[some], factor.float(), 1.0, residual)
+
+    def plain(some: slice) -> Tensor:
+        segment.touch(some)
+        return segment.rows[some]
+
+    return _Rows(plain, factor.float(), 1.0, residual)
 
 
 def _values(queries: Tensor, rows: _Rows, n: int) -> Tensor:

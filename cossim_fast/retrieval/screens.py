@@ -245,6 +245,7 @@ class FloatScreen:
         step = max(tuning.FLOAT_NUMBERS // centre.numel(), 1)
         for start in range(0, count, step):
             some = slice(rows.start + start, min(rows.start + start + step, rows.stop))
+            segment.touch(some)
             y = unit_rows(segment.rows[some], segment.norms[some], centre).to(self._dtype)
             place = out[start : start + len(y)]
             if self._wide:

@@ -10,8 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from cossim_fast.retrieval.codes import centre_of
+from cossim_fast.retrieval.growing import RowFile
 from cossim_fast.retrieval.parts import Part, Piece, join, part_of, piece_of
-from cossim_fast.retrieval.store import RowFile, Rows
+from cossim_fast.retrieval.store import Rows
 
 
 @dataclass(frozen=True)

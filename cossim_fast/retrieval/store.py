@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cossim_fast import _checks
-from cossim_fast.retrieval.files import (
-    PAGE,
-    Blocks,
-    FileError,
-    TensorFile,
-    header,
-    pieces,
-    write_tensors,
-)
+from cossim_fast import _checks, _cpu_screen
+from cossim_fast.retrieval.files import FileError, pieces
 from cossim_fast.retrieval.sources import ArrayCorpus, block_rows, file_map, let_go, shared_map
-
-_KIND = "cossim_fast vectors"
+from cossim_fast.retrieval.sums import BlockSums, Summing, raw_bytes
 
 
 class Rows:
@@ -37,6 +26,8 @@ class Rows:
     Args:
         tensor: (n, d).
         whole: the map that it lies in, if what the map holds is what the file holds.
+        sums: the checksums of all of it, compared where rows are read; None where they are not
+            known, or not to be compared.
         owned: in memory, and nobody else's.
         borrowed: in memory of somebody else's, of which who keeps them makes his own.
     """
@@ -45,11 +36,12 @@ class Rows:
         self,
         tensor: Tensor,
         whole: np.memmap[Any, Any] | None = None,
+        sums: BlockSums | None = None,
         *,
         owned: bool = False,
         borrowed: bool = False,
     ) -> None:
-        self.tensor, self.whole, self.borrowed = tensor, whole, borrowed
+        self.tensor, self.whole, self.sums, self.borrowed = tensor, whole, sums, borrowed
         self.owned = owned or borrowed
 
     def place(self) -> tuple[Path, int] | None:
@@ -66,6 +58,8 @@ class Rows:
         step = n if self.whole is None else block_rows(d)
         for start in range(0, n, max(step, 1)):
             block = self.tensor[start : start + step]
+            if self.sums is not None:
+                self.sums.check(slice(start, start + step))
             yield block
             if self.whole is not None:
                 let_go(self.whole, block)
@@ -80,31 +74,93 @@ class Rows:
         if self.whole is not None:
             let_go(self.whole, self.tensor)
 
+    def summing(self, norms: Tensor, summed: Summing) -> Iterator[Tensor]:
+        """Yield all rows by blocks, adding up their checksums on the way.
+
+        Rows of a file must be those that were coded: they have the checksums that are known, or
+        else the norms (n,).
+        """
+        first = 0
+        for block in self.blocks():
+            for piece in pieces(block):
+                summed.add(piece)
+            if self.whole is not None and self.sums is None:
+                self.compare(slice(first, first + len(block)), norms)
+            first += len(block)
+            yield block
+        if self.sums is not None and not np.array_equal(self.sums.sums, summed.sums()):
+            raise self._other()
+
+    def compare(self, row: slice | Tensor, norms: Tensor) -> None:
+        """Check that some rows have the norms, of all, that they were coded with."""
+        if self.sums is not None:
+            self.sums.check(row)
+        found = _cpu_screen.row_norms(self.tensor[row]).nan_to_num_(-1.0, -1.0, -1.0)
+        coded = norms[row].nan_to_num(-1.0, -1.0, -1.0)
+        if not torch.allclose(found, coded, rtol=2.0**-40, atol=0):
+            raise self._other()
+
+    def _other(self) -> FileError:
+        place = self.place()
+        return FileError(
+            f"{place[0] if place else 'the file'} is damaged, or holds other vectors than "
+            "those that were coded"
+        )
+
+    def know_sums(self, norms: Tensor) -> None:
+        """Read rows of a file once for their checksums, unless they are known."""
+        place = self.place()
+        if place is not None and self.sums is None:
+            summed = Summing(self.tensor.shape[1] * self.tensor.itemsize)
+            for _ in self.summing(norms, summed):
+                pass
+            self.sums = BlockSums(
+                raw_bytes(self.tensor), len(self.tensor), summed.sums(), place[0], compared=True
+            )
+
     def __reduce__(self) -> tuple[Callable[..., Rows], tuple[Any, ...]]:
         place = self.place()
         if place is None:
             return _in_memory, (self.tensor.contiguous(),)
-        return map_rows, (*place, tuple(self.tensor.shape), self.tensor.dtype)
+        sums = None if self.sums is None else self.sums.sums
+        return map_rows, (*place, tuple(self.tensor.shape), self.tensor.dtype, sums)
 
 
 def _in_memory(tensor: Tensor) -> Rows:
     return Rows(tensor, owned=True)
 
 
-def map_rows(path: Path, offset: int, shape: tuple[int, int], dtype: torch.dtype) -> Rows:
-    """Map rows of a file."""
+def map_rows(
+    path: Path,
+    offset: int,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    sums: NDArray[np.uint32] | None,
+) -> Rows:
+    """Map rows of a file; their checksums are compared as they are first read."""
     end = offset + math.prod(shape) * dtype.itemsize
-    if path.stat().st_size < end:
-        raise FileError(
-            f"{path} is truncated: {path.stat().st_size} bytes, at least {end} expected"
-        )
-    return rows_of_map(np.memmap(path, np.uint8, "r", offset, (end - offset,)), shape, dtype)
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        if size < end:
+            raise FileError(f"{path} is truncated: {size} bytes, at least {end} expected")
+        whole = np.memmap(file, np.uint8, "r", offset, (end - offset,))
+    return rows_of_map(whole, shape, dtype, sums)
 
 
-def rows_of_map(whole: np.memmap[Any, Any], shape: tuple[int, ...], dtype: torch.dtype) -> Rows:
-    """Rows that are all the bytes of a map."""
-    tensor = _checks.as_tensor("rows", whole).view(dtype).view(shape)
-    return Rows(tensor, whole)
+def rows_of_map(
+    whole: np.memmap[Any, Any],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    sums: NDArray[np.uint32] | None = None,
+    *,
+    compared: bool = False,
+) -> Rows:
+    """Rows that are all the bytes of a map; ``compared`` says that their checksums were."""
+    raw = _checks.as_tensor("rows", whole)
+    held = None
+    if sums is not None:
+        held = BlockSums(raw.numpy(), shape[0], sums, whole.filename, compared=compared)
+    return Rows(raw.view(dtype).view(shape), whole, held)
 
 
 def converted(rows: Any, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -134,65 +190,3 @@ def rows_of(given: Any, dtype: torch.dtype) -> Rows:
         held[first : first + len(block)] = block
         first += len(block)
     return Rows(held, owned=True)
-
-
-class RowFile:
-    """A safetensors file of rows that grows at its end.
-
-    Only the process that made it writes to it: a copy of an index in a process that was forked or
-    that unpickled it would write over the rows of the other.
-
-    Raises:
-        FileExistsError: there is a file.
-    """
-
-    def __init__(self, path: Path, rows: Any, d: int, dtype: torch.dtype) -> None:
-        path = path.resolve()
-        if path.exists():
-            raise FileExistsError(
-                f"expected path to name a new file, and {path} exists; delete it, or name another"
-            )
-        self.path, self.d, self.dtype = path, d, dtype
-        self.count, self._process = len(rows), os.getpid()
-        stream = Blocks((self.count, d), dtype, converted(rows, dtype))
-        write_tensors(path, _KIND, {"rows": stream}, {})
-        with TensorFile(path, _KIND) as file:
-            self._sum = file.sums["rows"]
-
-    def writable(self) -> bool:
-        """Whether this process may append."""
-        return os.getpid() == self._process
-
-    def append(self, rows: Any) -> None:
-        """Write rows at the end."""
-        size, total = self.d * self.dtype.itemsize, self._sum
-        count = self.count + len(rows)
-        with self.path.open("r+b") as file:
-            file.seek(PAGE + self.count * size)
-            try:
-                for block in converted(rows, self.dtype):
-                    for piece in pieces(block):
-                        file.write(piece)
-                        total = zlib.crc32(piece, total)
-            except BaseException:
-                # Windows does not cut a file that is mapped: what stands behind its rows is
-                # written over by those that come next.
-                with contextlib.suppress(PermissionError):
-                    file.truncate(PAGE + self.count * size)
-                raise
-            shape = {"rows": (self.dtype, (count, self.d))}
-            file.seek(0)
-            file.write(header(_KIND, shape, {}, {"rows": total}))
-        self.count, self._sum = count, total
-
-    def rows(self, first: int) -> Rows:
-        """The rows from one on."""
-        size = self.d * self.dtype.itemsize
-        return map_rows(self.path, PAGE + first * size, (self.count - first, self.d), self.dtype)
-
-    def first_of(self, rows: Rows) -> int | None:
-        """Which row of the file is the first of these, if they lie in it."""
-        place = rows.place()
-        if place is None or place[0] != self.path:
-            return None
-        return (place[1] - PAGE) // (self.d * self.dtype.itemsize)

@@ -276,6 +276,7 @@ class Sweep:
         wanted = places(scores.isnan())
         if wanted.numel():
             pairs = query[wanted], row[wanted], segment.norms
+            segment.touch(row[wanted])
             if self.double:
                 computed = _cpu_screen.score_pairs(batch.wide, segment.rows, *pairs)
             else:
