@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from cossim_fast import files
+
 FINDING, TROUBLE, INTERRUPTED = 1, 2, 130
 
 
@@ -36,7 +38,8 @@ def one_line_errors(checkpoint: Path | None = None) -> Iterator[None]:
         # torch has no class of its own for it.
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
             raise
-        note(f"there is not enough memory{_way_on(checkpoint)}")
+        named = isinstance(error, files.NotEnoughMemoryError)  # says for what
+        note(f"{error if named else 'there is not enough memory'}{_way_on(checkpoint)}")
         raise typer.Exit(TROUBLE) from error
 
 
