@@ -5,6 +5,7 @@ that repeats what the directory at the end says (4.3.12).
 """
 
 import bisect
+import io
 import struct
 import zipfile
 import zlib
@@ -21,8 +22,8 @@ _ENCRYPTED, _SIZES_AFTER, _UTF8 = 0x2041, 0x08, 0x800
 _ZIP64, _IN_ZIP64 = 1, 0xFFFFFFFF
 # zlib makes at most 258 bytes of 2 bits (https://zlib.net/zlib_tech.html); smaller ones have room.
 _DEFLATE_RATIO, _ROOM = 1032, 1024
-# Bytes that are read at a time.
-_PIECE = 1 << 20
+# Bytes that are read at a time, and to see what a member is.
+_PIECE, _BEGINNING = 1 << 20, 1 << 14
 
 
 class Archive:
@@ -112,6 +113,13 @@ class Archive:
     def open(self, info: zipfile.ZipInfo) -> IO[bytes]:
         """Read a member as it was before it was packed; its checksum is compared at its end."""
         return self._zip.open(info)
+
+    def beginning(self, info: zipfile.ZipInfo, begin: int) -> IO[bytes]:
+        """The first bytes of a member; the checksum of one stored as it is is not compared."""
+        if info.compress_type != zipfile.ZIP_STORED:
+            return self.open(info)
+        self._file.seek(begin)
+        return io.BytesIO(self._file.read(min(info.file_size, _BEGINNING)))
 
     def read(self, info: zipfile.ZipInfo) -> bytes:
         """A small member as a whole."""

@@ -17,7 +17,7 @@ _LISTED = 20
 class Entry:
     """One array of a file, not read yet."""
 
-    # None where it cannot be known; an axis is None where rows differ in length.
+    # None, or an axis that is None: not known before the array is read, or, with a refusal, at all.
     shape: tuple[int | None, ...] | None
     nbytes: int
     read: Callable[[], Any]
@@ -30,7 +30,9 @@ class Entry:
 
     def may_have(self, ndim: int) -> bool:
         """Whether it is, or could be, an array of ``ndim`` axes."""
-        return self.shape is None or (None not in self.shape and len(self.shape) == ndim)
+        if self.shape is None:
+            return True
+        return len(self.shape) == ndim and not (self.refusal and None in self.shape)
 
 
 def choose(
@@ -78,6 +80,8 @@ def refusal_of(dtype: np.dtype[Any], ndim: int) -> str:
         return f"is of {dtype}, whose items have no width"
     if dtype.kind not in "biuf" and ndim > 1:
         return f"is of {dtype}, and numbers are expected"
+    if dtype.kind == "u" and dtype.itemsize > 1 and ndim > 1:
+        return f"is of {dtype}, in which torch computes little; save x.astype('float32')"
     if dtype.kind == "f" and dtype.itemsize > 8:
         return f"is of {dtype}, which torch has not; save x.astype('float64')"
     return ""

@@ -33,7 +33,7 @@ def entries(path: Path, key: str | None, verify: bool) -> dict[str, Entry]:
 
 def _entry(archive: Archive, info: zipfile.ZipInfo, verify: bool) -> Entry:
     begin, path = archive.begin(info), archive.path
-    with archive.open(info) as member:
+    with archive.beginning(info, begin) as member:
         header = read_header(member)
     header.check_size(info.file_size)
     if info.compress_type == zipfile.ZIP_STORED:

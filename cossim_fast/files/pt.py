@@ -16,8 +16,8 @@ from cossim_fast.files.entries import Entry, size_text
 from cossim_fast.files.errors import DamagedError
 
 _DTYPES = {
-    torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32,
-    torch.uint64, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16,
+    torch.bfloat16, torch.float32, torch.float64,
 }  # fmt: skip
 # Bytes that are summed at a time.
 _PIECE = 1 << 24
@@ -41,7 +41,9 @@ def entries(path: Path, _key: str | None, verify: bool) -> dict[str, Entry]:
     if not isinstance(held, dict):
         held = {"": held}
     return {
-        name: _entry(tensor, records) for name, tensor in held.items() if isinstance(tensor, Tensor)
+        str(name): _entry(tensor, records)
+        for name, tensor in held.items()
+        if isinstance(name, (str, int)) and isinstance(tensor, Tensor)
     }
 
 
@@ -49,7 +51,7 @@ def _entry(tensor: Tensor, records: _Records | None) -> Entry:
     def read() -> Any:
         if records is not None:
             _check_record(tensor, records)
-        return tensor
+        return tensor.detach()
 
     nested = tensor.is_nested
     shape = (None,) * tensor.dim() if nested else tuple(tensor.shape)
@@ -70,7 +72,7 @@ def _refusal(tensor: Tensor, nbytes: int) -> str:
     if tensor.is_complex():
         return f"is complex ({tensor.dtype}); save torch.view_as_real(x).flatten(-2)"
     if tensor.dtype not in _DTYPES:
-        return f"is of {tensor.dtype}, in which nothing is computed; save x.float()"
+        return f"is of {tensor.dtype}, in which torch computes little; save x.float()"
     held = tensor.untyped_storage().nbytes()
     if nbytes > held:
         return (

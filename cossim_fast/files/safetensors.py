@@ -8,19 +8,16 @@ from cossim_fast._extras import require
 from cossim_fast.files.entries import Entry
 from cossim_fast.files.errors import DamagedError
 
-# Bytes of a number, by what the format calls its kind.
+# Bytes of a number, by what the format calls those kinds that torch computes with.
 _SIZES = {
     "BOOL": 1,
     "U8": 1,
     "I8": 1,
-    "U16": 2,
     "I16": 2,
     "F16": 2,
     "BF16": 2,
-    "U32": 4,
     "I32": 4,
     "F32": 4,
-    "U64": 8,
     "I64": 8,
     "F64": 8,
 }
@@ -49,7 +46,7 @@ def _entry(path: Path, name: str, shape: tuple[int, ...], kind: str) -> Entry:
     if kind.startswith("C"):
         refusal = f"is complex ({kind}); save torch.view_as_real(x).flatten(-2)"
     elif kind not in _SIZES:
-        refusal = f"is of {kind}, in which nothing is computed; save x.float()"
+        refusal = f"is of {kind}, in which torch computes little; save x.float()"
     return Entry(shape, math.prod(shape) * _SIZES.get(kind, 1), read, refusal)
 
 
