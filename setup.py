@@ -84,6 +84,7 @@ setup(
         "cossim_fast._checks",
         "cossim_fast.cli",
         "cossim_fast.diagnose",
+        "cossim_fast.files",
         "cossim_fast.integrations",
         "cossim_fast.kernels",
         "cossim_fast.retrieval",

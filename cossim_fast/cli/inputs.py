@@ -10,8 +10,8 @@ import typer
 from cossim_fast import files
 
 _FORMATS = "(n, d) in .npy, .npz, .pt, .safetensors or .parquet"
-# Rows that are looked at together.
-_CHUNK = 1 << 14
+# Numbers that are looked at together.
+_CHUNK = 1 << 22
 
 Embeddings = Annotated[Path, typer.Argument(help=_FORMATS, show_default=False)]
 Queries = Annotated[Path, typer.Argument(help=_FORMATS.replace("n", "q", 1), show_default=False)]
@@ -44,13 +44,19 @@ def embeddings(path: Path, *, key: str | None = None, skip_nan: bool = False) ->
     """Read (n, d) embeddings; files that can be mapped stay where they are.
 
     Raises:
-        ValueError: the file cannot be read, or a row holds NaN or an infinity.
+        ValueError: the file cannot be read, its rows have no width, or one holds NaN or an
+            infinity.
     """
     rows = files.load(path, key=key)
-    if rows.ndim != 2:
-        raise ValueError(f"expected (n, d) embeddings in {path}, got shape {tuple(rows.shape)}")
-    for start in range(0, 0 if skip_nan else len(rows), _CHUNK):
-        some = rows[start : start + _CHUNK]
+    # Rows of no width take no bytes, so that a short file may claim more of them than can be gone
+    # through, here or in a search.
+    if rows.ndim != 2 or not rows.shape[1]:
+        raise ValueError(
+            f"expected (n, d) embeddings with d >= 1 in {path}, got shape {tuple(rows.shape)}"
+        )
+    step = max(_CHUNK // rows.shape[1], 1)
+    for start in range(0, 0 if skip_nan else len(rows), step):
+        some = rows[start : start + step]
         finite = np.asarray(
             some.isfinite() if isinstance(some, torch.Tensor) else np.isfinite(some)
         )
@@ -77,6 +83,7 @@ def texts(path: Path | None, rows: int) -> list[str] | None:
 
 
 def _lines(path: Path) -> list[str]:
+    files.check_regular(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:

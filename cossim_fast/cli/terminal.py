@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from cossim_fast import files
 from cossim_fast._escaped import escaped
 
 FINDING, TROUBLE, INTERRUPTED = 1, 2, 130
@@ -44,7 +45,8 @@ def one_line_errors(checkpoint: Path | None = None) -> Iterator[None]:
         # torch has no class of its own for it.
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
             raise
-        note(f"there is not enough memory{_way_on(checkpoint)}")
+        named = isinstance(error, files.NotEnoughMemoryError)  # says for what
+        note(f"{error if named else 'there is not enough memory'}{_way_on(checkpoint)}")
         raise typer.Exit(TROUBLE) from error
 
 

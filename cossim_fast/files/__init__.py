@@ -1,0 +1,89 @@
+"""Read a matrix of embeddings, or its labels, from a file; large ones stay on disk.
+
+What a file claims is compared with what it holds before anything is read, and no code in it runs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cossim_fast.files import npy, npz, parquet, pt, safetensors
+from cossim_fast.files.entries import choose
+from cossim_fast.files.errors import BadFileError, NotEnoughMemoryError, explained
+from cossim_fast.files.places import check_regular
+
+__all__ = ["BadFileError", "NotEnoughMemoryError", "check_regular", "load", "load_column"]
+
+_READERS = {
+    ".npy": npy.entries,
+    ".npz": npz.entries,
+    ".pt": pt.entries,
+    ".safetensors": safetensors.entries,
+    ".parquet": parquet.entries,
+}
+
+
+def load(path: str | Path, *, key: str | None = None, ndim: int = 2, verify: bool = True) -> Any:
+    """Return the array of ``ndim`` axes that a file holds.
+
+    ``.npy``, ``.safetensors``, ``.pt`` and a ``.npz`` that is not compressed are mapped: what is
+    not touched is not read. ``.npz``, ``.pt`` and ``.safetensors`` may hold several arrays:
+    ``key`` names one, and is not needed where one alone has the right number of axes; the others
+    are not read. ``.pt`` is read with ``weights_only=True``, so no code in it runs. ``.parquet``
+    holds one column of lists, or one number a column, and is read into memory.
+
+    ``.npz`` and ``.pt`` hold checksums, which are compared once, before the array is returned:
+    all of it is read for that. So are those of the pages of a ``.parquet`` that has them.
+    ``.npy``, ``.safetensors`` and ``.pt`` as torch wrote it before 1.6 have none: a number that
+    was changed there, or the order of bytes, cannot be seen.
+
+    Args:
+        path: the file.
+        key: the name of one array, or of a column.
+        ndim: how many axes the array is to have.
+        verify: whether to compare checksums that need another pass over the file.
+
+    Raises:
+        BadFileError: what was expected, what the file holds, and what to pass.
+        NotEnoughMemoryError: the array has to be in memory, and is too large for it.
+        OSError: the file may not be read, or the disk fails.
+    """
+    path = Path(path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise BadFileError(f"expected a file ending in {', '.join(_READERS)}, got {path.name!r}")
+    with explained(path):
+        _check_readable(path)
+        name, entry = choose(reader(path, key, verify), key, ndim, path)
+    with explained(path, f"{name or 'the array'} {entry.claim()}"):
+        return entry.read()
+
+
+def load_column(path: Path, name: str | None) -> np.ndarray[Any, Any]:
+    """Read one column of whole numbers or strings from a ``.parquet``.
+
+    Args:
+        path: the file.
+        name: of the column; not needed where there is one alone.
+
+    Raises:
+        BadFileError: what was expected, what the file holds, and what to pass.
+        NotEnoughMemoryError: the column is too large for the memory.
+        OSError: the file may not be read, or the disk fails.
+    """
+    with explained(path):
+        _check_readable(path)
+        return parquet.column(path, name)
+
+
+def _check_readable(path: Path) -> None:
+    """Look at a file before a library does, whose errors would not say why."""
+    try:
+        size = check_regular(path)
+    except FileNotFoundError as error:
+        raise BadFileError(f"expected a file at {path}, and there is none") from error
+    if not size:
+        raise BadFileError(f"{path} cannot be read as {path.suffix}: it is empty")
+    with path.open("rb"):
+        pass

@@ -1,0 +1,72 @@
+"""What is said about a file that cannot be read: damage, the system's reasons, memory."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class BadFileError(ValueError):
+    """A file that is missing, damaged, of an unknown kind, or without a fitting array."""
+
+
+class NotEnoughMemoryError(MemoryError):
+    """A file whose array has to be in memory, and is too large for it."""
+
+
+class DamagedError(Exception):
+    """Why a file cannot be read; it never leaves `explained`, which says which file."""
+
+
+# The readers' own messages advise to load what is not safe.
+_EXPECTED = {
+    ".npy": "numbers saved by numpy.save",
+    ".npz": "numbers saved by numpy.savez",
+    ".pt": "a tensor or a dict of tensors saved by torch.save; nothing else in it is loaded",
+    ".safetensors": "tensors saved by safetensors",
+    ".parquet": "a table of numbers, or of one column of lists of one length",
+}
+
+
+@contextmanager
+def explained(path: Path, wanted: str = "") -> Iterator[None]:
+    """Say of every error what it means for this file.
+
+    Args:
+        path: the file.
+        wanted: what is being read, and how large it is.
+
+    Raises:
+        BadFileError: for whatever a library raises about what the file holds.
+        NotEnoughMemoryError: memory ran out.
+        OSError: as the system gave it, with the file's name.
+    """
+    try:
+        yield
+    except (BadFileError, NotEnoughMemoryError, ModuleNotFoundError):
+        raise
+    except DamagedError as error:
+        raise BadFileError(f"{path} cannot be read as {path.suffix}: {error}") from error
+    except Exception as error:  # every reader has errors of its own
+        if _is_lack_of_memory(error):
+            detail = wanted or " ".join(str(error).split())
+            raise NotEnoughMemoryError(
+                f"there is not enough memory to read {path}" + (f": {detail}" if detail else "")
+            ) from error
+        # A damaged offset makes libraries seek where nothing is (EINVAL), or raise without number.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        expected = _EXPECTED[path.suffix.lower()]
+        raise BadFileError(
+            f"{path} cannot be read as {path.suffix}: expected {expected}"
+        ) from error
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # torch has no class of its own for it; the second is Windows'.
+    words = ("can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(each in str(error) for each in words)
+    )

@@ -1,0 +1,157 @@
+"""`.parquet`: one column of lists as a matrix, or one number a column; what is wanted is read."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cossim_fast._extras import require
+from cossim_fast.files.entries import Entry
+from cossim_fast.files.errors import BadFileError, DamagedError
+from cossim_fast.files.memory import check_fits
+
+
+def entries(path: Path, key: str | None, verify: bool) -> dict[str, Entry]:
+    """The columns of lists; without any, the columns of numbers as one array; or the one named."""
+    with _open(path, verify) as file:
+        table = _Table(path, file, verify)
+        fields = {field.name: field.type for field in file.schema_arrow}
+    lists = [name for name, kind in fields.items() if hasattr(kind, "value_field")]
+    if key is not None and key in fields:
+        return {key: table.matrix(key) if key in lists else table.numbers([key])}
+    if len(lists) > 1 and key is None:
+        # Which of them is a matrix is seen only by reading the lengths.
+        return {name: table.looked_at(name) for name in lists}
+    if lists:
+        return {name: table.matrix(name) for name in lists}
+    return {"": table.numbers(list(fields))} if fields else {}
+
+
+def column(path: Path, name: str | None) -> np.ndarray[Any, Any]:
+    """One column of a table, of any kind, without gaps."""
+    with _open(path, True) as file:
+        table = _Table(path, file, True)
+        there = file.schema_arrow.names
+    chosen = name if name is not None else there[0] if len(there) == 1 else None
+    if chosen is None or chosen not in there:
+        wanted = "one column" if name is None else repr(name)
+        raise BadFileError(f"expected {wanted} in {path}, which holds {', '.join(there)}")
+    held = table.read([chosen]).column(0)
+    if held.null_count:
+        raise BadFileError(f"expected {chosen!r} of {path} without gaps, got {held.null_count}")
+    array: np.ndarray[Any, Any] = held.to_numpy()
+    return array
+
+
+def _open(path: Path, verify: bool) -> Any:
+    parquet = require("pyarrow.parquet", extra="cli")
+    return parquet.ParquetFile(path, page_checksum_verification=verify)
+
+
+class _Table:
+    """What a file claims, and its columns when they are read.
+
+    Sizes are taken from rows and types: pyarrow ends the process (a C++ exception nobody catches,
+    in 26.0) where one asks for the metadata of a column that are damaged. How many bytes rows take
+    in the file says nothing: equal ones are written once.
+
+    Raises:
+        DamagedError: the claims do not agree with each other.
+    """
+
+    def __init__(self, path: Path, file: Any, verify: bool) -> None:
+        self.path, self._verify = path, verify
+        metadata = file.metadata
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise DamagedError("two of its columns have one name")
+        self._types = {field.name: field.type for field in file.schema_arrow}
+        groups = [metadata.row_group(place).num_rows for place in range(metadata.num_row_groups)]
+        self.rows = metadata.num_rows
+        if min([self.rows, *groups]) < 0 or self.rows != sum(groups):
+            raise DamagedError(f"it claims {self.rows} rows, and {sum(groups)} in groups")
+
+    def _nbytes(self, name: str) -> int:
+        """What a column takes in memory; of lists of any length, what they take at least."""
+        kind, numbers = self._types[name], self.rows
+        if hasattr(kind, "value_field"):
+            numbers, kind = numbers * max(getattr(kind, "list_size", 1), 1), kind.value_type
+        return int(numbers * (kind.bit_width if _is_number(kind) else 8) // 8)
+
+    def read(self, names: list[str]) -> Any:
+        """Read some columns, if memory holds them."""
+        check_fits(f"{', '.join(names)} of {self.path}", sum(map(self._nbytes, names)))
+        with _open(self.path, self._verify) as file:
+            table = file.read(columns=names)
+        if table.column_names != names or table.num_rows != self.rows:
+            raise DamagedError(f"expected {self.rows} rows of {names}, got {table.num_rows}")
+        return table
+
+    def numbers(self, names: list[str]) -> Entry:
+        """Columns beside each other; text is left to labels, which are one column."""
+
+        def read() -> Any:
+            columns = []
+            for column in self.read(names).columns:
+                if column.null_count:
+                    raise DamagedError(f"{column.null_count} of its values are missing")
+                if len(names) > 1 and not _is_number(column.type):
+                    raise DamagedError(f"a column is of {column.type}; name one with its key")
+                columns.append(column.to_numpy(zero_copy_only=False))
+            return columns[0] if len(columns) == 1 else np.stack(columns, 1)
+
+        shape = (self.rows,) if len(names) == 1 else (self.rows, len(names))
+        return Entry(shape, sum(map(self._nbytes, names)), read)
+
+    def matrix(self, name: str) -> Entry:
+        """Lists as rows; whether they are of one length is seen when they are read."""
+        # Of lists of any length the width is not known before.
+        width = getattr(self._types[name], "list_size", None)
+
+        def read() -> Any:
+            chunks = self.read([name]).column(0).chunks
+            rows = [_rows(chunk) for chunk in chunks if len(chunk)]
+            widths = {some.shape[1] for some in rows}
+            if len(widths) > 1:
+                raise DamagedError(f"its lists are of {min(widths)} to {max(widths)} numbers")
+            return (
+                rows[0] if len(rows) == 1 else np.concatenate(rows or [np.empty((0, width or 0))])
+            )
+
+        return Entry((self.rows, width), self._nbytes(name), read)
+
+    def looked_at(self, name: str) -> Entry:
+        """The same, read once to see whether it is a matrix."""
+        entry = self.matrix(name)
+        try:
+            shape = entry.read().shape
+        except DamagedError as error:
+            return Entry((self.rows, None), entry.nbytes, entry.read, f"is no matrix: {error}")
+        return Entry(shape, entry.nbytes, entry.read)
+
+
+def _rows(lists: Any) -> np.ndarray[Any, Any]:
+    """Lists (n,) of one length as rows (n, d).
+
+    Raises:
+        DamagedError: they are not of one length, some are missing, or they are not of numbers.
+    """
+    if not _is_number(lists.type.value_type):
+        raise DamagedError(f"its lists are of {lists.type.value_type}, and numbers are expected")
+    if lists.null_count:
+        raise DamagedError(f"{lists.null_count} of its lists are missing")
+    lengths = require("pyarrow.compute", extra="cli").list_value_length(lists)
+    lengths = lengths.to_numpy(zero_copy_only=False)
+    least, most = int(lengths.min()), int(lengths.max())
+    if least != most:
+        raise DamagedError(f"its lists are of {least} to {most} numbers")
+    flat = lists.flatten()
+    if flat.null_count:
+        raise DamagedError(f"{flat.null_count} of the numbers in its lists are missing")
+    matrix: np.ndarray[Any, Any] = flat.to_numpy(zero_copy_only=False).reshape(len(lists), most)
+    return matrix
+
+
+def _is_number(kind: Any) -> bool:
+    types = require("pyarrow.types", extra="cli")
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
