@@ -133,11 +133,12 @@ def _values(queries: Tensor, rows: _Rows, n: int) -> Tensor:
     found = large((len(queries), n), torch.float32)
     for start in range(0, n, tuning.RANKED_ROWS):
         some = slice(start, min(start + tuning.RANKED_ROWS, n))
-        values, place = float_product.product(queries, rows.some(some)), found[:, some]
-        if rows.factor is None:
-            place.copy_(values)
-        else:
-            torch.mul(values, rows.factor[some], out=place)
+        for asked, at, values in float_product.parts(queries, rows.some(some)):
+            here = slice(some.start + at.start, some.start + at.stop)
+            if rows.factor is None:
+                found[asked, here] = values
+            else:
+                torch.mul(values, rows.factor[here], out=found[asked, here])
     return found
 
 

@@ -239,27 +239,50 @@ class FloatScreen:
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
         """Cosines less the constant of the query."""
         count = rows.stop - rows.start
-        dtype = torch.float32 if self._wide else torch.bfloat16
-        operand = terms.operand.to(dtype)
-        out = torch.empty((-(-count // BLOCK) * BLOCK, len(terms.scale)), dtype=dtype)
-        step = max(tuning.FLOAT_NUMBERS // centre.numel(), 1)
+        operand = terms.operand.float() if self._wide else terms.operand
+        out = torch.empty((-(-count // BLOCK) * BLOCK, len(terms.scale)))
+        step = chunk_rows(centre.numel())
+        narrow = _NarrowProduct()
         for start in range(0, count, step):
             some = slice(rows.start + start, min(rows.start + start + step, rows.stop))
             y = unit_rows(segment.rows[some], segment.norms[some], centre).to(self._dtype)
-            place = out[start : start + len(y)]
             if self._wide:
-                place.copy_(float_product.product(y.float(), operand))
+                found = float_product.parts(y.float(), operand)
             else:
-                products.bfloat16(y, operand, place)
+                found = float_product.in_few_shapes(y, operand, narrow)
+            for at, columns, values in found:
+                out[start + at.start : start + at.stop, columns] = values
             if segment.whole is not None:
                 # Else a pass over an index would hold all of its file: 130 MB of 150 000 float16
                 # rows of 384 numbers, and 29 so.
                 let_go(segment.whole, segment.rows[some])
-        return out.float()
+        return out
 
     def coded(self, segment: Segment) -> Segment | None:
         """Nothing that could be sieved."""
         return None
+
+
+def chunk_rows(d: int) -> int:
+    """Rows that are made for a product of floats at a time: a power of two, so of few shapes."""
+    fitting = tuning.FLOAT_NUMBERS // max(d, 1)
+    return max(1 << max(fitting.bit_length() - 1, 0), BLOCK)
+
+
+class _NarrowProduct:
+    """Products of bfloat16, each written over the one before; the first is the largest."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.bfloat16)
+
+    def __call__(self, rows: Tensor, queries: Tensor) -> Tensor:
+        shape = len(rows), len(queries)
+        size = shape[0] * shape[1]
+        if self._memory.numel() < size:
+            self._memory = torch.empty(size, dtype=torch.bfloat16)
+        out = self._memory[:size].view(shape)
+        products.bfloat16(rows, queries, out)
+        return out
 
 
 # Of a check that sums of products are within their bound.

@@ -84,7 +84,7 @@ MANY_RESULTS = 250
 CODING_PAYS = 64
 # Queries: so few are multiplied as bfloat16 with the codes.
 FEW_QUERIES = 2
-# Numbers: of rows that are made for a product of floats at a time; 4 MB.
+# Numbers: of rows that are made for a product of floats at a time, at most; 4 MB.
 FLOAT_NUMBERS = 1 << 20
 
 # ---- all rows ranked at once (ranked) ----
