@@ -20,6 +20,7 @@ RULES = {
     "_dtypes": set(),
     "_products": {"_fp32_setting", "_threads"},
     "_vecdot": set(),
+    "_shapes": set(),
     "files": {"_extras"},
     "_dispatch": set(),
     "_broadcast": set(),
@@ -30,14 +31,15 @@ RULES = {
     "_cpu": {"_composite", "_dtypes", "_threads", "_vecdot"},
     "_cpu_gradients": {"_composite", "_cpu", "_threads"},
     "_cpu_units": {"_composite", "_cpu"},
-    "_cpu_products": {"_cpu_units", "_products", "_threads"},
+    "_cpu_products": {"_cpu_units", "_products", "_shapes", "_threads"},
     "_cpu_narrow": {"_composite", "_cpu", "_cpu_products", "_cpu_units", "_dtypes"},
     "_cpu_matrix": {
-        "_cpu", "_cpu_narrow", "_cpu_products", "_cpu_units", "_dtypes", "_products", "_threads"
+        "_cpu", "_cpu_narrow", "_cpu_products", "_cpu_units", "_dtypes", "_products", "_shapes",
+        "_threads",
     },
     "_cpu_matrix_gradients": {
         "_cpu", "_cpu_gradients", "_cpu_matrix", "_cpu_products", "_cpu_units", "_dtypes",
-        "_products", "_threads",
+        "_products", "_shapes", "_threads",
     },
     "_autograd": {
         "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_cpu_matrix_gradients",
@@ -57,8 +59,8 @@ RULES = {
     "__init__": {"_ops", "diagnose", "functional", "modules", "retrieval"},
     # Rooms of several files; a room may import itself.
     "retrieval": {
-        "_checks", "_cpu_screen", "_extras", "_ops", "_products", "_screened_topk", "_threads",
-        "_vecdot",
+        "_checks", "_cpu_screen", "_extras", "_ops", "_products", "_screened_topk", "_shapes",
+        "_threads", "_vecdot",
     },
     "diagnose": {"functional", "modules", "_checks", "_extras", "_products", "retrieval"},
     "integrations": {

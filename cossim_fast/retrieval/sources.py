@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 from collections.abc import Iterator
 from typing import Any
@@ -51,19 +52,29 @@ class StreamCorpus:
         self.dtype: torch.dtype | None = None
 
     def blocks(self, start: int = 0) -> Iterator[Tensor]:
-        """Yield blocks of rows from ``start`` on, cut and joined to the size that suits."""
-        step, held, waiting = block_rows(self.d), 0, []
-        to_skip = start
-        for number, block in enumerate(self._blocks):
-            rows = self._checked(number, block)
+        """Yield blocks of rows from ``start`` on, cut and joined to the size that suits.
+
+        A block is cut where it lies, and let go before the iterator makes the next: only rows that
+        wait for it are copied, less than one such size.
+        """
+        step, to_skip = block_rows(self.d), start
+        waiting, held, numbers = list[Tensor](), 0, itertools.count()
+        for block in self._blocks:  # not by `enumerate`, which would keep a block for the next one
+            rows = self._checked(next(numbers), block)
+            del block
             skipped = min(to_skip, len(rows))
-            to_skip, rows = to_skip - skipped, rows[skipped:]
-            waiting.append(rows)
-            held += len(rows)
-            while held >= step:
-                joined = torch.cat(waiting) if len(waiting) > 1 else waiting[0]
-                yield joined[:step]
-                waiting, held = [joined[step:]], held - step
+            to_skip -= skipped
+            at = skipped
+            while held + len(rows) - at >= step:
+                some = rows[at : at + step - held]
+                at += len(some)
+                yield torch.cat([*waiting, some]) if waiting else some
+                waiting, held = [], 0
+                del some
+            if at < len(rows):
+                waiting.append(rows[at:].clone())
+                held += len(rows) - at
+            del rows
         if to_skip:
             raise ValueError(
                 f"expected the iterator to give the rows again from the first, at least {start} "
