@@ -13,13 +13,11 @@ from cossim_fast.retrieval.int8 import width
 
 # Fewer rows on either side are multiplied by torch.mm.
 FEWEST = 16
-# Rows and others: of the smallest product.
-_ROWS, _OTHERS = 64, 16
-# Rows and others: of the largest one, powers of two.
-_MOST = 1 << 14
+# Rows: of the smallest product and of the largest one, powers of two.
+_LEAST, _MOST = 64, 1 << 14
 
-# Where a product lies in the whole, and what it is (r, c).
-Part = tuple[slice, slice, Tensor]
+# Which rows, and their products (r, m).
+Part = tuple[slice, Tensor]
 
 
 def parts(rows: Tensor, others: Tensor) -> Iterator[Part]:
@@ -30,7 +28,7 @@ def parts(rows: Tensor, others: Tensor) -> Iterator[Part]:
     """
     n, m = len(rows), len(others)
     if min(n, m) < FEWEST or not _products.linear_is_faster():
-        yield slice(0, n), slice(0, m), _products.mm(rows, others.mT)
+        yield slice(0, n), _products.mm(rows, others.mT)
     else:
         yield from in_few_shapes(rows.contiguous(), others, _products.linear)
 
@@ -40,33 +38,30 @@ def in_few_shapes(
 ) -> Iterator[Part]:
     """Yield parts of the product (n, m) of rows (n, d) and others (m, d).
 
-    Each is of a power of two of rows from 64 on, of which the last are padded, and one of others
-    from 16 on: of 1024 of these at most, and chunks of 2048 rows, there are 42 shapes a width.
+    Each is of a power of two of rows from 64 on, of which the last are padded, and all others, up
+    to their `width`: with chunks of 2048 rows six shapes for one number of others, and 114 for all
+    up to 1024.
 
     Args:
         rows: (n, d).
         others: (m, d).
-        multiply: (r, d) and (c, d) into (r, c), which the next call may write over.
+        multiply: (r, d) and (w, d) into (r, w), which the next call may write over.
     """
     n, m = len(rows), len(others)
     wide = _padded(others, width(m))
-    columns = list(cut(len(wide), _OTHERS, _MOST))
-    for some in cut(n, _ROWS, _MOST):
+    for some in cut(n, _LEAST, _MOST):
         kept = slice(some.start, min(some.stop, n))
         left = _padded(rows[kept], some.stop - some.start)
-        for at in columns:
-            count = min(at.stop, m) - at.start
-            found = multiply(left, wide[at])[: kept.stop - kept.start, :count]
-            yield kept, slice(at.start, at.start + count), found
+        yield kept, multiply(left, wide)[: kept.stop - kept.start, :m]
 
 
 def product(rows: Tensor, others: Tensor) -> Tensor:
     """Rows (n, d) times others (m, d), transposed, in float32: (n, m), see `parts`."""
     found = rows.new_empty((len(rows), len(others)))
-    for some, at, values in parts(rows, others):
+    for some, values in parts(rows, others):
         if values.shape == found.shape:
             return values
-        found[some, at] = values
+        found[some] = values
     return found
 
 

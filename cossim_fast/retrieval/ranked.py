@@ -133,12 +133,11 @@ def _values(queries: Tensor, rows: _Rows, n: int) -> Tensor:
     found = large((len(queries), n), torch.float32)
     for start in range(0, n, tuning.RANKED_ROWS):
         some = slice(start, min(start + tuning.RANKED_ROWS, n))
-        for asked, at, values in float_product.parts(queries, rows.some(some)):
-            here = slice(some.start + at.start, some.start + at.stop)
+        for asked, values in float_product.parts(queries, rows.some(some)):
             if rows.factor is None:
-                found[asked, here] = values
+                found[asked, some] = values
             else:
-                torch.mul(values, rows.factor[here], out=found[asked, here])
+                torch.mul(values, rows.factor[some], out=found[asked, some])
     return found
 
 

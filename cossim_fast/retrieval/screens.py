@@ -13,6 +13,7 @@ rho_B >= |y - ŷ|, enlarged where the product rounds.
 from __future__ import annotations
 
 import functools
+import threading
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -33,6 +34,8 @@ SLACK = 2.0**-40
 # The operator of `FewQueriesScreen` reads whole vectors: rows of another width would be read beyond
 # their end.
 FEW_QUERIES_WIDTH = 64
+# What a thread keeps to multiply in.
+_kept = threading.local()
 
 
 @dataclass(frozen=True)
@@ -242,16 +245,15 @@ class FloatScreen:
         operand = terms.operand.float() if self._wide else terms.operand
         out = torch.empty((-(-count // BLOCK) * BLOCK, len(terms.scale)))
         step = chunk_rows(centre.numel())
-        narrow = _NarrowProduct()
         for start in range(0, count, step):
             some = slice(rows.start + start, min(rows.start + start + step, rows.stop))
             y = unit_rows(segment.rows[some], segment.norms[some], centre).to(self._dtype)
             if self._wide:
                 found = float_product.parts(y.float(), operand)
             else:
-                found = float_product.in_few_shapes(y, operand, narrow)
-            for at, columns, values in found:
-                out[start + at.start : start + at.stop, columns] = values
+                found = float_product.in_few_shapes(y, operand, _narrow_product)
+            for at, values in found:
+                out[start + at.start : start + at.stop] = values
             if segment.whole is not None:
                 # Else a pass over an index would hold all of its file: 130 MB of 150 000 float16
                 # rows of 384 numbers, and 29 so.
@@ -269,20 +271,18 @@ def chunk_rows(d: int) -> int:
     return max(1 << max(fitting.bit_length() - 1, 0), BLOCK)
 
 
-class _NarrowProduct:
-    """Products of bfloat16, each written over the one before; the first is the largest."""
-
-    def __init__(self) -> None:
-        self._memory = torch.empty(0, dtype=torch.bfloat16)
-
-    def __call__(self, rows: Tensor, queries: Tensor) -> Tensor:
-        shape = len(rows), len(queries)
-        size = shape[0] * shape[1]
-        if self._memory.numel() < size:
-            self._memory = torch.empty(size, dtype=torch.bfloat16)
-        out = self._memory[:size].view(shape)
-        products.bfloat16(rows, queries, out)
-        return out
+def _narrow_product(rows: Tensor, queries: Tensor) -> Tensor:
+    """The product (r, c) of bfloat16, in memory of this thread's that the next one writes over."""
+    shape = len(rows), len(queries)
+    size = shape[0] * shape[1]
+    memory: Tensor | None = getattr(_kept, "memory", None)
+    if memory is None or memory.numel() < size:
+        memory = torch.empty(size, dtype=torch.bfloat16)
+        if size <= tuning.KEPT_SCORES:
+            _kept.memory = memory
+    out = memory[:size].view(shape)
+    products.bfloat16(rows, queries, out)
+    return out
 
 
 # Of a check that sums of products are within their bound.
