@@ -39,8 +39,8 @@ def in_few_shapes(
     """Yield parts of the product (n, m) of rows (n, d) and others (m, d).
 
     Each is of a power of two of rows from 64 on, of which the last are padded, and all others, up
-    to their `width`: with chunks of 2048 rows six shapes for one number of others, and 114 for all
-    up to 1024.
+    to their `width`: with chunks of 2048 rows six shapes for one number of others, 4 MB of machine
+    code, and 114 for all numbers up to 1024.
 
     Args:
         rows: (n, d).
