@@ -21,6 +21,7 @@ from cossim_fast._cpu_narrow import choose_product
 from cossim_fast._cpu_products import Operand, Product
 from cossim_fast._cpu_units import normalize, panel_rows
 from cossim_fast._dtypes import accumulation_dtype
+from cossim_fast._shapes import even
 
 # Side of a tile. One core of Zen 5 multiplied tiles of 512 x 512 x 768 at 111 G operations a
 # second (torch.mm) and 238 (oneDNN), of 1024 x 4096 at 108 and 227.
@@ -149,11 +150,12 @@ class Tiles:
         """Fill out (n, m) from (n, d) and (m, d); y=None computes half of it and mirrors that."""
         m, d = out.shape[1], x.shape[1]
         panel = min(panel_rows(d), m)
-        memory = self._product.empty(panel, d)
+        if self._side is not None and panel < m:
+            panel = max(panel // self._side, 1) * self._side
+        memory = self._product.empty(self._padded(panel), d)
         for first in range(0, m, panel):
             stop = min(first + panel, m)
-            b = _rows(memory, slice(stop - first))
-            self._prepare_all((x if y is None else y)[first:stop], b)
+            b = self._prepare_all((x if y is None else y)[first:stop], memory)
             columns = out[:, first:stop]
             if y is not None:
                 parts = self._rectangle(x, b, columns, None)
@@ -162,12 +164,18 @@ class Tiles:
                 parts += self._rectangle(x[:first], b, columns[:first], out[first:stop])
             _threads.apart(self._threads, parts)
 
-    def _prepare_all(self, x: Tensor, operand: Operand) -> None:
+    def _padded(self, rows: int) -> int:
+        return self._product.padded(rows, self._side or rows)
+
+    def _prepare_all(self, x: Tensor, memory: Operand) -> Operand:
+        """Prepare rows in memory that may be longer; return them, padded."""
+        operand = _rows(memory, slice(len(x)))
         step = len(x) if self._threads == 1 else max(BLOCK // max(x.shape[1], 1), 1)
         blocks = [slice(start, start + step) for start in range(0, len(x), step)]
         prepare = self._product.prepare
         parts = [partial(prepare, x[some], self._eps, _rows(operand, some)) for some in blocks]
         _threads.apart(self._threads, parts)
+        return _padded_rows(memory, len(x), self._padded(len(x)))
 
     def _rectangle(self, x: Tensor, b: Operand, out: Tensor, mirror: Tensor | None) -> list[Part]:
         """Parts that fill out with all rows of x and b, and the mirror (m, n) if there is one."""
@@ -175,25 +183,28 @@ class Tiles:
         rows = columns = self._side or max(panel_rows(x.shape[1]), m)
         if m <= FEW:
             rows = max(BLOCK // max(x.shape[1], 1), 1)
-        starts = range(0, m, columns)
+        starts, padded = range(0, m, columns), self._padded(n)
         group = self._group(-(-n // rows) * len(starts))
         parts: list[Part] = []
         for top in range(0, n, rows):
             strip = slice(top, min(top + rows, n))
             other = None if mirror is None else mirror[:, strip]
+            size = min(rows, padded - top)
             for i in range(0, len(starts), group):
                 some = starts[i : i + group]
                 parts.append(
-                    partial(self._fill_strip, x[strip], b, out[strip], some, columns, other)
+                    partial(self._fill_strip, x[strip], size, b, out[strip], some, columns, other)
                 )
         return parts
 
     def _fill_strip(
-        self, x: Tensor, b: Operand, out: Tensor, starts: range, columns: int, mirror: Tensor | None
-    ) -> None:
-        """Fill tiles of a strip, whose rows this thread prepares for itself."""
-        a = self._product.empty(*x.shape)
-        self._product.prepare(x, self._eps, a)
+        self, x: Tensor, size: int, b: Operand, out: Tensor, starts: range, columns: int,
+        mirror: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Fill tiles of a strip, whose rows this thread prepares for itself, padded to a size."""
+        n, d = x.shape
+        a = _padded_rows(self._product.empty(size, d), n, size)
+        self._product.prepare(x, self._eps, _rows(a, slice(n)))
         for start in starts:
             self._fill_tile(a, b, out, start, columns, mirror)
 
@@ -229,13 +240,17 @@ class Tiles:
                 self._fill_tile(a, b, out[strip], start, side, out[:, strip])
 
     def _fill_square(self, a: Operand, out: Tensor) -> None:
-        """Fill out with a and a: half its rows with the other half, then each half alike."""
+        """Fill out with a and a: half its rows with the other half, then each half alike.
+
+        Halves of as few sizes as there are of a.
+        """
         n = out.shape[0]
         if n <= LEAF:
             self._product.write(a, a, out)
             out.copy_(out.triu() + out.triu(1).T)
             return
-        upper, lower = slice(n // 2), slice(n // 2, n)
+        half = even(n // 2, LEAF // 4)
+        upper, lower = slice(half), slice(half, None)
         self._fill_square(_rows(a, upper), out[upper, upper])
         self._fill_square(_rows(a, lower), out[lower, lower])
         self._product.write(_rows(a, upper), _rows(a, lower), out[upper, lower])
@@ -248,6 +263,13 @@ class Tiles:
 
 def _rows(operand: Operand, some: slice) -> Operand:
     return [each[some] for each in operand]
+
+
+def _padded_rows(memory: Operand, count: int, padded: int) -> Operand:
+    """Rows of memory up to a number that is padded with zeros."""
+    for each in memory:
+        each[count:padded] = 0
+    return _rows(memory, slice(padded))
 
 
 def _transpose(source: Tensor, target: Tensor) -> None:

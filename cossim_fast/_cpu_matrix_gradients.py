@@ -7,14 +7,16 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from cossim_fast import _products, _threads
 from cossim_fast._cpu import BLOCK
 from cossim_fast._cpu_gradients import project
 from cossim_fast._cpu_matrix import SIDE, is_shared
-from cossim_fast._cpu_products import CHAIN, by_onednn
+from cossim_fast._cpu_products import CHAIN, LEAST, by_onednn
 from cossim_fast._cpu_units import normalize, panel_rows
 from cossim_fast._dtypes import accumulation_dtype
+from cossim_fast._shapes import even
 
 # Rows of the incoming gradient whose conversion to another dtype stays in cache with as many
 # columns.
@@ -22,6 +24,8 @@ CONVERTED = 1 << 21
 # Strips that few rows are cut into, and their fewest rows.
 STRIPS = 8
 FEWEST = 64
+# What is added up in one chain is a multiple of so many.
+CHAIN_STEP = 64
 
 
 def matrix_gradient(grad: Tensor, x: Tensor, y: Tensor, eps: float) -> Tensor:
@@ -52,11 +56,11 @@ class _Strips:
         n, d = x.shape
         self._panel = panel_rows(d)
         threads = _threads.usable_threads()
-        strip = min(max(-(-n // STRIPS), FEWEST), SIDE)
+        strip = min(even(-(-n // STRIPS), FEWEST), SIDE)
         self._apart = is_shared(size) and n > strip * (threads - 1)
         self._threads = threads if self._apart else 1
-        self._strip = strip if self._apart else self._panel
         self._by_onednn = dtype == torch.float32 and by_onednn(size)
+        self._strip = strip if self._apart else SIDE if self._by_onednn else self._panel
 
     def fill(self) -> None:
         """Compute the result."""
@@ -102,12 +106,15 @@ class _Strips:
             self._result[rows] = t
 
     def _add_by_onednn(self, strip: Tensor, unit_y: Tensor, t: Tensor) -> None:
-        """In chains as short as those of the forward product."""
-        tile = t
+        """In chains as short as those of the forward product, padded with zeros to few shapes."""
+        more = even(len(t), LEAST) - len(t)
+        tile = pad(t, (0, 0, 0, more)) if more else t
         for some in _spans(strip.shape[1], CHAIN):
-            piece = strip[:, some].to(self._dtype).contiguous()
-            tile = _products.linear(piece, unit_y[some].T, tile)
-        t.copy_(tile)
+            y = unit_y[some]
+            behind = -len(y) % CHAIN_STEP
+            piece = pad(strip[:, some].to(self._dtype), (0, behind, 0, more))
+            tile = _products.linear(piece, (pad(y, (0, 0, 0, behind)) if behind else y).T, tile)
+        t.copy_(tile[: len(t)])
 
 
 def _spans(length: int, step: int) -> Iterator[slice]:

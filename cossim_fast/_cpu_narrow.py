@@ -65,10 +65,31 @@ class NarrowProduct(TileProduct):
         tile's own; torch.mm of all normalized rows takes 32, the products of tiles alone 31.
         """
         if not hasattr(self._kept, "tiles"):
-            self._kept.tiles = Scratch(self._dtype), Scratch(torch.float32)
+            self._kept.tiles = Place(self._dtype), Place(torch.float32)
         narrow, wide = self._kept.tiles
-        tile = wide.like(out).copy_(torch.mm(a[0], b[0].T, out=narrow.like(out)))
-        out.copy_(tile.mul_(a[1][:, None]).mul_(b[1]).clamp_(-1.0, 1.0))
+        shape = len(a[0]), len(b[0])
+        tile = wide(shape).copy_(torch.mm(a[0], b[0].T, out=narrow(shape)))
+        tile.mul_(a[1][:, None]).mul_(b[1]).clamp_(-1.0, 1.0)
+        out.copy_(_of(tile, out))
+
+
+class Place:
+    """Memory (r, c) that one tile after another is written to."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._memory = torch.empty(0, dtype=dtype, device="cpu")
+
+    def __call__(self, shape: tuple[int, int]) -> Tensor:
+        """Memory of a shape."""
+        size = shape[0] * shape[1]
+        if self._memory.numel() < size:
+            self._memory = self._memory.new_empty(size)
+        return self._memory[:size].view(shape)
+
+
+def _of(tile: Tensor, out: Tensor) -> Tensor:
+    """What of a padded tile belongs to out."""
+    return tile[: out.shape[0], : out.shape[1]]
 
 
 def _any_range(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -106,10 +127,10 @@ class RoundedProduct(TileProduct):
         """Multiply once, and again where the first rounding is too much."""
         tile = torch.mm(a[0], b[0].T)
         if (a[1].max() + b[1].max()).item() <= self.ROOM:
-            out.copy_(tile.clamp_(-1.0, 1.0))
+            out.copy_(_of(tile, out).clamp_(-1.0, 1.0))
             return
         rest = tile.neg().addmm_(a[0], b[0].T)
-        out.copy_(tile.float().add_(rest).clamp_(-1.0, 1.0))
+        out.copy_(_of(tile.float().add_(rest), out).clamp_(-1.0, 1.0))
 
 
 class SplitProduct(TileProduct):
@@ -132,7 +153,7 @@ class SplitProduct(TileProduct):
         rest = first.neg()
         for left, right in ((a[0], b[0]), (a[0], b[1]), (a[1], b[0])):
             rest.addmm_(left, right.T)
-        out.copy_(first.float().add_(rest).clamp_(-1.0, 1.0))
+        out.copy_(_of(first.float().add_(rest), out).clamp_(-1.0, 1.0))
 
 
 def _blocks(x: Tensor, operand: Operand) -> Iterator[tuple[Tensor, ...]]:

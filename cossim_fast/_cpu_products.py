@@ -1,7 +1,8 @@
 """The product of two tiles of rows on CPU: what rows are turned into, and what multiplies them.
 
 A product prepares rows once, as tensors whose first dimension is that of the rows, so that strips
-and tiles are slices of them; and writes the clamped cosines of two such tiles.
+and tiles are slices of them; and writes the clamped cosines of two such tiles. Products by oneDNN
+take tiles that are padded, so that few shapes occur (`_shapes`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from cossim_fast import _products
 from cossim_fast._cpu_units import normalize
+from cossim_fast._shapes import even
 from cossim_fast._threads import MOST_THREADS
 
 # Prepared rows: tensors (rows, ...).
@@ -24,6 +26,9 @@ CHAIN = 192
 # Multiplications of a matrix from which oneDNN's products are taken: it makes machine code for
 # each new shape in 0.5 ms, and MKL takes 2.5 ms for so many (one core of Zen 5).
 LARGE = 1 << 27
+# Rows that are padded: to a multiple of so many at least; and the steps of a tile's side beside
+# others, of 64 rows at least.
+LEAST, FEW_STEPS = 16, 16
 
 
 class Product(Protocol):
@@ -38,8 +43,14 @@ class Product(Protocol):
     def is_in_place(self, result: torch.dtype) -> bool:
         """Whether `write` needs no memory of its own to fill a result of this dtype."""
 
+    def padded(self, rows: int, side: int) -> int:
+        """To how many rows so many are padded, which are cut into tiles of a side."""
+
     def write(self, a: Operand, b: Operand, out: Tensor) -> None:
-        """Fill out (r, c) with the clamped cosines of the rows of a with those of b."""
+        """Fill out (r, c) with the clamped cosines of the rows of a with those of b.
+
+        They may have more rows than that, up to what r and c are `padded` to.
+        """
 
 
 class PlainProduct:
@@ -60,6 +71,10 @@ class PlainProduct:
         """Where the result has the product's dtype."""
         return result == self._dtype
 
+    def padded(self, rows: int, side: int) -> int:
+        """To no more."""
+        return rows
+
     def write(self, a: Operand, b: Operand, out: Tensor) -> None:
         """Multiply in place where out has the product's dtype."""
         if self.is_in_place(out.dtype):
@@ -69,11 +84,21 @@ class PlainProduct:
 
 
 class TileProduct:
-    """A product that is formed in a tile of its own."""
+    """A product by oneDNN, that is formed in a tile of its own."""
 
     def is_in_place(self, result: torch.dtype) -> bool:
         """Never."""
         return False
+
+    def padded(self, rows: int, side: int) -> int:
+        """By an eighth at most; what is left beside whole tiles, by `FEW_STEPS` steps of a side.
+
+        So a side of a tile, of 512 at most, has one of 24 sizes, 8 of them where there are others.
+        """
+        if rows <= side:
+            return even(rows, LEAST)
+        step = max(side // FEW_STEPS, 64)
+        return -(-rows // step) * step
 
 
 class OneDnnProduct(TileProduct):
@@ -102,9 +127,10 @@ class OneDnnProduct(TileProduct):
 
     def write(self, a: Operand, b: Operand, out: Tensor) -> None:
         """Add up the products of the pieces."""
-        tile = _products.linear(a[0], b[0])
+        whole = _products.linear(a[0], b[0])
         for left, right in zip(a[1:], b[1:], strict=True):
-            tile = _products.linear(left, right, tile)
+            whole = _products.linear(left, right, whole)
+        tile = whole[: out.shape[0], : out.shape[1]]
         if out.dtype == tile.dtype:
             torch.clamp(tile, -1.0, 1.0, out=out)
         else:

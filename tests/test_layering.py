@@ -22,6 +22,7 @@ RULES = {
     "_dtypes": set(),
     "_products": {"_fp32_setting", "_threads"},
     "_vecdot": set(),
+    "_shapes": set(),
     "files": {"_extras"},
     "_dispatch": set(),
     "_broadcast": set(),
@@ -32,14 +33,15 @@ RULES = {
     "_cpu": {"_composite", "_dtypes", "_threads", "_vecdot"},
     "_cpu_gradients": {"_composite", "_cpu", "_threads"},
     "_cpu_units": {"_composite", "_cpu"},
-    "_cpu_products": {"_cpu_units", "_products", "_threads"},
+    "_cpu_products": {"_cpu_units", "_products", "_shapes", "_threads"},
     "_cpu_narrow": {"_composite", "_cpu", "_cpu_products", "_cpu_units", "_dtypes"},
     "_cpu_matrix": {
-        "_cpu", "_cpu_narrow", "_cpu_products", "_cpu_units", "_dtypes", "_products", "_threads"
+        "_cpu", "_cpu_narrow", "_cpu_products", "_cpu_units", "_dtypes", "_products", "_shapes",
+        "_threads",
     },
     "_cpu_matrix_gradients": {
         "_cpu", "_cpu_gradients", "_cpu_matrix", "_cpu_products", "_cpu_units", "_dtypes",
-        "_products", "_threads",
+        "_products", "_shapes", "_threads",
     },
     "_autograd": {
         "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_cpu_matrix_gradients",
@@ -60,7 +62,7 @@ RULES = {
     # Rooms of several files; a room may import itself.
     "retrieval": {
         "_checks", "_cpu_screen", "_extras", "_ops", "_products", "_replacing", "_screened_topk",
-        "_threads", "_vecdot",
+        "_shapes", "_threads", "_vecdot",
     },
     "diagnose": {
         "functional", "modules", "_checks", "_escaped", "_extras", "_products", "_replacing",

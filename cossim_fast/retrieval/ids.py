@@ -35,7 +35,14 @@ class Ids:
         return None if self.kind == "strings" else -1
 
     def accept(self, parts: Sequence[Part], ids: Any, n: int) -> np.ndarray[Any, Any] | None:
-        """Check the ids of n new rows, and return them; None where rows are counted."""
+        """Check the ids of n new rows, and return them; None where rows are counted, or none come.
+
+        Where none come, there are no ids to be of a kind: none at all, and an empty sequence.
+        """
+        if n == 0:
+            if ids is not None:
+                _checks.row_ids("ids", ids, n)
+            return None
         if ids is None:
             if self.kind not in (None, "positions"):
                 _checks.same_ids("none", self.kind)

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cossim_fast._shapes import even
 from cossim_fast.retrieval import products, tuning
 
 # Sums of d products of unsigned codes fit int32.
@@ -54,10 +55,9 @@ _kept = threading.local()
 
 
 def width(queries: int) -> int:
-    """The columns of a product: queries are padded, so that few shapes occur.
+    """The columns of a product: queries are padded, so that few shapes occur (`_shapes`).
 
-    oneDNN makes machine code for every shape, up to a megabyte, and keeps that of the last 1024;
-    once it finds no memory for it, it makes none any more in this process.
+    Once oneDNN finds no memory for machine code, it makes none any more in this process.
     """
     step = _COLUMNS if queries > _COLUMNS else _FEWEST_COLUMNS
     return -(-queries // step) * step
@@ -65,8 +65,7 @@ def width(queries: int) -> int:
 
 def even_rows(rows: int) -> int:
     """The rows of a product of so many: padded likewise, by an eighth at most."""
-    step = max(1 << max((rows - 1).bit_length() - 4, 0), _FEWEST_ROWS)
-    return -(-rows // step) * step
+    return even(rows, _FEWEST_ROWS)
 
 
 def pack(queries: Tensor) -> Tensor:

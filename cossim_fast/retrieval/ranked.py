@@ -139,11 +139,11 @@ def _values(queries: Tensor, rows: _Rows, n: int) -> Tensor:
     found = large((len(queries), n), torch.float32)
     for start in range(0, n, tuning.RANKED_ROWS):
         some = slice(start, min(start + tuning.RANKED_ROWS, n))
-        values, place = float_product.product(queries, rows.some(some)), found[:, some]
-        if rows.factor is None:
-            place.copy_(values)
-        else:
-            torch.mul(values, rows.factor[some], out=place)
+        for asked, values in float_product.parts(queries, rows.some(some)):
+            if rows.factor is None:
+                found[asked, some] = values
+            else:
+                torch.mul(values, rows.factor[some], out=found[asked, some])
     return found
 
 

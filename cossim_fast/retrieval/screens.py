@@ -13,6 +13,7 @@ rho_B >= |y - ŷ|, enlarged where the product rounds.
 from __future__ import annotations
 
 import functools
+import threading
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -33,6 +34,8 @@ SLACK = 2.0**-40
 # The operator of `FewQueriesScreen` reads whole vectors: rows of another width would be read beyond
 # their end.
 FEW_QUERIES_WIDTH = 64
+# What a thread keeps to multiply in.
+_kept = threading.local()
 
 
 @dataclass(frozen=True)
@@ -239,28 +242,48 @@ class FloatScreen:
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
         """Cosines less the constant of the query."""
         count = rows.stop - rows.start
-        dtype = torch.float32 if self._wide else torch.bfloat16
-        operand = terms.operand.to(dtype)
-        out = torch.empty((-(-count // BLOCK) * BLOCK, len(terms.scale)), dtype=dtype)
-        step = max(tuning.FLOAT_NUMBERS // centre.numel(), 1)
+        operand = terms.operand.float() if self._wide else terms.operand
+        out = torch.empty((-(-count // BLOCK) * BLOCK, len(terms.scale)))
+        step = chunk_rows(centre.numel())
         for start in range(0, count, step):
             some = slice(rows.start + start, min(rows.start + start + step, rows.stop))
             segment.touch(some)
             y = unit_rows(segment.rows[some], segment.norms[some], centre).to(self._dtype)
-            place = out[start : start + len(y)]
             if self._wide:
-                place.copy_(float_product.product(y.float(), operand))
+                found = float_product.parts(y.float(), operand)
             else:
-                products.bfloat16(y, operand, place)
+                found = float_product.in_few_shapes(y, operand, _narrow_product)
+            for at, values in found:
+                out[start + at.start : start + at.stop] = values
             if segment.whole is not None:
                 # Else a pass over an index would hold all of its file: 130 MB of 150 000 float16
                 # rows of 384 numbers, and 29 so.
                 let_go(segment.whole, segment.rows[some])
-        return out.float()
+        return out
 
     def coded(self, segment: Segment) -> Segment | None:
         """Nothing that could be sieved."""
         return None
+
+
+def chunk_rows(d: int) -> int:
+    """Rows that are made for a product of floats at a time: a power of two, so of few shapes."""
+    fitting = tuning.FLOAT_NUMBERS // max(d, 1)
+    return max(1 << max(fitting.bit_length() - 1, 0), BLOCK)
+
+
+def _narrow_product(rows: Tensor, queries: Tensor) -> Tensor:
+    """The product (r, c) of bfloat16, in memory of this thread's that the next one writes over."""
+    shape = len(rows), len(queries)
+    size = shape[0] * shape[1]
+    memory: Tensor | None = getattr(_kept, "memory", None)
+    if memory is None or memory.numel() < size:
+        memory = torch.empty(size, dtype=torch.bfloat16)
+        if size <= tuning.KEPT_SCORES:
+            _kept.memory = memory
+    out = memory[:size].view(shape)
+    products.bfloat16(rows, queries, out)
+    return out
 
 
 # Of a check that sums of products are within their bound.

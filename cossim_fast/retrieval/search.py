@@ -126,6 +126,7 @@ def topk_with_checkpoint(
             found.through([encode(rows, found.centre, first=found.seen, codes=codes)], last=last)
             kept.save(found, rows)
             bar.update(len(rows))
+            del rows  # so that an iterator's block is let go before it makes the next
     _checks.number_of_neighbours(k, found.seen)
     double = torch.float64 in (asked.dtype, source.dtype)  # of an iterator known by now
     oracle = oracle_of(asked, source.rows) if isinstance(source, ArrayCorpus) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -64,23 +65,29 @@ class StreamCorpus:
     def blocks(self, start: int = 0, passed: Passed | None = None) -> Iterator[Tensor]:
         """Yield blocks of rows from ``start`` on, cut and joined to the size that suits.
 
-        Those before are given to ``passed`` first.
+        Rows before are given to ``passed`` first. A block is cut where it lies, and let go before
+        the iterator makes the next: only rows that wait for it are copied, less than one such size.
         """
-        step, held, waiting = block_rows(self.d), 0, []
-        to_skip = start
-        for number, block in enumerate(self._blocks):
-            rows = self._checked(number, block)
+        step, to_skip = block_rows(self.d), start
+        waiting, held, numbers = list[Tensor](), 0, itertools.count()
+        for block in self._blocks:  # not by `enumerate`, which would keep a block for the next one
+            rows = self._checked(next(numbers), block)
+            del block
             skipped = min(to_skip, len(rows))
             to_skip -= skipped
             if skipped and passed is not None:
                 passed(rows[:skipped], to_skip)
-            rows = rows[skipped:]
-            waiting.append(rows)
-            held += len(rows)
-            while held >= step:
-                joined = torch.cat(waiting) if len(waiting) > 1 else waiting[0]
-                yield joined[:step]
-                waiting, held = [joined[step:]], held - step
+            at = skipped
+            while held + len(rows) - at >= step:
+                some = rows[at : at + step - held]
+                at += len(some)
+                yield torch.cat([*waiting, some]) if waiting else some
+                waiting, held = [], 0
+                del some
+            if at < len(rows):
+                waiting.append(rows[at:].clone())
+                held += len(rows) - at
+            del rows
         if to_skip:
             raise ValueError(
                 f"expected the iterator to give the rows again from the first, at least {start} "

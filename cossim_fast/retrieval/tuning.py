@@ -22,6 +22,8 @@ TILE_SCORES = 1 << 21
 TILE_CODES = 1 << 22
 # Numbers: of such a copy, whose memory a thread keeps.
 KEPT_CODES = 1 << 23
+# Scores: of a product in bfloat16, whose memory a thread keeps; 4 MB.
+KEPT_SCORES = 1 << 21
 # Rows: of a tile at most, where there are few queries.
 LONGEST_TILE = 1 << 17
 # Blocks: of a tile, that say how much of it passes.
@@ -84,7 +86,7 @@ MANY_RESULTS = 250
 CODING_PAYS = 64
 # Queries: so few are multiplied as bfloat16 with the codes.
 FEW_QUERIES = 2
-# Numbers: of rows that are made for a product of floats at a time; 4 MB.
+# Numbers: of rows that are made for a product of floats at a time, at most; 4 MB.
 FLOAT_NUMBERS = 1 << 20
 
 # ---- all rows ranked at once (ranked) ----
