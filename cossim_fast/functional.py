@@ -199,8 +199,8 @@ def explain(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Expla
         executor, reason = choose_executor(given["x"], y)
         return Explanation(executor.value, "matrix product", reason)
     x1, x2 = given["x1"], given["x2"]
-    dim = _checks.drop_in_dim(given["dim"], max(x1.dim(), x2.dim()))
-    route = _route(x1, x2, dim, _checks.drop_in_dtype(x1, x2))
+    dtype, dim = _checks.drop_in_arguments(x1, x2, given["dim"], given["eps"])
+    route = _route(x1, x2, dim, dtype)
     form = "paired rows" if route.plan is None else "matrix product"
     return Explanation(route.executor.value, form, route.reason)
 

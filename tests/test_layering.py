@@ -21,7 +21,7 @@ RULES = {
     "_products": {"_fp32_setting", "_threads"},
     "_vecdot": set(),
     "files": {"_extras"},
-    "_dispatch": set(),
+    "_dispatch": {"_checks"},
     "_broadcast": set(),
     "testing": set(),
     "_cgroup": set(),

@@ -258,14 +258,15 @@ def _tensor(given: Any) -> Tensor:
     """A tensor of what these functions take; lists are stacked, sparse tensors are float32."""
     if isinstance(given, (list, tuple)) and len(given):
         if all(isinstance(item, Tensor) for item in given):
-            given = torch.stack(tuple(given))
+            given = _checks.stacked("the embeddings", given)
         elif all(isinstance(item, np.ndarray) for item in given):
-            given = np.stack(given)
+            given = _checks.as_tensor("the embeddings", given)
     if isinstance(given, Tensor):
-        return given.to(torch.float32) if given.is_sparse else given
-    if isinstance(given, np.ndarray):
-        return _checks.as_tensor("the embeddings", given)
-    return torch.tensor(given)
+        if given.is_sparse:
+            return given.to(torch.float32)
+        _checks.dense_tensor("the embeddings", given)
+        return given
+    return _checks.listed("the embeddings", given)
 
 
 def _floats(given: Any) -> Tensor:
