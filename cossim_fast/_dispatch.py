@@ -27,6 +27,7 @@ class Executor(str, Enum):
 
 _NOTHING = nullcontext()
 _PLAIN = (Tensor, torch.nn.Parameter)
+_has_storage = torch._C._has_storage
 
 
 def choose_executor(x: Tensor, y: Tensor) -> tuple[Executor, str]:
@@ -43,7 +44,7 @@ def choose_executor(x: Tensor, y: Tensor) -> tuple[Executor, str]:
     if forward_ad._current_level >= 0:
         return Executor.COMPOSITE, "forward-mode differentiation is active"
     # Sparse tensors have none, and those that were kept after the transform they belonged to.
-    if not (torch._C._has_storage(x) and torch._C._has_storage(y)):
+    if not (_has_storage(x) and _has_storage(y)):
         return Executor.COMPOSITE, "an input has no storage of its own"
     if x.is_cpu and y.is_cpu:
         if not ((x.data_ptr() and y.data_ptr()) or _checks.in_memory(x, y)):

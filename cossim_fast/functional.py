@@ -223,6 +223,8 @@ _WIDENED = _Route(Executor.WIDENED, "few elements on CPU", None)
 
 def _route(x1: Tensor, x2: Tensor, dim: int, dtype: torch.dtype) -> _Route:
     executor, reason = choose_executor(x1, x2)
+    if executor is Executor.COMPOSITE:
+        _checks.drop_in_dense(x1, x2)
     by_stride = executor is Executor.BLOCKED
     if x1.shape == x2.shape:
         if 0 < x1.numel() <= SMALL and dtype is not torch.float64:

@@ -38,14 +38,14 @@ def readable(name: str, value: Any) -> Tensor | np.ndarray[Any, Any]:
     dense_tensor(name, value)
     if value.is_complex():
         raise TypeError(f"expected {name} of real numbers, got {value.dtype}")
-    what = unreadable(value)
-    if what is not None:
-        raise TypeError(f"expected {name} to hold values, got {what}")
+    with_values(name, value)
     if type(value) not in PLAIN:
         # What a subclass adds is of no use to numpy, and may refuse what is done here.
         with torch._C.DisableTorchFunctionSubclass():
             value = value.as_subclass(Tensor)
-    dense: Tensor = value.resolve_neg() if value.is_neg() else value
+    if value.is_neg() or value._is_zerotensor():  # its memory holds other numbers, or none
+        value = value.clone()
+    dense: Tensor = value
     return dense
 
 
@@ -54,7 +54,7 @@ def _readable_array(name: str, value: Any) -> np.ndarray[Any, Any]:
         array = np.asarray(value)
     except Exception as error:  # whatever the class of the value raises
         raise TypeError(
-            f"expected {name} to be a tensor or an array of real numbers, got {type(value).__name__} "
+            f"expected {name} to be a tensor or an array of numbers, got {type(value).__name__} "
             f"that is none: {error}"
         ) from error
     masked = _masked(value)
@@ -70,14 +70,14 @@ def _readable_array(name: str, value: Any) -> np.ndarray[Any, Any]:
         return array
     if not array.ndim and kind == "O":
         raise TypeError(
-            f"expected {name} to be a tensor or an array of real numbers, got {type(value).__name__}"
+            f"expected {name} to be a tensor or an array of numbers, got {type(value).__name__}"
         )
     fix = "convert it with numpy.asarray(..., dtype=numpy.float64)"
     if dtype.names is not None:
         fix = "make one of it with numpy.lib.recfunctions.structured_to_unstructured"
     raise TypeError(
-        f"expected {name} to be a tensor or an array of real numbers, got {type(value).__name__} of "
-        f"dtype {dtype}; {fix}"
+        f"expected {name} to be a tensor or an array of numbers, got {type(value).__name__} of "
+        f"dtype {dtype}, no real numbers of torch; {fix}"
     )
 
 
@@ -106,6 +106,13 @@ def dense_tensor(name: str, value: Tensor) -> None:
     what = unlike_dense(value)
     if what is not None:
         raise TypeError(f"expected {name} to be a dense tensor, got {what}")
+
+
+def with_values(name: str, value: Tensor) -> None:
+    """Refuse a tensor without numbers to look at."""
+    what = unreadable(value)
+    if what is not None:
+        raise TypeError(f"expected {name} to hold values, got {what}")
 
 
 def stacked(name: str, tensors: Sequence[Tensor]) -> Tensor:

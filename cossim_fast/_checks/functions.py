@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cossim_fast._checks.tensors import COMPUTED, PLAIN, converted, one_is_fake, unlike_dense
+from cossim_fast._checks.tensors import COMPUTED, converted, one_is_fake, unlike_dense
 
 PRECISIONS = ("highest", "high", "medium")
 _BOTH_FAKE = "both with values or both a FakeTensor, got one of each; convert one with fake_mode"
@@ -35,24 +35,20 @@ def require_dense(function: str, name: str, value: Any, error: type[Exception]) 
 
 def drop_in_arguments(x1: Tensor, x2: Tensor, dim: int, eps: float) -> tuple[torch.dtype, int]:
     """Check the arguments of `cosine_similarity`; return its dtype and dim counted from the end."""
-    drop_in_tensors(x1, x2)
+    if not (isinstance(x1, Tensor) and isinstance(x2, Tensor)) or x1.is_nested or x2.is_nested:
+        drop_in_dense(x1, x2)
     dtype = drop_in_dtype(x1, x2)
     drop_in_eps(eps)
-    same_device(x1, x2)
+    if x1.device != x2.device:
+        same_device(x1, x2)
     return dtype, drop_in_dim(dim, max(x1.dim(), x2.dim()))
 
 
-def drop_in_tensors(x1: Tensor, x2: Tensor) -> None:
+def drop_in_dense(x1: Tensor, x2: Tensor) -> None:
     """Refuse what is no dense tensor: for most that are not, torch has a NotImplementedError.
 
-    The common case is asked for first, in one line: 0.2 µs for both.
+    Asked where no plain memory was found (`_dispatch`): asking before every call takes 0.2 µs.
     """
-    if (
-        type(x1) in PLAIN and type(x2) in PLAIN
-        and x1.layout is x2.layout is torch.strided
-        and not x1.is_nested and not x2.is_nested
-    ):  # fmt: skip
-        return
     require_dense("cosine_similarity", "x1", x1, NotImplementedError)
     require_dense("cosine_similarity", "x2", x2, NotImplementedError)
     if one_is_fake(x1, x2):
@@ -80,6 +76,11 @@ def _promoted(x: Tensor, y: Tensor) -> torch.dtype:
     """The dtype of two together; that which torch does not promote, if one has such a dtype."""
     for dtype in (x.dtype, y.dtype):
         if converted(dtype):
+            return dtype
+    # torch promotes these beside floating dtypes alone; two of whole numbers give no floating one.
+    whole = not (x.dtype.is_floating_point or y.dtype.is_floating_point)
+    for dtype in (x.dtype, y.dtype):
+        if whole and dtype in (torch.uint16, torch.uint32, torch.uint64):
             return dtype
     return torch.promote_types(x.dtype, y.dtype)
 

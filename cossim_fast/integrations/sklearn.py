@@ -177,7 +177,9 @@ def _readable(name: str, rows: Any) -> Any:
     """Rows as scikit-learn reads them: it takes no notice of masks, nor of torch's kinds."""
     if isinstance(rows, Tensor):
         rows = _checks.as_tensor(name, rows).detach().cpu()
-        return (rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows).numpy()
+        # numpy has neither bfloat16 nor float8.
+        narrow = rows.is_floating_point() and rows.dtype not in (torch.float32, torch.float64)
+        return (rows.float() if narrow else rows).numpy()
     if isinstance(rows, np.ma.MaskedArray):
         return _checks.as_tensor(name, rows).numpy()
     return rows
