@@ -52,8 +52,13 @@ def load(path: str | Path, *, key: str | None = None, ndim: int = 2) -> Any:
         ) from error
     if not isinstance(held, dict):
         held = {"": held}
-    arrays = {name: each for name, each in held.items() if isinstance(each, (Tensor, np.ndarray))}
+    arrays = {name: each for name, each in held.items() if _has_shape(each)}
     return _choose(arrays, key, ndim, path)
+
+
+def _has_shape(held: Any) -> bool:
+    """Whether something is an array; torch asserts where a nested tensor is asked for its shape."""
+    return isinstance(held, np.ndarray) or (isinstance(held, Tensor) and not held.is_nested)
 
 
 def load_column(path: Path, name: str | None) -> np.ndarray[Any, Any]:

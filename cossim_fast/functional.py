@@ -52,8 +52,11 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     Raises:
         RuntimeError: shapes that do not broadcast, no floating dtype or a complex one, eps < 0,
             two devices.
+        NotImplementedError: a RuntimeError, for tensors that are sparse, nested, masked, quantized
+            or float8; it says how to convert them.
         IndexError: `dim` out of range.
         TypeError: an argument that is no tensor, int or float.
+        ValueError: a tensor whose memory was freed, which torch would read.
 
     Source: the definition and its gradient are those of ``aten/src/ATen/native/Distance.cpp``.
 
@@ -129,7 +132,7 @@ def pairwise_cosine(
         ValueError: shapes that do not match, two devices, eps out of range, an unknown precision,
             an `out` of another shape, dtype or device, that overlaps an input or itself, or where
             a gradient is wanted.
-        TypeError: no tensors, or no floating dtype.
+        TypeError: no tensors, not dense ones, or no floating dtype.
 
     Source: torchmetrics' ``pairwise_cosine_similarity`` and sentence-transformers' ``cos_sim``
     compute the same without eps or range safety.

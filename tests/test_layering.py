@@ -65,7 +65,7 @@ RULES = {
         "__init__", "functional", "modules", "retrieval", "diagnose", "_checks", "_extras"
     },
     "cli": {
-        "__init__", "_extras", "_products", "_threads", "files", "functional", "modules",
+        "__init__", "_checks", "_extras", "_products", "_threads", "files", "functional", "modules",
         "retrieval", "diagnose", "integrations",
     },
 }  # fmt: skip

@@ -57,12 +57,7 @@ def _readable_array(name: str, value: Any) -> np.ndarray[Any, Any]:
             f"expected {name} to be a tensor or an array of numbers, got {type(value).__name__} "
             f"that is none: {error}"
         ) from error
-    masked = _masked(value)
-    if masked:
-        raise TypeError(
-            f"expected {name} without a mask, got {masked} masked numbers; fill them with "
-            "numpy.ma.filled, or drop their rows with numpy.ma.compress_rows"
-        )
+    unmasked(name, value)
     kind, dtype = array.dtype.kind, array.dtype
     if kind == "c":
         raise TypeError(f"expected {name} of real numbers, got {dtype}")
@@ -79,6 +74,15 @@ def _readable_array(name: str, value: Any) -> np.ndarray[Any, Any]:
         f"expected {name} to be a tensor or an array of numbers, got {type(value).__name__} of "
         f"dtype {dtype}, no real numbers of torch; {fix}"
     )
+
+
+def unmasked(name: str, value: Any) -> None:
+    """Refuse arrays of which something is masked: nothing here would take notice of it."""
+    if masked := _masked(value):
+        raise TypeError(
+            f"expected {name} without a mask, got {masked} masked values; fill them with "
+            "numpy.ma.filled, or drop their rows with numpy.ma.compress_rows"
+        )
 
 
 def _masked(value: Any) -> int:
@@ -194,8 +198,7 @@ def class_labels(labels: Any, n: int) -> tuple[np.ndarray[Any, Any], tuple[str, 
         given = as_tensor("labels", labels).detach().cpu()
         # numpy has neither bfloat16 nor float8.
         labels = (given.double() if given.is_floating_point() else given).numpy()
-    if masked := _masked(labels):
-        raise TypeError(f"expected labels without a mask, got {masked} masked ones")
+    unmasked("labels", labels)
     values = _labels(labels)
     if values.shape != (n,):
         raise ValueError(f"expected labels of shape ({n},), got {values.shape}")

@@ -47,7 +47,7 @@ def drop_in_arguments(x1: Tensor, x2: Tensor, dim: int, eps: float) -> tuple[tor
 def drop_in_dense(x1: Tensor, x2: Tensor) -> None:
     """Refuse what is no dense tensor: for most that are not, torch has a NotImplementedError.
 
-    Asked where no plain memory was found (`_dispatch`): asking before every call takes 0.2 µs.
+    Asked where no plain memory was found (`_dispatch`): before every call it would take 0.2 µs.
     """
     require_dense("cosine_similarity", "x1", x1, NotImplementedError)
     require_dense("cosine_similarity", "x2", x2, NotImplementedError)

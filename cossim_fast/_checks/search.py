@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cossim_fast._checks.arrays import as_tensor, whole_number
+from cossim_fast._checks.arrays import as_tensor, unmasked, whole_number
 from cossim_fast._checks.ops import LONGEST_CODE
 from cossim_fast._checks.tensors import COMPUTED, converted
 
@@ -143,8 +143,7 @@ def _id_array(name: str, ids: Any) -> np.ndarray[Any, Any]:
         ids = as_tensor(name, ids).detach().cpu()
         # numpy has neither bfloat16 nor float8; what it shows of them is refused in any case.
         return (ids.double() if ids.is_floating_point() else ids).numpy()  # type: ignore[no-any-return]
-    if isinstance(ids, np.ma.MaskedArray) and np.ma.is_masked(ids):
-        raise TypeError(f"expected {name} without a mask, got masked ones; see numpy.ma.compressed")
+    unmasked(name, ids)
     if hasattr(ids, "dtype") and not np.isscalar(ids):
         values = np.asarray(ids)
         return values if values.dtype != object or values.ndim != 1 else _listed(name, values)
@@ -161,17 +160,13 @@ def _listed(name: str, ids: Any) -> np.ndarray[Any, Any]:
     if all(isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in items):
         for item in (min(items, default=0), max(items, default=0)):
             if not -_LARGEST - 1 <= item <= _LARGEST:
-                raise ValueError(f"expected {name} from -2**63 to below 2**63, got {_shown(item)}")
+                bits = int(item).bit_length()  # Python refuses to print the longest
+                raise ValueError(f"expected {name} from -2**63 to below 2**63, got {bits} bits")
         return np.array(items, dtype=np.int64)
     values = np.empty(len(items), dtype=object)
     for at, item in enumerate(items):  # numpy would unpack items that are sequences
         values[at] = item
     return values
-
-
-def _shown(item: Any) -> str:
-    """An id for a message, cut where it is long."""
-    return reprlib.repr(item) if isinstance(item, (str, int)) else repr(item)
 
 
 def new_ids(ids: np.ndarray[Any, Any], taken: np.ndarray[Any, Any]) -> None:
@@ -182,7 +177,7 @@ def new_ids(ids: np.ndarray[Any, Any], taken: np.ndarray[Any, Any]) -> None:
         again = ids[taken].tolist()
         raise ValueError(
             f"expected ids that are not taken, got {len(again)} that are, "
-            f"{_shown(again[0])} for instance; remove them first"
+            f"{reprlib.repr(again[0])} for instance; remove them first"
         )
 
 
@@ -192,7 +187,7 @@ def known_ids(ids: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> None:
         strange = ids[~found].tolist()
         raise KeyError(
             f"expected ids that are in the index, got {len(strange)} that are not, "
-            f"{_shown(strange[0])} for instance; nothing was removed"
+            f"{reprlib.repr(strange[0])} for instance; nothing was removed"
         )
 
 

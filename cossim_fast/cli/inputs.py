@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import typer
 
-from cossim_fast import files
+from cossim_fast import _checks, files
 
 _FORMATS = "(n, d) in .npy, .npz, .pt, .safetensors or .parquet"
 # Rows that are looked at together.
@@ -45,10 +45,12 @@ def embeddings(path: Path, *, key: str | None = None, skip_nan: bool = False) ->
 
     Raises:
         ValueError: the file cannot be read, or a row holds NaN or an infinity.
+        TypeError: it holds no rows of floats.
     """
-    rows = files.load(path, key=key)
+    rows = _checks.readable(f"what {path} holds", files.load(path, key=key))
     if rows.ndim != 2:
         raise ValueError(f"expected (n, d) embeddings in {path}, got shape {tuple(rows.shape)}")
+    _checks.embedding_rows(f"what {path} holds", rows[:0])
     for start in range(0, 0 if skip_nan else len(rows), _CHUNK):
         some = rows[start : start + _CHUNK]
         finite = np.asarray(

@@ -180,9 +180,8 @@ def _readable(name: str, rows: Any) -> Any:
         # numpy has neither bfloat16 nor float8.
         narrow = rows.is_floating_point() and rows.dtype not in (torch.float32, torch.float64)
         return (rows.float() if narrow else rows).numpy()
-    if isinstance(rows, np.ma.MaskedArray):
-        return _checks.as_tensor(name, rows).numpy()
-    return rows
+    _checks.unmasked(name, rows)
+    return np.asarray(rows) if isinstance(rows, np.ma.MaskedArray) else rows
 
 
 def _dense(rows: Any) -> Array:
