@@ -126,7 +126,7 @@ def unit_rows(x: Tensor, dim: int, eps: float) -> Tensor:
     the value of the norm alone, whose derivative stays that of the norm.
     """
     if x.dim() and x.shape[dim] == 0:
-        return x
+        return x.clone()  # autograd can save a copy of an inference tensor
     scale = range_scale(x, dim)
     scaled = x * scale
     norm: Tensor = vector_norm(scaled, 2, dim, keepdim=True)

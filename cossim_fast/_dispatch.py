@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from cossim_fast import _checks
+
 
 class Executor(str, Enum):
     """Who computes a call; `cossim_fast.explain` reports it."""
@@ -25,6 +27,7 @@ class Executor(str, Enum):
 
 _NOTHING = nullcontext()
 _PLAIN = (Tensor, torch.nn.Parameter)
+_has_storage = torch._C._has_storage
 
 
 def choose_executor(x: Tensor, y: Tensor) -> tuple[Executor, str]:
@@ -40,15 +43,19 @@ def choose_executor(x: Tensor, y: Tensor) -> tuple[Executor, str]:
         return Executor.COMPOSITE, "a functorch transform or a dispatch mode is active"
     if forward_ad._current_level >= 0:
         return Executor.COMPOSITE, "forward-mode differentiation is active"
-    if x.layout is not torch.strided or y.layout is not torch.strided:
-        return Executor.COMPOSITE, "an input is not strided"
+    # Sparse tensors have none, and those that were kept after the transform they belonged to.
+    if not (_has_storage(x) and _has_storage(y)):
+        return Executor.COMPOSITE, "an input has no storage of its own"
     if x.is_cpu and y.is_cpu:
+        if not ((x.data_ptr() and y.data_ptr()) or _checks.in_memory(x, y)):
+            return Executor.COMPOSITE, "the numbers of an input are not in its memory"
         if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
             if x.is_inference() or y.is_inference():
                 return Executor.COMPOSITE, "an inference tensor cannot be saved for backward"
             return Executor.BLOCKED_AUTOGRAD, "CPU tensors, and a first derivative is to come"
         return Executor.BLOCKED, "CPU tensors, and no derivative is wanted"
     if x.is_cuda and y.is_cuda and has_triton():
+        _checks.in_memory(x, y)
         return Executor.REGISTERED_OP, "CUDA tensors, and Triton is installed"
     return Executor.COMPOSITE, f"no kernel for {x.device.type} tensors here"
 

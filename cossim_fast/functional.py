@@ -52,8 +52,11 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     Raises:
         RuntimeError: shapes that do not broadcast, no floating dtype or a complex one, eps < 0,
             two devices.
+        NotImplementedError: a RuntimeError, for tensors that are sparse, nested, masked, quantized
+            or float8; it says how to convert them.
         IndexError: `dim` out of range.
         TypeError: an argument that is no tensor, int or float.
+        ValueError: a tensor whose memory was freed, which torch would read.
 
     Source: the definition and its gradient are those of ``aten/src/ATen/native/Distance.cpp``.
 
@@ -129,7 +132,7 @@ def pairwise_cosine(
         ValueError: shapes that do not match, two devices, eps out of range, an unknown precision,
             an `out` of another shape, dtype or device, that overlaps an input or itself, or where
             a gradient is wanted.
-        TypeError: no tensors, or no floating dtype.
+        TypeError: no tensors, not dense ones, or no floating dtype.
 
     Source: torchmetrics' ``pairwise_cosine_similarity`` and sentence-transformers' ``cos_sim``
     compute the same without eps or range safety.
@@ -199,8 +202,8 @@ def explain(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Expla
         executor, reason = choose_executor(given["x"], y)
         return Explanation(executor.value, "matrix product", reason)
     x1, x2 = given["x1"], given["x2"]
-    dim = _checks.drop_in_dim(given["dim"], max(x1.dim(), x2.dim()))
-    route = _route(x1, x2, dim, _checks.drop_in_dtype(x1, x2))
+    dtype, dim = _checks.drop_in_arguments(x1, x2, given["dim"], given["eps"])
+    route = _route(x1, x2, dim, dtype)
     form = "paired rows" if route.plan is None else "matrix product"
     return Explanation(route.executor.value, form, route.reason)
 
@@ -223,6 +226,8 @@ _WIDENED = _Route(Executor.WIDENED, "few elements on CPU", None)
 
 def _route(x1: Tensor, x2: Tensor, dim: int, dtype: torch.dtype) -> _Route:
     executor, reason = choose_executor(x1, x2)
+    if executor is Executor.COMPOSITE:
+        _checks.drop_in_dense(x1, x2)
     by_stride = executor is Executor.BLOCKED
     if x1.shape == x2.shape:
         if 0 < x1.numel() <= SMALL and dtype is not torch.float64:

@@ -24,7 +24,7 @@ RULES = {
     "_vecdot": set(),
     "_shapes": set(),
     "files": {"_extras"},
-    "_dispatch": set(),
+    "_dispatch": {"_checks"},
     "_broadcast": set(),
     "testing": set(),
     "_cgroup": set(),
@@ -72,7 +72,7 @@ RULES = {
         "__init__", "functional", "modules", "retrieval", "diagnose", "_checks", "_extras"
     },
     "cli": {
-        "__init__", "_escaped", "_extras", "_products", "_replacing", "_threads", "files",
+        "__init__", "_checks", "_escaped", "_extras", "_products", "_replacing", "_threads", "files",
         "functional", "modules", "retrieval", "diagnose", "integrations",
     },
 }  # fmt: skip

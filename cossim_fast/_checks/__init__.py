@@ -8,3 +8,4 @@ from cossim_fast._checks.arrays import *  # noqa: F403
 from cossim_fast._checks.functions import *  # noqa: F403
 from cossim_fast._checks.ops import *  # noqa: F403
 from cossim_fast._checks.search import *  # noqa: F403
+from cossim_fast._checks.tensors import *  # noqa: F403

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cossim_fast._checks.functions import COMPUTED, drop_in_dtype, pairwise_arguments
+from cossim_fast._checks.functions import drop_in_dtype, pairwise_arguments
+from cossim_fast._checks.tensors import COMPUTED
 
 LONGEST_CODE = 133_000  # 127 * 127 * d < 2^31
 SCREEN_BLOCKS = (1, 32, 64)

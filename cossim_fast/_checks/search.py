@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cossim_fast._checks.arrays import as_tensor, whole_number
-from cossim_fast._checks.functions import COMPUTED
+from cossim_fast._checks.arrays import as_tensor, unmasked, whole_number
 from cossim_fast._checks.ops import LONGEST_CODE
+from cossim_fast._checks.tensors import COMPUTED, converted
 
+_LARGEST = np.iinfo(np.int64).max
 SCREENS = ("auto", "int8", "bfloat16", "float32")
 
 
@@ -117,17 +120,13 @@ def same_ids(given: str, kept: str) -> None:
 
 def row_ids(name: str, ids: Any, n: int | None = None) -> np.ndarray[Any, Any]:
     """Return ids as a 1-D array of int64, or of str objects."""
-    if isinstance(ids, (set, frozenset, dict)) or np.isscalar(ids):
-        raise TypeError(f"expected {name} to be a sequence, got {type(ids).__name__}")
-    if isinstance(ids, Tensor):
-        ids = ids.detach().cpu().numpy()
-    values = np.asarray(ids) if hasattr(ids, "dtype") else _listed(ids)
+    values = _id_array(name, ids)
     if values.ndim != 1 or (n is not None and len(values) != n):
         raise ValueError(
             f"expected {name} of shape ({'m' if n is None else n},), got {values.shape}"
         )
     if values.dtype.kind in "iu":
-        if values.dtype.kind == "u" and len(values) and values.max() > np.iinfo(np.int64).max:
+        if values.dtype.kind == "u" and len(values) and values.max() > _LARGEST:
             raise ValueError(f"expected {name} below 2**63, got {values.max()}")
         return values.astype(np.int64)
     texts = np.empty(len(values), dtype=object)
@@ -138,13 +137,35 @@ def row_ids(name: str, ids: Any, n: int | None = None) -> np.ndarray[Any, Any]:
     return texts
 
 
-def _listed(ids: Any) -> np.ndarray[Any, Any]:
+def _id_array(name: str, ids: Any) -> np.ndarray[Any, Any]:
+    """What was given as ids, as an array of any dtype."""
+    if isinstance(ids, Tensor):
+        ids = as_tensor(name, ids).detach().cpu()
+        # numpy has neither bfloat16 nor float8; what it shows of them is refused in any case.
+        return (ids.double() if ids.is_floating_point() else ids).numpy()  # type: ignore[no-any-return]
+    unmasked(name, ids)
+    if hasattr(ids, "dtype") and not np.isscalar(ids):
+        values = np.asarray(ids)
+        return values if values.dtype != object or values.ndim != 1 else _listed(name, values)
+    if isinstance(ids, (str, bytes, bytearray, set, frozenset, dict)) or not hasattr(
+        ids, "__iter__"
+    ):
+        raise TypeError(f"expected {name} to be a sequence, got {type(ids).__name__}")
+    return _listed(name, ids)
+
+
+def _listed(name: str, ids: Any) -> np.ndarray[Any, Any]:
     """An array of the items of a sequence, which numpy would turn into text if one is."""
     items = list(ids)
     if all(isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in items):
+        for item in (min(items, default=0), max(items, default=0)):
+            if not -_LARGEST - 1 <= item <= _LARGEST:
+                bits = int(item).bit_length()  # Python refuses to print the longest
+                raise ValueError(f"expected {name} from -2**63 to below 2**63, got {bits} bits")
         return np.array(items, dtype=np.int64)
     values = np.empty(len(items), dtype=object)
-    values[:] = items
+    for at, item in enumerate(items):  # numpy would unpack items that are sequences
+        values[at] = item
     return values
 
 
@@ -156,7 +177,7 @@ def new_ids(ids: np.ndarray[Any, Any], taken: np.ndarray[Any, Any]) -> None:
         again = ids[taken].tolist()
         raise ValueError(
             f"expected ids that are not taken, got {len(again)} that are, "
-            f"{again[0]!r} for instance; remove them first"
+            f"{reprlib.repr(again[0])} for instance; remove them first"
         )
 
 
@@ -166,7 +187,7 @@ def known_ids(ids: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> None:
         strange = ids[~found].tolist()
         raise KeyError(
             f"expected ids that are in the index, got {len(strange)} that are not, "
-            f"{strange[0]!r} for instance; nothing was removed"
+            f"{reprlib.repr(strange[0])} for instance; nothing was removed"
         )
 
 
@@ -177,6 +198,21 @@ def per_query(given: int, queries: int) -> None:
             f"expected exclude to hold one list of ids for each of {queries} queries, or ids "
             f"alone for all of them, got {given} lists"
         )
+
+
+def excluded_ids(exclude: Any) -> None:
+    """Refuse what is no sequence of ids, nor of sequences: text and a mapping can be iterated."""
+    if isinstance(exclude, (str, bytes, bytearray, dict)) or not hasattr(exclude, "__iter__"):
+        raise TypeError(
+            "expected exclude to be a sequence or a set of ids, or one for each query, "
+            f"got {type(exclude).__name__}"
+        )
+
+
+def one_kind(name: str, lists: Sequence[np.ndarray[Any, Any]]) -> None:
+    """Refuse lists of ids of which some hold numbers and others text."""
+    if len({ids.dtype == object for ids in lists}) > 1:
+        raise TypeError(f"expected {name} to be whole numbers or str, got lists of both")
 
 
 def threshold(value: Any) -> float:
@@ -214,6 +250,8 @@ def order_to_keep(keep: Any, n: int) -> Tensor | None:
         raise ValueError(
             f"expected one priority a row, keep of shape ({n},), got {tuple(priorities.shape)}"
         )
+    if what := converted(priorities.dtype):
+        raise TypeError(f"expected keep to hold numbers that can be sorted, got {what}")
     if priorities.is_floating_point() and bool(priorities.isnan().any()):
         raise ValueError("expected priorities that can be compared, and keep holds NaN")
     return torch.sort(priorities, descending=True, stable=True).indices

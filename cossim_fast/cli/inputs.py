@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import typer
 
-from cossim_fast import files
+from cossim_fast import _checks, files
 
 _FORMATS = "(n, d) in .npy, .npz, .pt, .safetensors or .parquet"
 # Numbers that are looked at together.
@@ -46,14 +46,16 @@ def embeddings(path: Path, *, key: str | None = None, skip_nan: bool = False) ->
     Raises:
         ValueError: the file cannot be read, its rows have no width, or one holds NaN or an
             infinity.
+        TypeError: it holds no rows of floats.
     """
-    rows = files.load(path, key=key)
+    rows = _checks.readable(f"what {path} holds", files.load(path, key=key))
     # Rows of no width take no bytes, so that a short file may claim more of them than can be gone
     # through, here or in a search.
     if rows.ndim != 2 or not rows.shape[1]:
         raise ValueError(
             f"expected (n, d) embeddings with d >= 1 in {path}, got shape {tuple(rows.shape)}"
         )
+    _checks.embedding_rows(f"what {path} holds", rows[:0])
     step = max(_CHUNK // rows.shape[1], 1)
     for start in range(0, 0 if skip_nan else len(rows), step):
         some = rows[start : start + step]

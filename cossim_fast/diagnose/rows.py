@@ -16,13 +16,12 @@ class Rows:
     """n rows of d numbers; blocks of them arrive as CPU tensors of the stored dtype."""
 
     def __init__(self, x: Any) -> None:
-        source = x.detach() if isinstance(x, Tensor) else x
-        if not isinstance(source, (Tensor, np.ndarray)):
-            source = _checks.as_tensor("x", source)
-        _checks.embeddings(tuple(source.shape), source.dtype)
-        self._source = source
+        source = _checks.readable("x", x)
+        _checks.embeddings(tuple(source.shape))
+        self._source = source.detach() if isinstance(source, Tensor) else source
         self.n, self.d = (int(size) for size in source.shape)
         self.dtype = _checks.as_tensor("x", source[:1]).dtype
+        _checks.diagnosed(self.dtype)
 
     def __getitem__(self, rows: Any) -> Tensor:
         """Return the rows of a slice or of a sorted array of indices."""

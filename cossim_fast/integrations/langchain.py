@@ -15,6 +15,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore as _Theirs
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
+from cossim_fast import _checks
 from cossim_fast.retrieval import CosineIndex
 
 Filter = Callable[[Document], bool]
@@ -125,7 +126,7 @@ class InMemoryVectorStore(_Theirs):
     def _nearest(
         self, embedding: list[float], k: int, wanted: Filter | None
     ) -> list[tuple[Document, float, list[float]]]:
-        query = np.asarray(embedding, dtype=np.float64)[None]
+        query = _checks.as_tensor("embedding", embedding).detach().cpu().double().numpy()[None]
         with self._lock:
             index = self._up_to_date()
             hidden = []

@@ -104,7 +104,7 @@ class CosineSearchIndex:
 
 
 def _rows(name: str, given: Any) -> Tensor:
-    return _checks.embedding_rows(name, given.cpu() if isinstance(given, Tensor) else given)
+    return _checks.embedding_rows(name, _checks.as_tensor(name, given).cpu())
 
 
 def _found(queries: Tensor, rows: Tensor, k: int) -> tuple[list[list[float]], list[list[int]]]:

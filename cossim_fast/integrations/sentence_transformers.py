@@ -41,7 +41,7 @@ def cos_sim(a: Any, b: Any) -> Tensor:
     >>> cos_sim([[3.0, 4.0]], [[1.0, 0.0], [0.0, 1.0]])
     tensor([[0.6000, 0.8000]])
     """
-    a, b = _matrix(_floats(a)), _matrix(_floats(b))
+    a, b = _matrix(_floats("a", a)), _matrix(_floats("b", b))
     if a.is_sparse or b.is_sparse:
         return torch.mm(_unit(a), _unit(b).transpose(0, 1)).to_dense()
     return pairwise_cosine(a, b, eps=_EPS)
@@ -57,7 +57,7 @@ def pairwise_cos_sim(a: Any, b: Any) -> Tensor:
     >>> pairwise_cos_sim([[3.0, 4.0], [1.0, 0.0]], [[1.0, 0.0], [2.0, 0.0]])
     tensor([0.6000, 1.0000])
     """
-    a, b = _floats(a), _floats(b)
+    a, b = _floats("a", a), _floats("b", b)
     if a.is_sparse or b.is_sparse:
         return (_unit(a) * _unit(b)).sum(dim=-1).to_dense()
     return cosine_similarity(a, b, dim=-1, eps=_EPS)
@@ -90,8 +90,8 @@ def semantic_search(
     """
     _checks.whole_number("query_chunk_size", query_chunk_size)
     _checks.whole_number("corpus_chunk_size", corpus_chunk_size)
-    corpus = _tensor(corpus_embeddings)
-    queries = _matrix(_tensor(query_embeddings)).to(corpus.device)
+    corpus = _rows("corpus_embeddings", corpus_embeddings)
+    queries = _rows("query_embeddings", query_embeddings, single=True).to(corpus.device)
     k = min(top_k, len(corpus))
     if k < 1 or not len(queries):
         return [[] for _ in range(len(queries))]
@@ -138,7 +138,7 @@ def paraphrase_mining_embeddings(
     """
     _checks.whole_number("query_chunk_size", query_chunk_size)
     _checks.whole_number("corpus_chunk_size", corpus_chunk_size)
-    x = _tensor(embeddings)
+    x = _rows("embeddings", embeddings)
     n = len(x)
     k = min(top_k + 1, n)
     if n < 2 or top_k < 1 or max_pairs < 1:
@@ -180,7 +180,7 @@ def community_detection(
     [[1, 2]]
     """
     _checks.whole_number("batch_size", batch_size)
-    x = _tensor(embeddings)
+    x = _rows("embeddings", embeddings)
     least = max(min_community_size, 1)
     # Cosines end at 1, thresholds need not: nothing reaches 1.1, and all reach -2.
     if len(x) < least or threshold > 1:
@@ -254,23 +254,34 @@ def _part(x: Tensor, start: int, rows: int) -> Tensor:
     return x.index_select(0, torch.arange(start, min(start + rows, len(x)), device=x.device))
 
 
-def _tensor(given: Any) -> Tensor:
+def _rows(name: str, given: Any, *, single: bool = False) -> Tensor:
+    """A tensor with values and an axis of rows; ``single`` makes a row of a vector."""
+    x = _tensor(name, given)
+    if not x.is_sparse:
+        _checks.with_values(name, x)
+    if x.dim() == 0:
+        raise ValueError(f"expected {name} of shape (n, d), got a single number")
+    return _matrix(x) if single else x
+
+
+def _tensor(name: str, given: Any) -> Tensor:
     """A tensor of what these functions take; lists are stacked, sparse tensors are float32."""
     if isinstance(given, (list, tuple)) and len(given):
         if all(isinstance(item, Tensor) for item in given):
-            given = torch.stack(tuple(given))
+            given = _checks.stacked(name, given)
         elif all(isinstance(item, np.ndarray) for item in given):
-            given = np.stack(given)
+            given = _checks.as_tensor(name, given)
     if isinstance(given, Tensor):
-        return given.to(torch.float32) if given.is_sparse else given
-    if isinstance(given, np.ndarray):
-        return _checks.as_tensor("the embeddings", given)
-    return torch.tensor(given)
+        if given.is_sparse:
+            return given.to(torch.float32)
+        _checks.dense_tensor(name, given)
+        return given
+    return _checks.listed(name, given)
 
 
-def _floats(given: Any) -> Tensor:
+def _floats(name: str, given: Any) -> Tensor:
     """A tensor of float32 or wider."""
-    x = _tensor(given)
+    x = _tensor(name, given)
     narrow = x.is_floating_point() and torch.finfo(x.dtype).bits < 32
     return x.to(torch.float32) if narrow else x
 

@@ -14,6 +14,7 @@ from sklearn.base import TransformerMixin
 from sklearn.metrics import pairwise as theirs
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
 
 from cossim_fast import _checks
 from cossim_fast.functional import pairwise_cosine
@@ -42,7 +43,9 @@ def cosine_similarity(X: Any, Y: Any = None, dense_output: bool = True) -> Any:
     array([[0.   , 0.   ],
            [0.577, 0.816]])
     """
-    X, Y = theirs.check_pairwise_arrays(X, Y)
+    same = Y is X
+    X = _readable("X", X)
+    X, Y = theirs.check_pairwise_arrays(X, X if same else _readable("Y", Y))
     if issparse(X) and issparse(Y):
         return theirs.cosine_similarity(X, None if Y is X else Y, dense_output=dense_output)
     x = _checks.as_tensor("X", _dense(X))
@@ -80,7 +83,7 @@ class CosineNeighbors(TransformerMixin, NearestNeighbors):
     def fit(self, X: Any, y: Any = None) -> CosineNeighbors:
         """Keep and code the rows (n, d); y is ignored."""
         _count(self.n_neighbors)
-        self._fit_X = _dense(validate_data(self, X, accept_sparse="csr", dtype=_FLOATS, order="C"))
+        self._fit_X = _dense(self._valid(X))
         self._index = CosineIndex(self._fit_X)
         self.n_samples_fit_ = len(self._fit_X)
         self.effective_metric_ = self.metric
@@ -154,8 +157,13 @@ class CosineNeighbors(TransformerMixin, NearestNeighbors):
         return self.radius_neighbors_graph(X, mode="distance", sort_results=True)
 
     def _queries(self, X: Any) -> Array:
-        checked = validate_data(self, X, accept_sparse="csr", dtype=_FLOATS, order="C", reset=False)
-        return _dense(checked)
+        return _dense(self._valid(X, reset=False))
+
+    def _valid(self, X: Any, *, reset: bool = True) -> Any:
+        given = _readable("X", X)
+        return validate_data(
+            self, given, accept_sparse="csr", dtype=_FLOATS, order="C", reset=reset
+        )
 
 
 def _count(k: Any) -> int:
@@ -163,6 +171,17 @@ def _count(k: Any) -> int:
     count = int(k) if isinstance(k, np.integer) else k
     _checks.whole_number("n_neighbors", count)
     return int(count)
+
+
+def _readable(name: str, rows: Any) -> Any:
+    """Rows as scikit-learn reads them: it takes no notice of masks, nor of torch's kinds."""
+    if isinstance(rows, Tensor):
+        rows = _checks.as_tensor(name, rows).detach().cpu()
+        # numpy has neither bfloat16 nor float8.
+        narrow = rows.is_floating_point() and rows.dtype not in (torch.float32, torch.float64)
+        return (rows.float() if narrow else rows).numpy()
+    _checks.unmasked(name, rows)
+    return np.asarray(rows) if isinstance(rows, np.ma.MaskedArray) else rows
 
 
 def _dense(rows: Any) -> Array:

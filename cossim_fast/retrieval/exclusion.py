@@ -98,28 +98,35 @@ def excluded(exclude: Any, queries: int) -> tuple[Tensor | None, np.ndarray[Any,
     Returns query numbers (p,) and ids (p,); None instead of numbers where ids are for all queries.
     """
     if isinstance(exclude, Tensor):
-        exclude = exclude.detach().cpu().numpy()
-    lists: Any = exclude
+        exclude = _checks.as_tensor("exclude", exclude).detach().cpu()
+        exclude = (exclude.double() if exclude.is_floating_point() else exclude).numpy()
+    _checks.excluded_ids(exclude)
     if isinstance(exclude, np.ndarray):
+        lists: Any = exclude
         if exclude.ndim != 2:
             return None, _present(exclude)
-    elif not isinstance(exclude, (set, frozenset)):
-        lists = list(exclude)
-        if not lists or isinstance(lists[0], str) or not np.ndim(lists[0]):
-            return None, _present(lists)
     else:
-        return None, _present(list(exclude))
+        lists = list(exclude)
+        if not any(_is_list(item) for item in lists):
+            return None, _present(lists)
     _checks.per_query(len(lists), queries)
     ids = [_present(some) for some in lists]
     filled = [some for some in ids if len(some)]
+    _checks.one_kind("exclude", filled)
     query = torch.repeat_interleave(torch.tensor([len(some) for some in ids], dtype=torch.int64))
     return query, np.concatenate(filled) if filled else np.empty(0, np.int64)
 
 
+def _is_list(item: Any) -> bool:
+    """Whether an item of ``exclude`` is what one query excludes, and not an id."""
+    if item is None or isinstance(item, (int, str, bytes)):
+        return False
+    return hasattr(item, "__iter__") and getattr(item, "ndim", 1) > 0
+
+
 def _present(ids: Any) -> np.ndarray[Any, Any]:
     """Ids without None, which stands for no row in results of strings."""
-    if isinstance(ids, Tensor):
-        ids = ids.detach().cpu().numpy()
-    if not isinstance(ids, np.ndarray) or ids.dtype == object:
-        ids = [name for name in ids if name is not None]
-    return _checks.row_ids("exclude", ids)
+    _checks.excluded_ids(ids)
+    if isinstance(ids, Tensor) or (isinstance(ids, np.ndarray) and ids.dtype != object):
+        return _checks.row_ids("exclude", ids)
+    return _checks.row_ids("exclude", [name for name in ids if name is not None])
