@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cli_run import run
-from hostile import FLOAT_TENSORS, KINDS, dense, made
+from hostile_values import FLOAT_TENSORS, KINDS, dense, made
 
 # torch.load leaves classes of others alone.
 READ = {*FLOAT_TENSORS, "array", "float64 array", "float16 array", "other byte order"} - {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cossim_fast import CosineIndex
-from hostile import dense
+from hostile_values import dense
 
 ROWS = dense()
 N = len(ROWS)

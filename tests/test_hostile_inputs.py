@@ -26,7 +26,7 @@ from cossim_fast import (
 )  # fmt: skip
 from cossim_fast.integrations import faiss, sentence_transformers
 from cossim_fast.integrations.mteb import CosineSearchIndex
-from hostile import (
+from hostile_values import (
     COO,
     FLOAT8_TENSORS,
     FLOAT_ARRAYS,

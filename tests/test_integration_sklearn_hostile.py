@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("sklearn")
 
 from cossim_fast.integrations.sklearn import CosineNeighbors, cosine_similarity
-from hostile import (
+from hostile_values import (
     ARRAYS,
     FLOAT8_TENSORS,
     FLOAT_ARRAYS,

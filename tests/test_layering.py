@@ -72,8 +72,8 @@ RULES = {
         "__init__", "functional", "modules", "retrieval", "diagnose", "_checks", "_extras"
     },
     "cli": {
-        "__init__", "_checks", "_escaped", "_extras", "_products", "_replacing", "_threads", "files",
-        "functional", "modules", "retrieval", "diagnose", "integrations",
+        "__init__", "_checks", "_escaped", "_extras", "_products", "_replacing", "_threads",
+        "diagnose", "files", "functional", "integrations", "modules", "retrieval",
     },
 }  # fmt: skip
 ONLY_IN_FUNCTIONS = {("_ops", "kernels")}
