@@ -24,6 +24,7 @@ from cossim_fast._cpu import BLOCK, Scratch, all_in_bounds, norms_along_last, od
 from cossim_fast._cpu_products import LARGE, Operand, Product, TileProduct, full_product
 from cossim_fast._cpu_units import normalized
 from cossim_fast._dtypes import accumulation_dtype
+from cossim_fast._threads import unforked
 
 
 class NarrowProduct(TileProduct):
@@ -67,7 +68,7 @@ class NarrowProduct(TileProduct):
         if not hasattr(self._kept, "tiles"):
             self._kept.tiles = Scratch(self._dtype), Scratch(torch.float32)
         narrow, wide = self._kept.tiles
-        tile = wide.like(out).copy_(torch.mm(a[0], b[0].T, out=narrow.like(out)))
+        tile = wide.like(out).copy_(unforked(torch.mm, a[0], b[0].T, out=narrow.like(out)))
         out.copy_(tile.mul_(a[1][:, None]).mul_(b[1]).clamp_(-1.0, 1.0))
 
 
@@ -104,7 +105,7 @@ class RoundedProduct(TileProduct):
 
     def write(self, a: Operand, b: Operand, out: Tensor) -> None:
         """Multiply once, and again where the first rounding is too much."""
-        tile = torch.mm(a[0], b[0].T)
+        tile = unforked(torch.mm, a[0], b[0].T)
         if (a[1].max() + b[1].max()).item() <= self.ROOM:
             out.copy_(tile.clamp_(-1.0, 1.0))
             return
@@ -128,7 +129,7 @@ class SplitProduct(TileProduct):
 
     def write(self, a: Operand, b: Operand, out: Tensor) -> None:
         """Multiply, and correct the result by what its rounding and the low parts add to it."""
-        first = torch.mm(a[0], b[0].T)
+        first = unforked(torch.mm, a[0], b[0].T)
         rest = first.neg()
         for left, right in ((a[0], b[0]), (a[0], b[1]), (a[1], b[0])):
             rest.addmm_(left, right.T)

@@ -18,7 +18,9 @@ RULES = {
     "_extras": set(),
     "_fp32_setting": set(),
     "_dtypes": set(),
-    "_products": {"_fp32_setting", "_threads"},
+    "_lazily": set(),
+    "_quiet": set(),
+    "_products": {"_fp32_setting", "_quiet", "_threads"},
     "_vecdot": set(),
     "files": {"_extras"},
     "_dispatch": set(),
@@ -27,11 +29,11 @@ RULES = {
     "_cgroup": set(),
     "_threads": {"_cgroup"},
     "_composite": {"_dtypes", "_products"},
-    "_cpu": {"_composite", "_dtypes", "_threads", "_vecdot"},
-    "_cpu_gradients": {"_composite", "_cpu", "_threads"},
+    "_cpu": {"_composite", "_dtypes", "_quiet", "_threads", "_vecdot"},
+    "_cpu_gradients": {"_composite", "_cpu", "_quiet", "_threads"},
     "_cpu_units": {"_composite", "_cpu"},
     "_cpu_products": {"_cpu_units", "_products", "_threads"},
-    "_cpu_narrow": {"_composite", "_cpu", "_cpu_products", "_cpu_units", "_dtypes"},
+    "_cpu_narrow": {"_composite", "_cpu", "_cpu_products", "_cpu_units", "_dtypes", "_threads"},
     "_cpu_matrix": {
         "_cpu", "_cpu_narrow", "_cpu_products", "_cpu_units", "_dtypes", "_products", "_threads"
     },
@@ -43,7 +45,7 @@ RULES = {
         "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_cpu_matrix_gradients",
         "_dispatch",
     },
-    "_cpu_screen": {"_products"},
+    "_cpu_screen": {"_products", "_quiet"},
     "_ops": {
         "_checks", "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix",
         "_cpu_matrix_gradients", "_cpu_screen", "_dispatch", "kernels",
@@ -51,14 +53,14 @@ RULES = {
     "_screened_topk": {"_checks", "_ops"},
     "functional": {
         "_autograd", "_broadcast", "_checks", "_composite", "_cpu", "_cpu_matrix", "_dispatch",
-        "_dtypes", "_ops",
+        "_dtypes", "_ops", "_threads",
     },
     "modules": {"_checks", "functional"},
     "__init__": {"_ops", "diagnose", "functional", "modules", "retrieval"},
     # Rooms of several files; a room may import itself.
     "retrieval": {
-        "_checks", "_cpu_screen", "_extras", "_ops", "_products", "_screened_topk", "_threads",
-        "_vecdot",
+        "_checks", "_cpu_screen", "_extras", "_lazily", "_ops", "_products", "_quiet",
+        "_screened_topk", "_threads", "_vecdot",
     },
     "diagnose": {"functional", "modules", "_checks", "_extras", "_products", "retrieval"},
     "integrations": {

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
+from cossim_fast._threads import one_thread_after_fork, watch
 from cossim_fast.retrieval import tuning
 from cossim_fast.retrieval.engine import Batches, Best, joined, threads_apart
 from cossim_fast.retrieval.exclusion import Hidden
 from cossim_fast.retrieval.explanation import SearchExplanation, joined_traces, reason_for
-from cossim_fast.retrieval.fork import one_thread_after_fork, watch
 from cossim_fast.retrieval.ids import Ids
 from cossim_fast.retrieval.index_file import load_parts, save_parts
 from cossim_fast.retrieval.join import range_search
@@ -67,9 +67,11 @@ class CosineIndex:
     more from the first `add`, `remove` or ``exclude`` on.
 
     Threads: searching is safe while other threads add, remove or save: each search sees the index
-    as it was when it began. Processes: a forked child may search (its first search sets torch to
-    one thread, since those of the parent are gone; where the parent had started none, set their
-    number again after it). Pickling writes what is in memory; rows in a file are pickled as its
+    as it was when it began. Processes: a forked child may search, add and remove, whatever threads
+    of the parent are inside calls of this package: a fork waits for the products that they form
+    (its first call sets torch to one thread, since those of the parent are gone; where the parent
+    had started none, set their number again after it). Of calls of torch's own nobody can say the
+    same. Pickling writes what is in memory; rows in a file are pickled as its
     name and the place in it, so the file must be there when they are unpickled. A child and an
     unpickled copy keep in memory what they add, and leave the file alone.
 
@@ -100,6 +102,7 @@ class CosineIndex:
         screen: str = "auto",
         device: torch.device | str | None = None,
     ) -> None:
+        one_thread_after_fork()
         given = _checks.embedding_rows("embeddings", embeddings)
         source = embeddings if isinstance(embeddings, np.ndarray) else given
         _checks.screen_name(screen)
@@ -109,10 +112,9 @@ class CosineIndex:
         self.d = given.shape[1]
         self._codes = screen in ("auto", "int8")
         self._file: RowFile | None = None
-        self._state = State((), torch.zeros(self.d))
-        self._ids = Ids()
+        self._state = State((), torch.zeros(self.d), Ids())
         self._share()
-        names = self._ids.accept((), ids, len(given))
+        names = self._state.ids.accept((), ids, len(given))
         if path is None:
             self._append(rows_of(source, self.dtype), names)
             return
@@ -159,11 +161,12 @@ class CosineIndex:
             ValueError: for rows of another width, ids that are taken, or numbers that the dtype of
                 the index cannot hold. Nothing is added then.
         """
+        one_thread_after_fork()
         rows = _checks.embedding_rows("embeddings", embeddings)
         source = embeddings if isinstance(embeddings, np.ndarray) else rows
         _checks.index_width(rows.shape[1], self.d)
         with self._lock:
-            names = self._ids.accept(self._state.parts, ids, len(rows))
+            names = self._state.ids.accept(self._state.parts, ids, len(rows))
             file = self._own_file()
             if file is None:
                 self._append(rows_of(source, self.dtype), names)
@@ -179,11 +182,7 @@ class CosineIndex:
     def _append(self, new: Rows, names: np.ndarray[Any, Any] | None) -> None:
         if not len(new.tensor):
             return
-        serials = self._ids.serials(len(new.tensor))
-        self._state = with_rows(
-            self._state, new, serials, names, self._own_file(), codes=self._codes
-        )
-        self._ids.added(names, serials)
+        self._state = with_rows(self._state, new, names, self._own_file(), codes=self._codes)
 
     def remove(self, ids: Any) -> None:
         """Remove the rows with these ids (1-D).
@@ -194,13 +193,13 @@ class CosineIndex:
         Raises:
             KeyError: an id is not there. Nothing is removed then.
         """
+        one_thread_after_fork()
         names = _checks.row_ids("ids", ids)
         with self._lock:
             state = self._state
-            positions = self._ids.positions(state.parts, names)
+            positions = state.ids.positions(state.parts, names)
             _checks.known_ids(names, (positions >= 0).numpy())
-            self._state = without_rows(state, positions, codes=self._codes)
-            self._ids.removed(names)
+            self._state = without_rows(state, positions, names, codes=self._codes)
 
     def search(
         self,
@@ -242,7 +241,7 @@ class CosineIndex:
         )
         double = torch.float64 in (asked.dtype, self.dtype)
         result = assemble(queries, best, double=double, oracle=oracle)
-        ids = ids_at(state.parts, best.positions, self._ids.missing())
+        ids = ids_at(state.parts, best.positions, state.ids.missing())
         named = ids if ids.dtype == object else like(queries, torch.from_numpy(ids))
         return result._replace(indices=named)
 
@@ -271,7 +270,7 @@ class CosineIndex:
         threshold = _checks.threshold(threshold)
         with self._lock:
             state = self._state
-            hidden = Hidden(self._ids, state.parts, exclude, len(asked))
+            hidden = Hidden(state.ids, state.parts, exclude, len(asked))
         double = torch.float64 in (asked.dtype, self.dtype)
         segments = hidden.segments([part.segment for part in state.parts])
         blocks = [
@@ -282,7 +281,7 @@ class CosineIndex:
         ]
         found = Found.join(blocks, torch.float64 if double else torch.float32)
         lims = torch.searchsorted(found.query, torch.arange(len(asked) + 1))
-        ids = ids_at(state.parts, found.position, self._ids.missing())
+        ids = ids_at(state.parts, found.position, state.ids.missing())
         named = ids if ids.dtype == object else like(queries, torch.from_numpy(ids))
         return RangeHits(like(queries, lims), like(queries, found.scores), named)
 
@@ -331,7 +330,7 @@ class CosineIndex:
         _checks.same_width(asked.shape[1], self.d)
         with self._lock:
             state = self._state
-            hidden = Hidden(self._ids, state.parts, exclude, len(asked))
+            hidden = Hidden(state.ids, state.parts, exclude, len(asked))
         _checks.number_of_neighbours(k, state.live())
         segments = hidden.segments([part.segment for part in state.parts])
         found: list[Best] = []
@@ -366,7 +365,7 @@ class CosineIndex:
         file are copied by blocks, and need no memory.
         """
         with self._lock:
-            state, kind, count = self._state, self._ids.kind, self._ids.count
+            state = self._state
         save_parts(
             Path(path),
             state.parts,
@@ -375,8 +374,8 @@ class CosineIndex:
                 "screen": self.screen,
                 "dtype": str(self.dtype).removeprefix("torch."),
                 "width": str(self.d),
-                "ids": kind or "",
-                "count": str(count),
+                "ids": state.ids.kind or "",
+                "count": str(state.ids.count),
             },
         )
 
@@ -399,15 +398,13 @@ class CosineIndex:
         index.screen, index.d = said["screen"], int(said["width"])
         index.dtype = getattr(torch, said["dtype"])
         index._codes = index.screen in ("auto", "int8")
-        index._file, index._state = None, state_of(parts, centre)
-        index._ids = Ids(said["ids"] or None, int(said["count"]))  # type: ignore[arg-type]
+        ids = Ids(said["ids"] or None, int(said["count"]))  # type: ignore[arg-type]
+        index._file, index._state = None, state_of(parts, centre, ids)
         index._share()
         return index
 
     def __getstate__(self) -> dict[str, Any]:
-        with self._lock:
-            ids = Ids(self._ids.kind, self._ids.count)
-            held = {**self.__dict__, "_ids": ids, "_file": None}
+        held = {**self.__dict__, "_file": None}
         del held["_lock"]
         return held
 
@@ -418,6 +415,5 @@ class CosineIndex:
     def forked(self) -> None:
         """Be fit for use in a child process that was forked."""
         # The lock may be held by a thread that is not in this process, in the middle of a change
-        # of the table of ids.
+        # that will not come.
         self._lock = threading.Lock()
-        self._ids.forget_table()
