@@ -1,5 +1,6 @@
 """Other threads that change how torch rounds float32 products, while this package forms them."""
 
+import sys
 import threading
 import time
 
@@ -67,11 +68,14 @@ def changing(request):
             time.sleep(pause)
 
     thread = threading.Thread(target=change)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that changes fall into products
     with rounding.rounding(as_set):
         thread.start()
         yield
         stop.set()
         thread.join()
+    sys.setswitchinterval(interval)
 
 
 def search_data():
