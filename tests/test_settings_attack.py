@@ -44,7 +44,7 @@ def as_set(x):
 def _products_of_torch(monkeypatch):
     """Every product is torch's, however small."""
     monkeypatch.setattr(_products, "_FEW", 0)
-    monkeypatch.setattr(_products, "_REST", 0.02)
+    monkeypatch.setattr(_products, "_REST", 0.0)
     _products._whole.clear()
     _products._start_anew()
     yield
@@ -207,6 +207,7 @@ def test_products_of_few_numbers_ask_no_setting(monkeypatch):
 
 
 def test_float32_is_taken_up_again_after_a_rest(monkeypatch):
+    monkeypatch.setattr(_products, "_REST", 0.02)
     x, y = make_inputs((40, 50), (40, 50))
     _products._rest()
     assert "another thread" in _products.described()
