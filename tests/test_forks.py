@@ -5,6 +5,7 @@ import select
 import signal
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -151,6 +152,11 @@ def test_products_of_shapes_that_are_new():
         b = torch.ones((16 + number % 211, 64), dtype=torch.bfloat16)
         products.bfloat16(a, b, torch.empty((len(a), len(b)), dtype=torch.bfloat16))
 
+    def in_child(number):
+        _threads.one_thread_after_fork()
+        for more in range(5):
+            product(31 * number + more)
+
     def on_and_on(number):
         while not stop.is_set():
             product(number)
@@ -160,10 +166,7 @@ def test_products_of_shapes_that_are_new():
     for thread in threads:
         thread.start()
     try:
-        said = [
-            forked(lambda number=number: [product(31 * number + more) for more in range(5)])
-            for number in range(FORKS)
-        ]
+        said = [forked(partial(in_child, number)) for number in range(FORKS)]
     finally:
         stop.set()
         for thread in threads:
