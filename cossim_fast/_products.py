@@ -56,6 +56,7 @@ _ROUNDING = 2.0**-20
 
 Array = np.ndarray[Any, Any]
 Multiply = Callable[[Tensor, Tensor], list[Tensor]]
+Trial = Callable[[], "bool | None"]
 
 # Calls that do not run Python: whatever else runs Python has no turn between them.
 _call: Callable[[Any], Any] = partial.__call__
@@ -65,8 +66,10 @@ _READ = (
     else partial(torch._C._get_float32_matmul_precision),
     partial(torch._C._get_mkldnn_enabled),
 )
-# By what multiplies, and the two settings that are read.
-_whole: dict[tuple[Any, ...], bool] = {}
+# What was tried, by what multiplies and the two settings that are read: when to try it again, since
+# it rounds factors, or _WHOLE.
+_tried: dict[tuple[Any, ...], float] = {}
+_WHOLE = -math.inf
 # Seconds for which products are formed in float64 after another thread has changed the settings
 # during one, and until when that is (time.monotonic).
 _REST = 10.0
@@ -198,7 +201,7 @@ def _watched(by: Multiply, product: Callable[[], Tensor]) -> tuple[Tensor, bool]
     """A product, and whether the settings before and after it leave factors whole."""
     calls: Iterator[Any] = map(_call, (*_READ, product, *_READ))
     word, enabled, found, *after = unforked(list[Any], calls)
-    whole = _whole.get((by, word, enabled), False) and _whole.get((by, *after), False)
+    whole = _tried.get((by, word, enabled)) == _tried.get((by, *after)) == _WHOLE
     if not whole:
         _rest()
     return found, whole
@@ -249,32 +252,35 @@ def _products_are_full(backend: str) -> bool:
 _products_are_full._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _settings_leave_whole(by: Multiply, run: Callable[[Callable[[], bool]], bool]) -> bool:
+def _settings_leave_whole(by: Multiply, run: Callable[[Trial], bool | None]) -> bool:
     """Whether products leave their factors whole under the settings of this moment."""
-    if time.monotonic() < _rest_until:
+    now = time.monotonic()
+    if now < _rest_until:
         return False
     settings = (by, *map(_call, _READ))
-    known = _whole.get(settings)
-    if known is None:
-        known = run(partial(_leaves_factors_whole, by))
-        if settings != (by, *map(_call, _READ)):
+    again = _tried.get(settings, now)
+    if again <= now and again != _WHOLE:
+        found = run(partial(_leaves_factors_whole, by))
+        if found is None or settings != (by, *map(_call, _READ)):
             _rest()  # and it is open what was tried
             return False
-        _whole[settings] = known
-    return known
+        # Another thread may have changed the settings and undone it unseen.
+        rounds = now + _REST if _threads.others_run() else math.inf
+        again = _tried[settings] = _WHOLE if found else rounds
+    return again == _WHOLE
 
 
-def _here(work: Callable[[], bool]) -> bool:
+def _here(work: Trial) -> bool | None:
     return work()
 
 
-def _in_thread(work: Callable[[], bool]) -> bool:
+def _in_thread(work: Trial) -> bool | None:
     """Run work where no transform, mode or trace of this thread is on."""
-    found: list[bool] = []
+    found: list[bool | None] = []
     thread = threading.Thread(target=lambda: found.append(work()))
     thread.start()
     thread.join()
-    return found == [True]
+    return found[0] if found else False
 
 
 def _linear(a: Tensor, b: Tensor, start: Tensor | None) -> Tensor:
@@ -298,8 +304,12 @@ def _by_onednn(a: Tensor, b: Tensor) -> list[Tensor]:
     return [_linear(a, rows, start) for start in (None, zeros)]
 
 
-def _leaves_factors_whole(by: Multiply) -> bool:
-    """Try products of factors of 24 bits with ones and zeros, which are exact unless rounded."""
+def _leaves_factors_whole(by: Multiply) -> bool | None:
+    """Try products of factors of 24 bits with ones and zeros, which are exact unless rounded.
+
+    None where settings change meanwhile.
+    """
+    settings = [*map(_call, _READ)]
     for n, d, m in _TRIED:
         for a, b in (
             (_numbers(n, d), _choices(m, d).mT),
@@ -308,6 +318,8 @@ def _leaves_factors_whole(by: Multiply) -> bool:
         ):
             exact = unforked(torch.mm, a.double(), b.double())
             for found in unforked(by, a, b):
+                if settings != [*map(_call, _READ)]:
+                    return None
                 if float((found.double() - exact).abs().amax()) > _ROUNDING:
                     return False
     return True

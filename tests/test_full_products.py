@@ -37,7 +37,7 @@ def _try_anew(monkeypatch):
 
 
 def _forget():
-    _products._whole.clear()
+    _products._tried.clear()
     _products._start_anew()
 
 

@@ -46,12 +46,12 @@ def _products_of_torch(monkeypatch):
     """Every product is torch's, however small."""
     monkeypatch.setattr(_products, "_FEW", 0)
     monkeypatch.setattr(_products, "_REST", 0.0)
-    _products._whole.clear()
+    _products._tried.clear()
     _products._start_anew()
     yield
     restore()
     old_torch.set_setting("mkldnn", "none")
-    _products._whole.clear()
+    _products._tried.clear()
     _products._start_anew()
 
 
@@ -200,7 +200,7 @@ def test_products_of_few_numbers_ask_no_setting(monkeypatch):
         _products.bmm(a.expand(3, 64, 60), b.expand(3, 60, 30), out=start)[2],
     ):
         assert float((found.double() - exact).abs().max()) < 1e-4
-    assert not _products._whole
+    assert not _products._tried
     empty = _products.mm(torch.empty(3, 0), torch.empty(0, 4), out=torch.full((3, 4), 7.0))
     assert torch.equal(empty, torch.zeros(3, 4))
     with np.errstate(all="raise"):
