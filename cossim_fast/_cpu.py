@@ -21,6 +21,7 @@ from torch.linalg import vector_norm
 
 from cossim_fast import _composite
 from cossim_fast._dtypes import accumulation_dtype
+from cossim_fast._quiet import quiet
 from cossim_fast._threads import alone, together, usable_threads
 from cossim_fast._vecdot import vecdot
 
@@ -73,8 +74,7 @@ def cosine_rows(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     result = torch.empty(shape, dtype=dtype, device=x.device)
     for x_part, y_part, part in row_blocks(STATISTICS, shape, x, y, result):
         cosine, _ = _statistics(x_part, y_part, eps, dtype)
-        with alone():
-            part.copy_(torch.from_numpy(cosine.clip(-1.0, 1.0, out=cosine)))
+        alone(part.copy_, torch.from_numpy(cosine.clip(-1.0, 1.0, out=cosine)))
     return result
 
 
@@ -89,8 +89,7 @@ def _clamped(cosine: Array, out: Array, dtype: torch.dtype) -> Tensor:
     found = torch.from_numpy(np.minimum(np.maximum(cosine, -1.0, out=out), 1.0, out=out))
     if found.dtype is dtype:
         return found
-    with alone():
-        return found.to(dtype)
+    return alone(found.to, dtype)
 
 
 def row_cosines(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> RowCosines:
@@ -99,7 +98,7 @@ def row_cosines(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> RowCosi
     return RowCosines(torch.from_numpy(cosine), *torch.from_numpy(norms).unbind())
 
 
-@np.errstate(all="ignore")
+@quiet
 def small_rows(x: Tensor, y: Tensor, dim: int, eps: float) -> Tensor:
     """Cosine along `dim` of two float32 tensors of one shape, formed in float64.
 
@@ -115,7 +114,7 @@ def small_rows(x: Tensor, y: Tensor, dim: int, eps: float) -> Tensor:
     return torch.from_numpy(np.asarray(cosine, np.float32, order="C"))
 
 
-@np.errstate(all="ignore")
+@quiet
 def _statistics(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> tuple[Array, Array]:
     """Cosines before the clamp, and both norms stacked; numpy starts sooner than torch."""
     wide = accumulation_dtype(dtype)
@@ -166,7 +165,7 @@ def _share_dots(x: Array, y: Array, sums: Array) -> None:
     together(threads, partial(_fill_dots, x, y, sums, starts, step))
 
 
-@np.errstate(all="ignore")
+@quiet
 def _fill_dots(x: Array, y: Array, sums: Array, starts: Iterator[int], step: int) -> None:
     """Write <x, y>, <x, x> and <y, y> of the blocks of `step` rows that begin at `starts`."""
     for start in starts:
@@ -184,7 +183,7 @@ def _dot_pairs(x: Array, y: Array, sums: Iterable[Array]) -> None:
             vecdot(first, second, out=out)
 
 
-@np.errstate(all="ignore")
+@quiet
 def _fill_any_dots(dtype: torch.dtype, size: int, blocks: Iterable[tuple[Tensor, ...]]) -> None:
     """Write <x, y>, <x, x> and <y, y> of blocks (x, y, *sums) of any dtype and stride.
 
@@ -225,13 +224,7 @@ def each_block(
     rows = -(-shape.numel() // max(blocks, 1)) or 1
     # Of a list, since threads may not ask a generator at the same time.
     left = iter(list(row_blocks(rows, shape, *tensors)))
-    part = partial(work, min(rows * width, elements), left)
-
-    def by_this_thread() -> None:
-        with alone():
-            part()
-
-    together(threads, by_this_thread)
+    together(threads, partial(alone, work, min(rows * width, elements), left))
 
 
 def norms_along_last(x: Tensor, squares: Scratch, out: Tensor) -> Tensor:

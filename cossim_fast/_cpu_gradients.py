@@ -25,6 +25,7 @@ from cossim_fast._cpu import (
     odd_rows,
     scratch_places,
 )
+from cossim_fast._quiet import quiet
 from cossim_fast._threads import alone
 
 
@@ -33,8 +34,7 @@ def rows_gradients(
 ) -> list[Tensor | None]:
     """The derivatives of <grad, cosines> by x and by y, where needed."""
     x, y = x.detach(), y.detach()
-    with alone():
-        incoming = grad.detach().to(rows.cosine.dtype)
+    incoming = alone(grad.detach().to, rows.cosine.dtype)
     cosine, norm_x, norm_y = (t.numpy(force=True) for t in rows)
     cross, *own = _factors(incoming.numpy(), cosine, norm_x, norm_y, float(eps))
     results = [_like(t) if wanted else None for t, wanted in zip((x, y), needed, strict=True)]
@@ -53,7 +53,7 @@ def rows_gradients(
     return results
 
 
-@np.errstate(all="ignore")
+@quiet
 def _factors(grad: Array, cosine: Array, norm_x: Array, norm_y: Array, eps: float) -> list[Tensor]:
     """What the other row is multiplied by, and x and y themselves, for their derivatives.
 

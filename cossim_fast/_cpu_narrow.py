@@ -24,6 +24,7 @@ from cossim_fast._cpu import BLOCK, Scratch, all_in_bounds, norms_along_last, od
 from cossim_fast._cpu_products import LARGE, Operand, Product, TileProduct, full_product
 from cossim_fast._cpu_units import normalized
 from cossim_fast._dtypes import accumulation_dtype
+from cossim_fast._threads import unforked
 
 
 class NarrowProduct(TileProduct):
@@ -68,7 +69,7 @@ class NarrowProduct(TileProduct):
             self._kept.tiles = Place(self._dtype), Place(torch.float32)
         narrow, wide = self._kept.tiles
         shape = len(a[0]), len(b[0])
-        tile = wide(shape).copy_(torch.mm(a[0], b[0].T, out=narrow(shape)))
+        tile = wide(shape).copy_(unforked(torch.mm, a[0], b[0].T, out=narrow(shape)))
         tile.mul_(a[1][:, None]).mul_(b[1]).clamp_(-1.0, 1.0)
         out.copy_(_of(tile, out))
 
@@ -125,7 +126,7 @@ class RoundedProduct(TileProduct):
 
     def write(self, a: Operand, b: Operand, out: Tensor) -> None:
         """Multiply once, and again where the first rounding is too much."""
-        tile = torch.mm(a[0], b[0].T)
+        tile = unforked(torch.mm, a[0], b[0].T)
         if (a[1].max() + b[1].max()).item() <= self.ROOM:
             out.copy_(_of(tile, out).clamp_(-1.0, 1.0))
             return
@@ -149,7 +150,7 @@ class SplitProduct(TileProduct):
 
     def write(self, a: Operand, b: Operand, out: Tensor) -> None:
         """Multiply, and correct the result by what its rounding and the low parts add to it."""
-        first = torch.mm(a[0], b[0].T)
+        first = unforked(torch.mm, a[0], b[0].T)
         rest = first.neg()
         for left, right in ((a[0], b[0]), (a[0], b[1]), (a[1], b[0])):
             rest.addmm_(left, right.T)

@@ -8,32 +8,44 @@ a product is formed in float64, which nothing rounds: at 60 G operations a secon
 float32 makes 112 (Zen 5, one thread, 1024 x 768 x 1024). Six float32 products of factors split into
 three parts of 8 bits, which no setting rounds either, made 35 by oneDNN, where one makes 253.
 
-Settings are read before and after each product, and where they changed meanwhile, it is formed
-again in float64, and so is every other from then on: a thread that changes them all the time may
-undo a change before it is seen. Beside one that did so 10^6 times a second, half of the products of
-0.3 ms saw a change, and one in 200 was rounded and saw none.
+Another thread may change the settings at any moment. They are read before and after each product;
+where they changed meanwhile, it is formed again in float64, and so is every other for the next
+`_REST` seconds. A change that is undone in between is not seen so. Where other threads run Python,
+entries of `mm` and `linear` are therefore compared with what whole factors give (`_is_whole`): one
+call multiplies by one routine, which rounds all factors or none. Products of few numbers are
+numpy's, which no setting reaches. What is left is `full_precision_product`, whose tensors may be
+traced or transformed and have no numbers to look at.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cossim_fast import _fp32_setting, _threads
+from cossim_fast._quiet import quiet
+from cossim_fast._threads import unforked
 
 # torch's words for settings under which a GPU leaves factors whole.
 _FULL = ("none", "ieee")
 # A product in float64 is formed in tiles, of and from so many numbers, 8 MB, or of this side.
 _TILE, _SIDE = 1 << 20, 64
+# Multiplications of a product that numpy forms. Its BLAS shares them among no threads, and takes as
+# long as torch.mm: 4.4 µs both for 2^17, 11 and 12 for 2^19 (Zen 5, OpenBLAS, one thread).
+_FEW = 1 << 18
+# Rows and columns of a product that are compared with what whole factors give.
+_LOOKED_AT = 4
+# The bits of a float32 that are lost to the finest rounding of factors, TF32's, and half of them.
+_LOST, _HALF = (1 << 13) - 1, 1 << 12
 # Rows, width and columns of the products that are tried. Libraries choose their code by shape.
 _TRIED = ((64, 64, 64), (96, 384, 130), (33, 70, 19), (1, 384, 128), (128, 384, 1))
 _BATCH = 2
@@ -42,7 +54,9 @@ _COMPARED, _FASTER = (1024, 384, 256), 4 / 3
 # Far from what a rounding to 16 bits or fewer does, and above those of sums with one large term.
 _ROUNDING = 2.0**-20
 
+Array = np.ndarray[Any, Any]
 Multiply = Callable[[Tensor, Tensor], list[Tensor]]
+Trial = Callable[[], "bool | None"]
 
 # Calls that do not run Python: whatever else runs Python has no turn between them.
 _call: Callable[[Any], Any] = partial.__call__
@@ -52,10 +66,14 @@ _READ = (
     else partial(torch._C._get_float32_matmul_precision),
     partial(torch._C._get_mkldnn_enabled),
 )
-# By what multiplies, and the two settings that are read.
-_whole: dict[tuple[Any, ...], bool] = {}
-# Whether another thread has changed them during a product.
-_unsteady = False
+# What was tried, by what multiplies and the two settings that are read: when to try it again, since
+# it rounds factors, or _WHOLE.
+_tried: dict[tuple[Any, ...], float] = {}
+_WHOLE = -math.inf
+# Seconds for which products are formed in float64 after another thread has changed the settings
+# during one, and until when that is (time.monotonic).
+_REST = 10.0
+_rest_until = -math.inf
 
 
 def mm(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -63,22 +81,38 @@ def mm(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
 
     A float32 product is as exact as float32 sums of exact products, or more.
     """
+    if a.dtype != torch.float32:
+        return unforked(torch.mm, a, b, out=out)
+    if a.shape[0] * a.shape[1] * b.shape[1] <= _FEW:
+        few = torch.from_numpy(np.dot(a.numpy(), b.numpy()))
+        return few if out is None else out.copy_(few)
     out = a.new_empty((a.shape[0], b.shape[1])) if out is None else out
-    if not _left_whole(torch.mm, a, b, out):
+    if not _left_whole(a, b, out):
         side = max(min(_TILE // max(a.shape[1], 1), math.isqrt(_TILE)), _SIDE)
         for columns, strip in zip(b.split(side, 1), out.split(side, 1), strict=True):
             wide = columns.double()
             for part, place in zip(a.split(side), strip.split(side), strict=True):
-                place.copy_(torch.mm(part.double(), wide))
+                place.copy_(unforked(torch.mm, part.double(), wide))
     return out
 
 
 def bmm(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Return a @ b of (p, n, d) and (p, d, m), as `mm` does."""
     out = a.new_empty((*a.shape[:2], b.shape[2])) if out is None else out
-    if not _left_whole(torch.bmm, a, b, out):
-        out.copy_(torch.bmm(a.double(), b.double()))
+    if a.dtype != torch.float32:
+        return unforked(torch.bmm, a, b, out=out)
+    if a.shape[1] * a.shape[2] * b.shape[2] <= _FEW:
+        _matmul(a.numpy(), b.numpy(), out.numpy())
+    else:
+        # One by one: where torch does so, it reads the settings for each.
+        for left, right, place in zip(a, b, out, strict=True):
+            mm(left, right, out=place)
     return out
+
+
+@quiet
+def _matmul(a: Array, b: Array, out: Array) -> None:
+    np.matmul(a, b, out=out)
 
 
 def linear(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
@@ -88,7 +122,7 @@ def linear(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
     """
     if _settings_leave_whole(_by_onednn, _here):
         product, whole = _watched(_by_onednn, partial(_linear, a, b, start))
-        if whole:
+        if whole and _is_whole(a, b.T, product, start):
             return product
     product = mm(a, b.T)
     return product if start is None else product.add_(start)
@@ -119,9 +153,9 @@ def _compare() -> bool:
     try:
         for _ in range(4):
             begun = time.perf_counter()
-            _linear(a, b, None)
+            unforked(_linear, a, b, None)
             between = time.perf_counter()
-            torch.mm(a, b.T, out=out)
+            unforked(torch.mm, a, b.T, out=out)
             times.append((between - begun, time.perf_counter() - between))
     except (AttributeError, NotImplementedError, RuntimeError):
         return False  # a build of torch without the operator
@@ -144,35 +178,67 @@ def full_precision_product(a: Tensor, b: Tensor) -> Tensor:
         product, whole = _watched(_by_torch, partial(torch.matmul, a, b))
         if whole:
             return product
-    return (a.double() @ b.double()).float()
+    return unforked(torch.matmul, a.double(), b.double()).float()
 
 
 def described() -> str:
     """How float32 products are formed now."""
     if _settings_leave_whole(_by_torch, _here):
         return "as torch forms them, from whole factors"
-    if _unsteady:
+    if time.monotonic() < _rest_until:
         return "in float64, as another thread changed torch's setting during one"
     return "in float64, as torch rounds the factors of float32 here"
 
 
-def _left_whole(of: Callable[..., Tensor], a: Tensor, b: Tensor, out: Tensor) -> bool:
-    """Write a product to `out`; return whether its factors were left whole, else it is open."""
-    if a.dtype != torch.float32:
-        of(a, b, out=out)
-        return True
+def _left_whole(a: Tensor, b: Tensor, out: Tensor) -> bool:
+    """Write a @ b to `out`; return whether its factors were left whole, else it is open."""
     if not _settings_leave_whole(_by_torch, _here):
         return False
-    return _watched(_by_torch, partial(of, a, b, out=out))[1]
+    return _watched(_by_torch, partial(torch.mm, a, b, out=out))[1] and _is_whole(a, b, out, None)
 
 
 def _watched(by: Multiply, product: Callable[[], Tensor]) -> tuple[Tensor, bool]:
     """A product, and whether the settings before and after it leave factors whole."""
-    global _unsteady  # noqa: PLW0603 - the process has one setting
-    word, enabled, found, *after = map(_call, (*_READ, product, *_READ))
-    whole = _whole.get((by, word, enabled), False) and _whole.get((by, *after), False)
-    _unsteady = _unsteady or not whole
+    calls: Iterator[Any] = map(_call, (*_READ, product, *_READ))
+    word, enabled, found, *after = unforked(list[Any], calls)
+    whole = _tried.get((by, word, enabled)) == _tried.get((by, *after)) == _WHOLE
+    if not whole:
+        _rest()
     return found, whole
+
+
+def _rest() -> None:
+    """Another thread has changed the settings, and may do so again and undo it unseen."""
+    global _rest_until  # noqa: PLW0603 - the process has one setting
+    _rest_until = time.monotonic() + _REST
+
+
+@quiet
+def _is_whole(a: Tensor, b: Tensor, product: Tensor, start: Tensor | None) -> bool:
+    """Whether a @ b (+ start) is as from whole factors, and not as from rounded ones.
+
+    Some entries are compared with what they are and with what they would be if factors were rounded
+    to the 11 bits of TF32; bfloat16 has 8. Where the two are the same, it stays open: False. Takes
+    25 µs (Zen 5), so it is left out where nobody else runs Python, who could change a setting.
+    """
+    if not _threads.others_run():
+        return True
+    rows, columns = (slice(None, None, -(-count // _LOOKED_AT) or 1) for count in product.shape)
+    left, right = a[rows].numpy(), b[:, columns].numpy()
+    found = product[rows, columns].numpy().astype(np.float64)
+    if start is not None:
+        found -= start[rows, columns].numpy()
+    exact = np.dot(left.astype(np.float64), right.astype(np.float64))
+    effect = np.abs(exact - np.dot(_rounded(left), _rounded(right)))
+    known = np.isfinite(effect)
+    off = np.abs(found - exact).max(where=known, initial=0.0)
+    return bool(4 * off < effect.max(where=known, initial=0.0))
+
+
+def _rounded(factors: Array) -> Array:
+    """Float32 factors, rounded to 11 bits, in float64."""
+    bits = np.ascontiguousarray(factors).view(np.int32)
+    return ((bits + _HALF) & ~_LOST).view(np.float32).astype(np.float64)
 
 
 def _products_are_full(backend: str) -> bool:
@@ -186,33 +252,35 @@ def _products_are_full(backend: str) -> bool:
 _products_are_full._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _settings_leave_whole(by: Multiply, run: Callable[[Callable[[], bool]], bool]) -> bool:
+def _settings_leave_whole(by: Multiply, run: Callable[[Trial], bool | None]) -> bool:
     """Whether products leave their factors whole under the settings of this moment."""
-    global _unsteady  # noqa: PLW0603 - the process has one setting
-    if _unsteady:
+    now = time.monotonic()
+    if now < _rest_until:
         return False
     settings = (by, *map(_call, _READ))
-    known = _whole.get(settings)
-    if known is None:
-        known = run(partial(_leaves_factors_whole, by))
-        if settings != (by, *map(_call, _READ)):
-            _unsteady = True  # and it is open what was tried
+    again = _tried.get(settings, now)
+    if again <= now and again != _WHOLE:
+        found = run(partial(_leaves_factors_whole, by))
+        if found is None or settings != (by, *map(_call, _READ)):
+            _rest()  # and it is open what was tried
             return False
-        _whole[settings] = known
-    return known
+        # Another thread may have changed the settings and undone it unseen.
+        rounds = now + _REST if _threads.others_run() else math.inf
+        again = _tried[settings] = _WHOLE if found else rounds
+    return again == _WHOLE
 
 
-def _here(work: Callable[[], bool]) -> bool:
+def _here(work: Trial) -> bool | None:
     return work()
 
 
-def _in_thread(work: Callable[[], bool]) -> bool:
+def _in_thread(work: Trial) -> bool | None:
     """Run work where no transform, mode or trace of this thread is on."""
-    found: list[bool] = []
+    found: list[bool | None] = []
     thread = threading.Thread(target=lambda: found.append(work()))
     thread.start()
     thread.join()
-    return found == [True]
+    return found[0] if found else False
 
 
 def _linear(a: Tensor, b: Tensor, start: Tensor | None) -> Tensor:
@@ -236,16 +304,22 @@ def _by_onednn(a: Tensor, b: Tensor) -> list[Tensor]:
     return [_linear(a, rows, start) for start in (None, zeros)]
 
 
-def _leaves_factors_whole(by: Multiply) -> bool:
-    """Try products of factors of 24 bits with ones and zeros, which are exact unless rounded."""
+def _leaves_factors_whole(by: Multiply) -> bool | None:
+    """Try products of factors of 24 bits with ones and zeros, which are exact unless rounded.
+
+    None where settings change meanwhile.
+    """
+    settings = [*map(_call, _READ)]
     for n, d, m in _TRIED:
         for a, b in (
             (_numbers(n, d), _choices(m, d).mT),
             (_numbers(n, d), _choices(m, d).mT.contiguous()),
             (_choices(n, d), _numbers(m, d).mT),
         ):
-            exact = torch.mm(a.double(), b.double())
-            for found in by(a, b):
+            exact = unforked(torch.mm, a.double(), b.double())
+            for found in unforked(by, a, b):
+                if settings != [*map(_call, _READ)]:
+                    return None
                 if float((found.double() - exact).abs().amax()) > _ROUNDING:
                     return False
     return True
@@ -267,9 +341,8 @@ def _choices(n: int, d: int) -> Tensor:
 
 def _start_anew() -> None:
     """A forked child has none of the threads that changed settings."""
-    global _unsteady  # noqa: PLW0603 - the process has one setting
-    _unsteady = False
+    global _rest_until  # noqa: PLW0603 - the process has one setting
+    _rest_until = -math.inf
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+_threads.after_fork(_start_anew)

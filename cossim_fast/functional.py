@@ -13,6 +13,7 @@ from cossim_fast import _checks, _composite, _cpu, _cpu_matrix
 from cossim_fast._autograd import CosineMatrix, CosineRows
 from cossim_fast._broadcast import MatrixPlan, matrix_plan
 from cossim_fast._dispatch import Executor, autocast_is_on, choose_executor, without_autocast
+from cossim_fast._threads import one_thread_after_fork
 
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
@@ -65,6 +66,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     tensor([1.])
     """
     dtype, dim = _checks.drop_in_arguments(x1, x2, dim, eps)
+    one_thread_after_fork()
     if not x1.is_cpu and autocast_is_on(x1.device):
         # Autocast has torch's function on its float32 list, except on CPU.
         dtype = torch.promote_types(dtype, torch.float32)
@@ -143,6 +145,7 @@ def pairwise_cosine(
             [0.]])
     """
     dtype = _checks.pairwise_arguments(x, y, eps, precision)
+    one_thread_after_fork()
     inputs = (x,) if y is None else (x, y)
     shape = (*x.shape[:-1], (x if y is None else y).shape[-2])
     if out is not None:

@@ -42,6 +42,6 @@ def form_by(monkeypatch, product):
         result = product(a, b)
         return result if out is None else out.copy_(result)
 
-    monkeypatch.setattr("cossim_fast._products._whole", {})  # what was tried of others
+    monkeypatch.setattr("cossim_fast._products._tried", {})  # what was tried of others
     for name in ("mm", "bmm"):
         monkeypatch.setattr(torch, name, formed)

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import pytest
 import torch
@@ -25,8 +26,9 @@ from search_data import brute_force, make
 
 
 @pytest.fixture(autouse=True)
-def _try_anew():
-    """What was tried under other products does not hold here, nor afterwards."""
+def _try_anew(monkeypatch):
+    """What was tried under other products does not hold here, nor afterwards; all are torch's."""
+    monkeypatch.setattr(_products, "_FEW", 0)
     _forget()
     yield
     put("none", "generic", "all")
@@ -35,7 +37,7 @@ def _try_anew():
 
 
 def _forget():
-    _products._whole.clear()
+    _products._tried.clear()
     _products._start_anew()
 
 
@@ -349,9 +351,9 @@ def test_results_beside_a_thread_that_changes_the_setting():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_starts_anew():
-    _products._unsteady = True
+    _products._rest()
     child = os.fork()
     if child == 0:
-        os._exit(int(_products._unsteady))
+        os._exit(int(time.monotonic() < _products._rest_until))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert _products._unsteady
+    assert time.monotonic() < _products._rest_until

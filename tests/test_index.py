@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import arithmetic as models
-from cossim_fast import CosineIndex, topk
-from cossim_fast.retrieval import FileError, VerificationError, fork, parts, screens, tuning
+from cossim_fast import CosineIndex, _threads, topk
+from cossim_fast.retrieval import FileError, VerificationError, parts, screens, tuning
 
 SCREENS = ["int8", "bfloat16", "float32"]
 pytestmark = pytest.mark.usefixtures("int8_product")
@@ -584,7 +584,7 @@ def test_a_forked_child_can_search(held, tmp_path):
 
 def test_a_forked_child_may_set_its_threads_again(monkeypatch, corpus, queries):
     index, before = CosineIndex(corpus), torch.get_num_threads()
-    monkeypatch.setattr(fork, "_process", -1)  # as it is found in a child
+    monkeypatch.setattr(_threads, "_forked", True)  # as it is found in a child
     try:
         index.search(queries, 5)
         assert torch.get_num_threads() == 1

@@ -20,7 +20,9 @@ RULES = {
     "_replacing": set(),
     "_fp32_setting": set(),
     "_dtypes": set(),
-    "_products": {"_fp32_setting", "_threads"},
+    "_lazily": set(),
+    "_quiet": set(),
+    "_products": {"_fp32_setting", "_quiet", "_threads"},
     "_vecdot": set(),
     "_shapes": set(),
     "files": {"_extras"},
@@ -30,11 +32,11 @@ RULES = {
     "_cgroup": set(),
     "_threads": {"_cgroup"},
     "_composite": {"_dtypes", "_products"},
-    "_cpu": {"_composite", "_dtypes", "_threads", "_vecdot"},
-    "_cpu_gradients": {"_composite", "_cpu", "_threads"},
+    "_cpu": {"_composite", "_dtypes", "_quiet", "_threads", "_vecdot"},
+    "_cpu_gradients": {"_composite", "_cpu", "_quiet", "_threads"},
     "_cpu_units": {"_composite", "_cpu"},
     "_cpu_products": {"_cpu_units", "_products", "_shapes", "_threads"},
-    "_cpu_narrow": {"_composite", "_cpu", "_cpu_products", "_cpu_units", "_dtypes"},
+    "_cpu_narrow": {"_composite", "_cpu", "_cpu_products", "_cpu_units", "_dtypes", "_threads"},
     "_cpu_matrix": {
         "_cpu", "_cpu_narrow", "_cpu_products", "_cpu_units", "_dtypes", "_products", "_shapes",
         "_threads",
@@ -47,7 +49,7 @@ RULES = {
         "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix", "_cpu_matrix_gradients",
         "_dispatch",
     },
-    "_cpu_screen": {"_products"},
+    "_cpu_screen": {"_products", "_quiet"},
     "_ops": {
         "_checks", "_composite", "_cpu", "_cpu_gradients", "_cpu_matrix",
         "_cpu_matrix_gradients", "_cpu_screen", "_dispatch", "kernels",
@@ -55,14 +57,14 @@ RULES = {
     "_screened_topk": {"_checks", "_ops"},
     "functional": {
         "_autograd", "_broadcast", "_checks", "_composite", "_cpu", "_cpu_matrix", "_dispatch",
-        "_dtypes", "_ops",
+        "_dtypes", "_ops", "_threads",
     },
     "modules": {"_checks", "functional"},
     "__init__": {"_ops", "diagnose", "functional", "modules", "retrieval"},
     # Rooms of several files; a room may import itself.
     "retrieval": {
-        "_checks", "_cpu_screen", "_extras", "_ops", "_products", "_replacing", "_screened_topk",
-        "_shapes", "_threads", "_vecdot",
+        "_checks", "_cpu_screen", "_extras", "_lazily", "_ops", "_products", "_quiet", "_replacing",
+        "_screened_topk", "_shapes", "_threads", "_vecdot",
     },
     "diagnose": {
         "functional", "modules", "_checks", "_escaped", "_extras", "_products", "_replacing",

@@ -203,6 +203,9 @@ child = os.fork()
 if child == 0:
     assert _threads._helpers is None
     check("child")
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(2)
+    check("child")
     assert _threads._helpers is not None
 else:
     assert os.waitpid(child, 0)[1] == 0
@@ -217,7 +220,7 @@ def test_after_a_fork_and_at_the_end_of_the_interpreter():
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == ["parent", "child", "end", "parent", "end"]
+    assert done.stdout.split() == ["parent", "child", "child", "end", "parent", "end"]
 
 
 # How many threads there is a processor for.
@@ -264,27 +267,30 @@ def test_a_thread_is_left_alone_and_no_other(two_threads):
     def stranger():
         others.append(torch.get_num_threads())
 
-    with _threads.alone():
+    def work():
         assert torch.get_num_threads() == 1
         thread = threading.Thread(target=stranger)
         thread.start()
         thread.join()
-        with _threads.alone():
-            assert torch.get_num_threads() == 1
+        assert _threads.alone(torch.get_num_threads) == 1
         assert torch.get_num_threads() == 1
+
+    _threads.alone(work)
     assert (torch.get_num_threads(), others) == (2, [2])
 
 
 def test_a_thread_is_left_alone_no_longer_after_a_failure(two_threads):
-    with pytest.raises(ValueError, match="fails"), _threads.alone():
+    def fail():
         raise ValueError("fails")
+
+    with pytest.raises(ValueError, match="fails"):
+        _threads.alone(fail)
     assert torch.get_num_threads() == 2
 
 
 def test_where_openmp_is_out_of_reach_nothing_is_set(two_threads, monkeypatch):
     monkeypatch.setattr(_threads, "can_be_alone", lambda: False)
-    with _threads.alone():
-        assert torch.get_num_threads() == 2
+    assert _threads.alone(torch.get_num_threads) == 2
 
 
 @pytest.mark.parametrize(

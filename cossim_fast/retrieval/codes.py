@@ -18,9 +18,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cossim_fast import _cpu_screen
+from cossim_fast._lazily import lazily
+from cossim_fast._quiet import quiet
 from cossim_fast._threads import alone, together, usable_threads
 from cossim_fast._vecdot import vecdot
 from cossim_fast.retrieval import tuning
@@ -91,7 +92,7 @@ class Segment:
         if self.sums is not None:
             self.sums.check(rows)
 
-    @cached_property
+    @lazily
     def skipped(self) -> int:
         """How many rows hold NaN or an infinity."""
         return int((~self.norms.isfinite()).sum())
@@ -114,9 +115,12 @@ class Segment:
 
 def centre_of(rows: Tensor, sample: int = 1024) -> Tensor:
     """The mean unit row (d,), in float32, of a sample spread over the rows; any centre is valid."""
-    with alone():
-        unit = _sample_units(rows[:: max(rows.shape[0] // sample, 1)])
-        return unit.mean(0) if unit.shape[0] else unit.new_zeros(rows.shape[1])
+    return alone(_mean_unit, rows[:: max(rows.shape[0] // sample, 1)])
+
+
+def _mean_unit(rows: Tensor) -> Tensor:
+    unit = _sample_units(rows)
+    return unit.mean(0) if unit.shape[0] else unit.new_zeros(rows.shape[1])
 
 
 def _sample_units(rows: Tensor) -> Tensor:
@@ -174,8 +178,8 @@ def encode(
     """
     # float64 is coded by torch's threads, and all else by ours.
     threads = usable_threads() if rows.is_cpu and rows.dtype != torch.float64 else 0
-    with alone() if threads else nullcontext():
-        return _encode(rows, centre, first, codes, into, threads)
+    body = partial(_encode, rows, centre, first, codes, into, threads)
+    return alone(body) if threads else body()
 
 
 def _encode(
@@ -320,7 +324,7 @@ class _Coder:
         self._floats = torch.empty((0 if as_it_is else size[0], size[1]))
         self._piece = max((_GRAIN - 1) // max(size[1], 1), 1) if shared else step
 
-    @np.errstate(all="ignore")  # rows that are not finite
+    @quiet  # rows that are not finite
     def through(self, starts: Iterable[int]) -> None:
         """Measure the chunks that start there."""
         for start in starts:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _cpu_screen
+from cossim_fast._threads import unforked
 from cossim_fast.retrieval import tuning
 from cossim_fast.retrieval.codes import Segment
 from cossim_fast.retrieval.pool import places
@@ -66,7 +67,7 @@ def pairs_above(
     for start in range(0, count, step):
         at = slice(start, min(start + step, count))
         unit = _unit_rows(segment, slice(rows.start + at.start, rows.start + at.stop))
-        torch.mm(queries, unit.mT, out=cosines[:, at])
+        unforked(torch.mm, queries, unit.mT, out=cosines[:, at])
     hit = cosines >= threshold - error
     if after is not None and segment.first + rows.start <= int(after.max()):
         hit &= torch.arange(rows.start, rows.stop) + segment.first > after[:, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cossim_fast import _threads
 from cossim_fast._cpu_screen import WideRows, score_pairs, widen
+from cossim_fast._lazily import lazily
 from cossim_fast.retrieval import costs, few, ranked, screens, tuning
 from cossim_fast.retrieval.codes import Segment
 from cossim_fast.retrieval.near import near_error, near_scores
@@ -166,12 +167,12 @@ class Search:
             return False
         # Two threads take as long, and beside a busy process wait for each other (Zen 5, 200 000
         # rows of 384: 3.9 and 3.7 ms quiet, 4.2 and 11.1 beside one).
-        with _threads.alone():
-            return few.through(
-                head, segment, self._queries, self.pool, score.error, self.trace, self._forbidden
-            )
+        return _threads.alone(
+            few.through,
+            *(head, segment, self._queries, self.pool, score.error, self.trace, self._forbidden),
+        )
 
-    @cached_property
+    @lazily
     def _scan(self) -> Scan:
         return self._new_scan(self._queries, self.pool, self._forbidden)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
+from cossim_fast._threads import one_thread_after_fork
 from cossim_fast.retrieval.coded import CodedRows
 from cossim_fast.retrieval.progress import Progress
 from cossim_fast.retrieval.results import like
@@ -169,6 +170,7 @@ class _SelfJoin:
     """A set of rows that is joined with itself, in an order of its own."""
 
     def __init__(self, x: Any, threshold: float, screen: str, keep: Any = "first") -> None:
+        one_thread_after_fork()
         self._threshold = _checks.threshold(threshold)
         _checks.screen_name(screen)
         source = ArrayCorpus(_checks.embedding_rows("x", x))

@@ -30,8 +30,8 @@ import numpy as np
 import torch
 
 from cossim_fast._replacing import sync_folder
+from cossim_fast._threads import watch
 from cossim_fast.retrieval.files import NAMES, PAGE, FileError, header, naming, pieces
-from cossim_fast.retrieval.fork import watch
 from cossim_fast.retrieval.store import Rows, converted, rows_of_map
 
 _KIND = "cossim_fast vectors"

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cossim_fast import _products, _threads
 from cossim_fast._cpu_screen import WideRows, widen
+from cossim_fast._threads import unforked
 from cossim_fast.retrieval import costs, float_product, tuning
 from cossim_fast.retrieval.codes import (
     BLOCK,
@@ -180,8 +181,9 @@ def choose_head(
     threads = _threads.usable_threads()
     # Threads that torch has shared an operation among wait awake for the next one, on processors
     # that those apart could use.
-    with _threads.alone():
-        basis = _best_basis(rows[::step], tried, centre, threshold, levels, price, threads)
+    basis = _threads.alone(
+        _best_basis, rows[::step], tried, centre, threshold, levels, price, threads
+    )
     return None if basis is None else HeadScreen(basis, Int8Screen(adjacent_code_limit))
 
 
@@ -215,7 +217,8 @@ def _best_basis(
         return None
     y = unit.sub_(centre.double())
     # Largest first, and in one piece, which is multiplied in half the time.
-    along = torch.linalg.eigh(_product(y.mT, y, threads)).eigenvectors.flip(1).contiguous()
+    along = unforked(torch.linalg.eigh, _product(y.mT, y, threads)).eigenvectors
+    along = along.flip(1).contiguous()
     y_along, q_along = _product(y, along, threads).float(), (asked @ along).float()
     offset = (asked @ centre.double()).float()[:, None]
     q_long, y_long = (torch.linalg.vector_norm(v, dim=1).amax() for v in (q_along, y_along))
@@ -224,7 +227,7 @@ def _best_basis(
         k = _directions(width)
         y_rest, q_rest = (torch.linalg.vector_norm(v[:, k:], dim=1) for v in (y_along, q_along))
         upper = torch.outer(q_rest, y_rest).add_(offset)
-        upper.addmm_(q_along[:, :k], y_along[:, :k].mT)
+        unforked(upper.addmm_, q_along[:, :k], y_along[:, :k].mT)
         # What the codes may add: errors of half a step at most, uniform, in numbers of which the
         # largest is about four times the usual.
         error = 4 / 12**0.5 * q_long * y_long * (1 / levels + 1 / 127)
@@ -250,7 +253,7 @@ def _product(a: Tensor, b: Tensor, threads: int) -> Tensor:
     by_rows = len(a) >= b.shape[1]
 
     def fill(some: Tensor, place: Tensor) -> None:
-        torch.mm(*((some, b) if by_rows else (a, some)), out=place)
+        unforked(torch.mm, *((some, b) if by_rows else (a, some)), out=place)
 
     cut = a.chunk(parts) if by_rows else b.chunk(parts, 1)
     places = found.chunk(parts, 0 if by_rows else 1)

@@ -19,16 +19,22 @@ class Ids:
     """Finds rows by their ids.
 
     Ids of the caller's are looked up in a table, about 100 bytes a row, which is made when it is
-    first needed; a search without ``exclude`` needs none.
+    first needed; a search without ``exclude`` needs none. All else never changes: ids after a
+    change are new ones, that take the table with them. Where a change does not come to its end,
+    these here make their table anew.
 
     Attributes:
         kind: of the ids; None as long as there is none.
         count: of the rows that were ever added: the next serial number.
     """
 
-    def __init__(self, kind: Kind | None = None, count: int = 0) -> None:
-        self.kind, self.count = kind, count
-        self._serial: dict[Any, int] | None = None
+    def __init__(
+        self, kind: Kind | None = None, count: int = 0, table: dict[Any, int] | None = None
+    ) -> None:
+        self.kind, self.count, self._serial = kind, count, table
+
+    def __reduce__(self) -> tuple[type[Ids], tuple[Kind | None, int]]:
+        return Ids, (self.kind, self.count)
 
     def missing(self) -> Any:
         """What stands in a result where there is no row."""
@@ -61,22 +67,21 @@ class Ids:
         """The serial numbers of the next n rows."""
         return torch.arange(self.count, self.count + n)
 
-    def added(self, names: np.ndarray[Any, Any] | None, serials: Tensor) -> None:
-        """Note that rows were added."""
-        self.kind = "positions" if names is None else kind_of(names)
-        self.count += len(serials)
-        if names is not None and self._serial is not None:
-            self._serial.update(zip(names.tolist(), serials.tolist(), strict=True))
+    def with_added(self, names: np.ndarray[Any, Any] | None, serials: Tensor) -> Ids:
+        """The ids after rows were added."""
+        table, self._serial = self._serial, None
+        if names is not None and table is not None:
+            table.update(zip(names.tolist(), serials.tolist(), strict=True))
+        kind: Kind = "positions" if names is None else kind_of(names)
+        return Ids(kind, self.count + len(serials), table)
 
-    def removed(self, ids: np.ndarray[Any, Any]) -> None:
-        """Note that rows were removed."""
-        if self._serial is not None:
+    def without(self, ids: np.ndarray[Any, Any]) -> Ids:
+        """The ids after rows were removed."""
+        table, self._serial = self._serial, None
+        if table is not None:
             for name in ids.tolist():
-                self._serial.pop(name, None)
-
-    def forget_table(self) -> None:
-        """Make the table anew when it is needed: it may be half changed."""
-        self._serial = None
+                table.pop(name, None)
+        return Ids(self.kind, self.count, table)
 
     def positions(self, parts: Sequence[Part], ids: np.ndarray[Any, Any]) -> Tensor:
         """Where the rows with some ids are; -1 for ids that no row has."""
@@ -91,13 +96,15 @@ class Ids:
         return positions_of(parts, serials)
 
     def _table(self, parts: Sequence[Part]) -> dict[Any, int]:
-        if self._serial is None:
-            self._serial = {}
-            for part in parts:
-                alive = part.alive.numpy()
-                serials = part.serials.numpy()[alive].tolist()
-                self._serial.update(zip(part.ids()[alive].tolist(), serials, strict=True))
-        return self._serial
+        if self._serial is not None:
+            return self._serial
+        table: dict[Any, int] = {}
+        for part in parts:
+            alive = part.alive.numpy()
+            serials = part.serials.numpy()[alive].tolist()
+            table.update(zip(part.ids()[alive].tolist(), serials, strict=True))
+        self._serial = table
+        return table
 
 
 def kind_of(names: np.ndarray[Any, Any]) -> Kind:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
+from cossim_fast._threads import one_thread_after_fork, watch
 from cossim_fast.retrieval import tuning
 from cossim_fast.retrieval.engine import Batches, Best, joined, threads_apart
 from cossim_fast.retrieval.exclusion import Hidden
 from cossim_fast.retrieval.explanation import SearchExplanation, joined_traces, reason_for
-from cossim_fast.retrieval.fork import one_thread_after_fork, watch
 from cossim_fast.retrieval.growing import RowFile
 from cossim_fast.retrieval.ids import Ids
 from cossim_fast.retrieval.index_file import load_parts, save_parts
@@ -69,12 +69,14 @@ class CosineIndex:
     more from the first `add`, `remove` or ``exclude`` on.
 
     Threads: searching is safe while other threads add, remove or save: each search sees the index
-    as it was when it began. Processes: a forked child may search (its first search sets torch to
-    one thread, since those of the parent are gone; where the parent had started none, set their
-    number again after it). Pickling writes what is in memory; rows in a file are pickled as its
-    name, the place in it and checksums, for which the file is read once, so it must be there when
-    they are unpickled; a copy compares rows as it first reads them. A child and an unpickled copy
-    keep in memory what they add, and leave the file alone.
+    as it was when it began. Processes: a forked child may search, add and remove, whatever threads
+    of the parent are inside calls of this package: a fork waits for the products that they form
+    (its first call sets torch to one thread, since those of the parent are gone; where the parent
+    had started none, set their number again after it). Of calls of torch's own nobody can say the
+    same. Pickling writes what is in memory; rows in a file are pickled as its name, the place in it
+    and checksums, for which the file is read once, so it must be there when they are unpickled; a
+    copy compares rows as it first reads them. A child and an unpickled copy keep in memory what
+    they add, and leave the file alone.
 
     Rows that hold NaN or an infinity are never returned, and counted (`skipped`). Zero rows score
     0. No gradients.
@@ -98,7 +100,6 @@ class CosineIndex:
     d: int
     _file: RowFile | None
     _state: State
-    _ids: Ids
 
     def __init__(
         self,
@@ -110,13 +111,14 @@ class CosineIndex:
         screen: str = "auto",
         device: torch.device | str | None = None,
     ) -> None:
+        one_thread_after_fork()
         given = _checks.embedding_rows("embeddings", embeddings)
         source = embeddings if isinstance(embeddings, np.ndarray) else given
         _checks.screen_name(screen)
         _checks.index_device(device)
         dtype = given.dtype if store is None else _checks.stored_dtype(store)
         self._start(screen, dtype, given.shape[1])
-        names = self._ids.accept((), ids, len(given))
+        names = self._state.ids.accept((), ids, len(given))
         if path is None:
             self._append(rows_of(source, self.dtype), names)
             return
@@ -133,8 +135,7 @@ class CosineIndex:
         self.screen, self.dtype, self.d = screen, dtype, d
         self._codes = screen in ("auto", "int8")
         self._file = None
-        self._state = State((), torch.zeros(d))
-        self._ids = Ids()
+        self._state = State((), torch.zeros(d), Ids())
         self._share()
 
     def _share(self) -> None:
@@ -181,11 +182,12 @@ class CosineIndex:
                 somebody. Nothing is written then, and what the index holds can be searched.
             OSError: the file cannot be written. Nothing is added then.
         """
+        one_thread_after_fork()
         rows = _checks.embedding_rows("embeddings", embeddings)
         source = embeddings if isinstance(embeddings, np.ndarray) else rows
         _checks.index_width(rows.shape[1], self.d)
         with self._lock:
-            names = self._ids.accept(self._state.parts, ids, len(rows))
+            names = self._state.ids.accept(self._state.parts, ids, len(rows))
             file = self._own_file()
             if file is None:
                 self._append(rows_of(source, self.dtype), names)
@@ -206,11 +208,7 @@ class CosineIndex:
     def _append(self, new: Rows, names: np.ndarray[Any, Any] | None) -> None:
         if not len(new.tensor):
             return
-        serials = self._ids.serials(len(new.tensor))
-        self._state = with_rows(
-            self._state, new, serials, names, self._own_file(), codes=self._codes
-        )
-        self._ids.added(names, serials)
+        self._state = with_rows(self._state, new, names, self._own_file(), codes=self._codes)
 
     def remove(self, ids: Any) -> None:
         """Remove the rows with these ids (1-D).
@@ -221,13 +219,13 @@ class CosineIndex:
         Raises:
             KeyError: an id is not there. Nothing is removed then.
         """
+        one_thread_after_fork()
         names = _checks.row_ids("ids", ids)
         with self._lock:
             state = self._state
-            positions = self._ids.positions(state.parts, names)
+            positions = state.ids.positions(state.parts, names)
             _checks.known_ids(names, (positions >= 0).numpy())
-            self._state = without_rows(state, positions, codes=self._codes)
-            self._ids.removed(names)
+            self._state = without_rows(state, positions, names, codes=self._codes)
 
     def search(
         self,
@@ -269,7 +267,7 @@ class CosineIndex:
         )
         double = torch.float64 in (asked.dtype, self.dtype)
         result = assemble(queries, best, double=double, oracle=oracle)
-        ids = ids_at(state.parts, best.positions, self._ids.missing())
+        ids = ids_at(state.parts, best.positions, state.ids.missing())
         named = ids if ids.dtype == object else like(queries, torch.from_numpy(ids))
         return result._replace(indices=named)
 
@@ -298,7 +296,7 @@ class CosineIndex:
         threshold = _checks.threshold(threshold)
         with self._lock:
             state = self._state
-            hidden = Hidden(self._ids, state.parts, exclude, len(asked))
+            hidden = Hidden(state.ids, state.parts, exclude, len(asked))
         double = torch.float64 in (asked.dtype, self.dtype)
         segments = hidden.segments([part.segment for part in state.parts])
         blocks = [
@@ -309,7 +307,7 @@ class CosineIndex:
         ]
         found = Found.join(blocks, torch.float64 if double else torch.float32)
         lims = torch.searchsorted(found.query, torch.arange(len(asked) + 1))
-        ids = ids_at(state.parts, found.position, self._ids.missing())
+        ids = ids_at(state.parts, found.position, state.ids.missing())
         named = ids if ids.dtype == object else like(queries, torch.from_numpy(ids))
         return RangeHits(like(queries, lims), like(queries, found.scores), named)
 
@@ -358,7 +356,7 @@ class CosineIndex:
         _checks.same_width(asked.shape[1], self.d)
         with self._lock:
             state = self._state
-            hidden = Hidden(self._ids, state.parts, exclude, len(asked))
+            hidden = Hidden(state.ids, state.parts, exclude, len(asked))
         _checks.number_of_neighbours(k, state.live())
         segments = hidden.segments([part.segment for part in state.parts])
         found: list[Best] = []
@@ -393,7 +391,7 @@ class CosineIndex:
         file are copied by blocks, and need no memory.
         """
         with self._lock:
-            state, kind, count = self._state, self._ids.kind, self._ids.count
+            state = self._state
         save_parts(
             Path(path),
             state.parts,
@@ -402,8 +400,8 @@ class CosineIndex:
                 "screen": self.screen,
                 "dtype": str(self.dtype).removeprefix("torch."),
                 "width": str(self.d),
-                "ids": kind or "",
-                "count": str(count),
+                "ids": state.ids.kind or "",
+                "count": str(state.ids.count),
             },
         )
 
@@ -428,8 +426,8 @@ class CosineIndex:
         parts, centre, said = load_parts(Path(path), mapped=mmap, verify=verify)
         index = cls.__new__(cls)
         index._start(said["screen"], getattr(torch, said["dtype"]), int(said["width"]))
-        index._state = state_of(parts, centre)
-        index._ids = Ids(said["ids"] or None, int(said["count"]))  # type: ignore[arg-type]
+        ids = Ids(said["ids"] or None, int(said["count"]))  # type: ignore[arg-type]
+        index._state = state_of(parts, centre, ids)
         return index
 
     @classmethod
@@ -450,12 +448,13 @@ class CosineIndex:
             FileError: it is truncated, damaged, of another kind, or of another version.
             BlockingIOError: an index of this process or another appends to it; which, is said.
         """
+        one_thread_after_fork()
         _checks.screen_name(screen)
         file = RowFile.reopen(Path(path))
         try:
             index = cls.__new__(cls)
             index._start(screen, file.dtype, file.d)
-            names = index._ids.accept((), ids, file.count)
+            names = index._state.ids.accept((), ids, file.count)
             index._file = file
             index._append(file.rows(0), names)
         except BaseException:
@@ -464,9 +463,7 @@ class CosineIndex:
         return index
 
     def __getstate__(self) -> dict[str, Any]:
-        with self._lock:
-            ids = Ids(self._ids.kind, self._ids.count)
-            held = {**self.__dict__, "_ids": ids, "_file": None}
+        held = {**self.__dict__, "_file": None}
         del held["_lock"]
         return held
 
@@ -477,6 +474,5 @@ class CosineIndex:
     def forked(self) -> None:
         """Be fit for use in a child process that was forked."""
         # The lock may be held by a thread that is not in this process, in the middle of a change
-        # of the table of ids.
+        # that will not come.
         self._lock = threading.Lock()
-        self._ids.forget_table()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
+from cossim_fast._threads import one_thread_after_fork
 from cossim_fast.retrieval.coded import CodedRows
 from cossim_fast.retrieval.codes import Segment
 from cossim_fast.retrieval.join_checkpoint import JoinCheckpoint
@@ -261,6 +262,7 @@ class _Join:
     """The arguments of a join, checked, and what is made of them."""
 
     def __init__(self, x: Any, y: Any, threshold: float, screen: str) -> None:
+        one_thread_after_fork()
         self.threshold = _checks.threshold(threshold)
         _checks.screen_name(screen)
         sources = [ArrayCorpus(_checks.embedding_rows("x", x))]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cossim_fast import _cpu_screen
 from cossim_fast._cpu_screen import WideRows, stable_order
+from cossim_fast._threads import unforked
 from cossim_fast.retrieval import tuning
 
 
@@ -141,7 +142,7 @@ def _sampled(rows: Tensor, queries: Tensor, places: Tensor, query: Tensor) -> Te
     size = len(rows), len(queries)
     zeros = torch.zeros(len(query), dtype=rows.dtype)
     pattern = torch.sparse_csr_tensor(places, query, zeros, size, check_invariants=False)
-    found: Tensor = torch.sparse.sampled_addmm(pattern, rows, queries.mT, beta=0.0)
+    found: Tensor = unforked(torch.sparse.sampled_addmm, pattern, rows, queries.mT, beta=0.0)
     return found.values()
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cossim_fast._lazily import lazily
 from cossim_fast.retrieval.codes import BLOCK, Segment, encode, large
 from cossim_fast.retrieval.few import SegmentHeads
 from cossim_fast.retrieval.growing import RowFile
@@ -47,12 +47,12 @@ class Part:
         """The id of each row."""
         return self.serials.numpy() if self.names is None else self.names
 
-    @cached_property
+    @lazily
     def live(self) -> int:
         """How many rows were not removed."""
         return int(self.alive.sum())
 
-    @cached_property
+    @lazily
     def skipped(self) -> int:
         """How many rows that were not removed hold NaN or an infinity."""
         return int((self.alive & ~self.segment.norms.isfinite()).sum())

@@ -9,10 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cossim_fast._threads import unforked
+
 
 def pack(codes: Tensor) -> Tensor:
     """Codes (w, d) int8, contiguous, as `linear` takes them: it packs what lies in memory."""
-    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+    packed: Tensor = unforked(torch.ops.onednn.qlinear_prepack, codes, None)
     return packed
 
 
@@ -38,8 +40,21 @@ def linear(
         (n, w).
     """
     zeros = torch.zeros(len(scale), dtype=torch.int64)
-    out: Tensor = torch.ops.onednn.qlinear_pointwise(
-        rows, 1.0, zero, packed, scale, zeros, offset, 1.0, 0, dtype, "none", [], ""
+    out: Tensor = unforked(
+        torch.ops.onednn.qlinear_pointwise,
+        rows,
+        1.0,
+        zero,
+        packed,
+        scale,
+        zeros,
+        offset,
+        1.0,
+        0,
+        dtype,
+        "none",
+        [],
+        "",
     )
     return out
 
@@ -47,10 +62,10 @@ def linear(
 def mixed(queries: Tensor, codes: Tensor) -> Tensor:
     """Queries (q, d) bfloat16 times codes (n, d) int8: (q, n) bfloat16, of sums in float32."""
     ones = torch.ones(codes.shape[0], dtype=torch.bfloat16)
-    out: Tensor = torch._weight_int8pack_mm(queries, codes, ones)
+    out: Tensor = unforked(torch._weight_int8pack_mm, queries, codes, ones)
     return out
 
 
 def bfloat16(rows: Tensor, queries: Tensor, out: Tensor) -> None:
     """Rows (n, d) times queries (q, d) into out (n, q), all bfloat16, of sums in float32."""
-    torch.mm(rows, queries.mT, out=out)
+    unforked(torch.mm, rows, queries.mT, out=out)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cossim_fast import _threads
+from cossim_fast._lazily import lazily
 from cossim_fast.retrieval import costs, tuning
 from cossim_fast.retrieval.codes import Segment
 from cossim_fast.retrieval.sweep import Batch, Found, Sweep
@@ -170,7 +171,7 @@ class _Part:
         self._numbers, self._make = numbers, make
         self.found: list[Found] = []
 
-    @cached_property
+    @lazily
     def batch(self) -> Batch:
         return self._make(self._numbers)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
+from cossim_fast._threads import one_thread_after_fork
 from cossim_fast.retrieval import tuning
 from cossim_fast.retrieval.codes import centre_of, encode
 from cossim_fast.retrieval.device import device_oracle, search_on_device
@@ -107,6 +108,7 @@ def topk_with_checkpoint(
     For a caller who has still to put the result somewhere: if that fails, the same search again
     takes no time.
     """
+    one_thread_after_fork()
     asked = _checks.embedding_rows("queries", queries)
     source = open_corpus(corpus, asked.shape[1])
     _checks.same_width(asked.shape[1], source.d)

@@ -11,16 +11,21 @@ from torch import Tensor
 
 from cossim_fast.retrieval.codes import centre_of
 from cossim_fast.retrieval.growing import RowFile
+from cossim_fast.retrieval.ids import Ids
 from cossim_fast.retrieval.parts import Part, Piece, join, part_of, piece_of
 from cossim_fast.retrieval.store import Rows
 
 
 @dataclass(frozen=True)
 class State:
-    """The parts of an index. Never changed: a search goes on with the state that it began with."""
+    """All that changes of an index, in one: what is added or removed is there or not, by one step.
+
+    Never changed: a search goes on with the state that it began with.
+    """
 
     parts: tuple[Part, ...]
     centre: Tensor  # (d,) what codes leave out
+    ids: Ids
 
     def live(self) -> int:
         """How many rows were not removed."""
@@ -35,7 +40,7 @@ class State:
         return sum(part.skipped for part in self.parts)
 
 
-def state_of(parts: Sequence[Part], centre: Tensor) -> State:
+def state_of(parts: Sequence[Part], centre: Tensor, ids: Ids) -> State:
     """Number the rows of parts through; parts of which all is removed are left out."""
     numbered: list[Part] = []
     first = 0
@@ -43,13 +48,12 @@ def state_of(parts: Sequence[Part], centre: Tensor) -> State:
         if part.live:
             numbered.append(part.starting_at(first))
             first += len(part)
-    return State(tuple(numbered), centre)
+    return State(tuple(numbered), centre, ids)
 
 
 def with_rows(
     state: State,
     new: Rows,
-    serials: Tensor,
     names: np.ndarray[Any, Any] | None,
     file: RowFile | None,
     *,
@@ -60,11 +64,11 @@ def with_rows(
     Args:
         state: before.
         new: at least one row.
-        serials: (n,) of the new rows.
-        names: (n,) their ids, if they are not the serials.
+        names: (n,) their ids, if they are not counted.
         file: which they were appended to, if there is one.
         codes: code rows in int8.
     """
+    serials = state.ids.serials(len(new.tensor))
     parts, last = list(state.parts), [Piece(new, serials, names, None)]
     while parts and _joins(parts[-1], last[0], file) and len(parts[-1]) < 2 * sum(map(len, last)):
         last.insert(0, piece_of(parts.pop()))
@@ -72,7 +76,7 @@ def with_rows(
     # Where every row is coded anew, it is time to look where they lie now.
     centre = state.centre if parts else centre_of(whole.rows.sample())
     part = part_of(whole.rows, whole.serials, whole.names, centre, codes=codes, alive=whole.alive)
-    return state_of([*parts, part], centre)
+    return state_of([*parts, part], centre, state.ids.with_added(names, serials))
 
 
 def _joins(part: Part, piece: Piece, file: RowFile | None) -> bool:
@@ -83,14 +87,16 @@ def _joins(part: Part, piece: Piece, file: RowFile | None) -> bool:
     return first is not None and second == first + len(part)
 
 
-def without_rows(state: State, positions: Tensor, *, codes: bool) -> State:
-    """The state after the rows at some positions were removed."""
+def without_rows(
+    state: State, positions: Tensor, names: np.ndarray[Any, Any], *, codes: bool
+) -> State:
+    """The state after the rows at some positions, with these ids, were removed."""
     parts = []
     for part in state.parts:
         row = positions - part.segment.first
         row = row[(row >= 0) & (row < len(part))]
         parts.append(_thinned(part.without(row), state.centre, codes=codes) if len(row) else part)
-    return state_of(parts, state.centre)
+    return state_of(parts, state.centre, state.ids.without(names))
 
 
 def _thinned(part: Part, centre: Tensor, *, codes: bool) -> Part:

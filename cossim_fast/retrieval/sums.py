@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cossim_fast._threads import watch
 from cossim_fast.retrieval.files import FileError
-from cossim_fast.retrieval.fork import watch
 
 # Bytes that share a checksum, about: so few that a search which reads rows here and there reads
 # little more, so many that the checksums take a 16 000th of the rows.
