@@ -22,7 +22,7 @@ import numpy as np
 
 from hostile.tries import Tally, Wrong
 
-MODULES = ("kills", "flips", "inputs", "other_corpus", "hostile_files", "places")
+MODULES = ("kills", "flips", "inputs", "other_corpus", "hostile_files", "places", "two_processes", "interrupts", "forks", "settings")
 
 
 @dataclass(frozen=True)

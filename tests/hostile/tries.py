@@ -84,7 +84,10 @@ class Done:
         lines = [line for line in lines if not line.startswith("cossim: going on from ")]
         one = len(lines) == 1 and lines[0].startswith("cossim: ") and mentions in lines[0]
         if self.status != 2 or not one:
-            raise Wrong(f"exit status {self.status}, stderr ends in {lines[-1][:200]!r}")
+            raise Wrong(
+                f"exit status {self.status}, {len(lines)} lines on stderr, the last of which is "
+                f"{lines[-1][:200]!r}"
+            )
         return True
 
 
