@@ -22,7 +22,18 @@ import numpy as np
 
 from hostile.tries import Tally, Wrong
 
-MODULES = ("kills", "flips", "inputs", "other_corpus", "hostile_files", "places", "two_processes", "interrupts", "forks", "settings")
+MODULES = (
+    "kills",
+    "flips",
+    "inputs",
+    "other_corpus",
+    "hostile_files",
+    "places",
+    "two_processes",
+    "interrupts",
+    "forks",
+    "settings",
+)
 
 
 @dataclass(frozen=True)
@@ -250,9 +261,7 @@ def main(arguments: Sequence[str] | None = None, description: str | None = None)
     print(f"{platform.machine()}; seed {asked.seed}; processes at a time: {at_once}\n", flush=True)
     warm_up()
     began = time.monotonic()
-    outcomes = run(
-        attacks, asked.seed, short=asked.short, tries=asked.tries, at_once=at_once
-    )
+    outcomes = run(attacks, asked.seed, short=asked.short, tries=asked.tries, at_once=at_once)
     whole = asked.tries is None
     print(table(outcomes, whole=whole))
     print(f"\n{time.monotonic() - began:.0f} seconds")

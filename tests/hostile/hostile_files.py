@@ -281,7 +281,9 @@ def index_headers(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
                 at = [[int(name.split()[1]) for name in line] for line in found.indices]
             except (ValueError, MemoryError):
                 if change is nothing:
-                    raise Wrong("not read as it was: forge headers as they are written now") from None
+                    raise Wrong(
+                        "not read as it was: forge headers as they are written now"
+                    ) from None
                 how.append("refused")
                 continue
             except REFUSALS as error:

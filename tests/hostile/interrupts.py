@@ -1,7 +1,8 @@
 """Ctrl-C at random microseconds: an index is as before or after, and every setting as it was."""
 
-import os
+import ctypes
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,48 +18,84 @@ from hostile import truth
 from hostile.harness import Attack
 from hostile.tries import Tally, Wrong
 
-INTERRUPTS = 350
+INTERRUPTS = 300
+WIDTH = 24
+PACKAGE = str(Path(cossim_fast.__file__).parent)
 
 
-class Sender:
-    """Another process that sends this one SIGINT after so many seconds."""
+class _Event(ctypes.Structure):
+    """What sigevent(3type) begins with, and room for the rest of it."""
+
+    _fields_ = (
+        ("value", ctypes.c_void_p), ("signal", ctypes.c_int), ("notify", ctypes.c_int),
+        ("rest", ctypes.c_byte * 48),
+    )  # fmt: skip
+
+
+class Interrupter:
+    """Sends this process SIGINT from a timer of the system, not from Python.
+
+    After a time, or where Python comes to a line of the package that is chosen among all that a
+    call runs: what takes no time would otherwise never be hit.
+    """
 
     def __init__(self) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        self._here, there = os.pipe()
-        answer, self._ask = os.pipe()
-        self._target = os.getpid()
-        self._pid = os.fork()
-        if not self._pid:
-            os.close(self._here)
-            os.close(self._ask)
-            while asked := os.read(answer, 8):
-                until = time.perf_counter() + float(np.frombuffer(asked)[0])
-                while time.perf_counter() < until:
-                    pass
-                os.kill(self._target, signal.SIGINT)
-                os.write(there, b".")
-            os._exit(0)
-        os.close(answer)
-        os.close(there)
+        self._system, self._timer = ctypes.CDLL(None), ctypes.c_void_p()
+        event = _Event(signal=signal.SIGINT)
+        if self._system.timer_create(1, ctypes.byref(event), ctypes.byref(self._timer)):
+            raise Wrong("the system has no timer")
 
-    def during(self, call: Callable[[], Any], after: float) -> tuple[bool, Any]:
+    def _arm(self, seconds: float) -> None:
+        whole, part = divmod(int(seconds * 1e9), 1_000_000_000)
+        times = (ctypes.c_long * 4)(0, 0, whole, part)  # seconds and nanoseconds, no repeats
+        self._system.timer_settime(self._timer, 0, times, None)
+
+    def after(self, seconds: float, call: Callable[[], Any]) -> tuple[bool, Any]:
         """Whether a call was interrupted, and what it returned otherwise."""
+        return self._during(call, lambda: self._arm(max(seconds, 1e-6)))
+
+    def at_line(self, number: int, call: Callable[[], Any]) -> tuple[bool, Any]:
+        """The same at the line of this number."""
+        return self._during(call, lambda: self._trace(number))
+
+    def lines(self, call: Callable[[], Any]) -> int:
+        """How many lines of the package a call runs."""
+        self._trace(-1)
+        call()
+        sys.settrace(None)
+        return self._count
+
+    def _trace(self, number: int) -> None:
+        self._count = 0
+
+        def line(frame: Any, event: str, argument: Any) -> Any:
+            self._count += 1
+            if self._count == number:
+                sys.settrace(None)
+                self._arm(1e-6)  # which takes some more, until this has returned
+            return line
+
+        def call(frame: Any, event: str, argument: Any) -> Any:
+            return line if PACKAGE in frame.f_code.co_filename else None
+
+        sys.settrace(call)
+
+    def _during(self, call: Callable[[], Any], begin: Callable[[], None]) -> tuple[bool, Any]:
         found, interrupted = None, False
         try:
-            os.write(self._ask, np.float64(after).tobytes())
+            begin()
             found = call()
         except KeyboardInterrupt:
             interrupted = True
-        # What was sent too late comes here.
-        heard = b""
-        while not heard:
+        while True:  # what comes too late comes here
             try:
-                heard = os.read(self._here, 1)
-                time.sleep(0.0005)
+                sys.settrace(None)
+                self._arm(0)
+                time.sleep(0)
+                return interrupted, found
             except KeyboardInterrupt:
-                continue
-        return interrupted, found
+                interrupted = interrupted or found is None
 
 
 def _settings() -> dict[str, Any]:
@@ -106,23 +143,27 @@ def calls(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
         ),
         "cosine_similarity": (
             lambda: cossim_fast.cosine_similarity(tx[:100], tq),
-            lambda found: truth.check_matrix(np.diag(found), np.eye(1), np.eye(1))
-            if False
-            else None,
+            lambda found: truth.check_close(found, np.diag(truth.cosines(x[:100], q))),
         ),
     }
-    before, sender = _settings(), Sender()
-    seconds = {}
+    before, interrupter = _settings(), Interrupter()
+    seconds, lines = {}, {}
     for name, (call, _) in functions.items():
         call()
         began = time.perf_counter()
         call()
         seconds[name] = time.perf_counter() - began
+        lines[name] = interrupter.lines(call)
     for number in range(INTERRUPTS):
         name = list(functions)[int(rng.integers(len(functions)))]
         call, check = functions[name]
         with tally.one(name) as how:
-            interrupted, found = sender.during(call, rng.uniform(0, 1.2 * seconds[name]))
+            if rng.integers(3):
+                line = int(rng.integers(1, lines[name] + 1))
+                interrupted, found = interrupter.at_line(line, call)
+            else:
+                after = rng.uniform(0, 1.2 * seconds[name])
+                interrupted, found = interrupter.after(after, call)
             how.append("interrupted" if interrupted else "answered")
             if not interrupted:
                 check(found)
@@ -141,84 +182,94 @@ def calls(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
 
 
 class Model:
-    """What an index should hold."""
+    """An index, and what it should hold."""
 
-    def __init__(self, rows: Any, ids: list[int]) -> None:
-        self.rows = dict(zip(ids, rows, strict=True))
+    def __init__(self, rng: np.random.Generator, own: bool, path: Path | None) -> None:
+        self._own, self._given = own, 0
+        rows = truth.rows(rng, 400, WIDTH)
+        self.index = CosineIndex(rows, self._names(400), path=path)
+        self.rows = dict(zip(self.index.ids.tolist(), rows, strict=True))
+        self.gone: set[int] = set()
 
-    def check(self, index: CosineIndex, queries: Any) -> None:
-        """Look that it does."""
-        ids = index.ids.tolist()
+    def _names(self, count: int) -> list[int] | None:
+        self._given += count
+        return list(range(self._given - count, self._given)) if self._own else None
+
+    def add(self, rows: Any) -> Callable[[], Any]:
+        """What adds rows."""
+        ids = self._names(len(rows))
+        return lambda: self.index.add(rows, ids)
+
+    def added(self, rows: Any, *, surely: bool) -> None:
+        """Take notice of rows that were added, all or none."""
+        new = [each for each in self.index.ids.tolist() if each not in self.rows]
+        if set(new) & self.gone:
+            raise Wrong("an id of a removed row")
+        if len(new) != len(rows) and (new or surely):
+            raise Wrong(f"{len(new)} of {len(rows)} rows were added")
+        self.rows.update(zip(new, rows, strict=False))
+
+    def removed(self, ids: Any, *, surely: bool) -> None:
+        """Take notice of rows that were removed, all or none."""
+        left = set(ids.tolist()) & set(self.index.ids.tolist())
+        if left and (surely or len(left) < len(ids)):
+            raise Wrong(f"{len(ids) - len(left)} of {len(ids)} rows were removed")
+        if not left:
+            self.gone.update(ids.tolist())
+            for each in ids.tolist():
+                del self.rows[each]
+
+    def check(self, queries: Any) -> None:
+        """Look that the index holds what it should."""
+        ids = self.index.ids.tolist()
         if len(set(ids)) != len(ids):
             raise Wrong("an id twice")
-        if set(ids) != set(self.rows):
-            raise Wrong(f"ids are neither those before nor those after: {len(ids)}")
-        if len(index) != len(ids):
-            raise Wrong("a length that is not that of the ids")
-        rows = np.stack([self.rows[each] for each in ids])
+        if ids != list(self.rows) or len(self.index) != len(ids):
+            raise Wrong("ids are neither those before nor those after")
+        rows = np.stack(list(self.rows.values()))
         place = {each: row for row, each in enumerate(ids)}
-        found = index.search(queries, 3)
+        found = self.index.search(queries, 3)
         at = np.array([[place[each] for each in line] for line in found.indices.tolist()])
         truth.check_topk(found.scores, at, queries, rows, 3)
 
 
 def changes(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
     """`add` and `remove` are interrupted: all of a change is there, or nothing."""
-    d = 24
-    queries = truth.rows(rng, 4, d)
-    sender = Sender()
-    own = bool(rng.integers(2))  # ids of the caller's
-    path = folder / "rows.safetensors" if rng.integers(3) == 0 else None
-    rows = truth.rows(rng, 400, d)
-    index = CosineIndex(rows, list(range(400)) if own else None, path=path)
-    model, following = Model(rows, list(range(400))), 400
-    seconds = 0.0005
-    for _ in range(INTERRUPTS):
-        adding = len(model.rows) < 300 or rng.integers(2)
-        after = rng.uniform(0, 1.3 * seconds)
-        began = time.perf_counter()
+    queries = truth.rows(rng, 4, WIDTH)
+    interrupter = Interrupter()
+    own, in_file = bool(rng.integers(2)), rng.integers(3) == 0
+    lines: dict[bool, int] = {}
+    model: Model | None = None
+    for number in range(INTERRUPTS):
+        if model is None:
+            path = folder / f"rows{number}.safetensors" if in_file else None
+            model = Model(rng, own, path)
+        adding = bool(len(model.rows) < 300 or rng.integers(2))
+        some = truth.rows(rng, int(rng.integers(1, 60)), WIDTH)
+        gone = rng.choice(list(model.rows), len(some), replace=False)
+        call = model.add(some) if adding else lambda gone=gone, to=model: to.index.remove(gone)
+        interrupted, held = False, False
         with tally.one("add" if adding else "remove") as how:
-            if adding:
-                some = truth.rows(rng, int(rng.integers(1, 60)), d)
-                ids = list(range(following, following + len(some)))
-                following += len(some)
-                interrupted, _ = sender.during(
-                    lambda some=some, ids=ids: index.add(some, ids if own else None), after
-                )
-                there = index.ids.tolist()
-                # Without ids of one's own, numbers of what was not added may be given again.
-                if not own and not set(ids) <= set(there):
-                    following = max(there, default=-1) + 1
-                    new = [each for each in there if each not in model.rows]
-                    if new:
-                        raise Wrong(f"{len(new)} of {len(some)} rows were added")
-                if set(ids) <= set(there):
-                    model.rows.update(zip(ids, some, strict=True))
-                elif not interrupted:
-                    raise Wrong("not added")
+            if adding not in lines:
+                lines[adding] = interrupter.lines(call)
+            elif rng.integers(4):
+                line = int(rng.integers(1, 1.2 * lines[adding]))
+                interrupted = interrupter.at_line(line, call)[0]
             else:
-                gone = rng.choice(sorted(model.rows), int(rng.integers(1, 60)), replace=False)
-                interrupted, _ = sender.during(lambda gone=gone: index.remove(gone), after)
-                there = set(index.ids.tolist())
-                if not there & set(gone.tolist()):
-                    for each in gone.tolist():
-                        del model.rows[each]
-                elif not interrupted:
-                    raise Wrong("not removed")
+                interrupted = interrupter.after(rng.uniform(0, 0.001), call)[0]
             how.append("interrupted" if interrupted else "answered")
-            if not interrupted:
-                seconds = 0.9 * seconds + 0.1 * (time.perf_counter() - began)
-            model.check(index, queries)
-            if not own and rng.integers(4) == 0:  # the next rows get numbers of their own
-                extra = truth.rows(rng, 3, d)
-                known = set(index.ids.tolist())
-                index.add(extra)
-                new = [each for each in index.ids.tolist() if each not in known]
-                if len(new) != 3:
-                    raise Wrong("the next add gave an id twice")
-                following = max(new) + 1
-                model.rows.update(zip(new, extra, strict=True))
-                model.check(index, queries)
+            if adding:
+                model.added(some, surely=not interrupted)
+            else:
+                model.removed(gone, surely=not interrupted)
+            model.check(queries)
+            more = truth.rows(rng, 2, WIDTH)
+            model.add(more)()  # with ids of its own
+            model.added(more, surely=True)
+            model.check(queries)
+            held = True
+        if not held:
+            model = None  # it is known to be wrong
 
 
 BOTH = ("interrupted", "answered")

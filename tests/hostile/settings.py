@@ -46,14 +46,14 @@ def _repeat(rng: np.random.Generator, tally: Tally, calls: Calls, names: list[st
 
 
 def precision(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
-    """A thread that sets the precision of float32 products in turns."""
-    calls = Calls(rng)
-    pause = float(rng.choice([0, 1e-5, 1e-3]))
+    """A thread that sets the precision of float32 products in turns, for moments or for longer."""
+    calls = Calls(rng, 3000, 192)
+    lowered, whole = rng.choice([0, 1e-5, 1e-4, 1e-3], 2)
 
     def turn() -> None:
-        for word in ("medium", "highest", "high", "medium"):
+        for word in ("medium", "highest", "high", "highest"):
             torch.set_float32_matmul_precision(word)
-            time.sleep(pause)
+            time.sleep(whole if word == "highest" else lowered)
 
     with Meanwhile(turn):
         _repeat(rng, tally, calls, list(calls.of))

@@ -54,13 +54,18 @@ def check_topk(
     Raises:
         Wrong: they are not.
     """
-    scores, found = np.asarray(scores, np.float64), np.asarray(found)
     true = cosines(queries, corpus)
     if alive is not None:
         true[:, ~alive] = -np.inf
+    check_ranked(scores, found, true, k)
+
+
+def check_ranked(scores: Any, found: Any, true: Array, k: int) -> None:
+    """The same with the cosines (q, n) at hand: without a product, which a fork may make hang."""
+    scores, found = np.asarray(scores, np.float64), np.asarray(found)
     if found.shape != (len(true), k) or scores.shape != found.shape:
         raise Wrong(f"expected ({len(true)}, {k}) results, got {found.shape}")
-    if found.size and not (0 <= found.min() and found.max() < true.shape[1]):
+    if found.size and not (found.min() >= 0 and found.max() < true.shape[1]):
         raise Wrong("a row that is not there")
     if any(len(set(each)) < k for each in found.tolist()):
         raise Wrong("one row twice")
@@ -79,13 +84,18 @@ def check_pairs(i: Any, j: Any, scores: Any, x: Any, threshold: float, y: Any = 
     Raises:
         Wrong: they are not.
     """
-    i, j, scores = np.asarray(i), np.asarray(j), np.asarray(scores, np.float64)
     true = cosines(x, x if y is None else y)
     if y is None:
         true[np.tril_indices(len(true))] = -np.inf
     true[np.isnan(true)] = -np.inf
+    check_reached(i, j, scores, true, threshold)
+
+
+def check_reached(i: Any, j: Any, scores: Any, true: Array, threshold: float) -> None:
+    """The same with the cosines at hand, -inf where there is no pair."""
+    i, j, scores = np.asarray(i), np.asarray(j), np.asarray(scores, np.float64)
     if len(i) and not (
-        0 <= i.min() and i.max() < true.shape[0] and 0 <= j.min() and j.max() < true.shape[1]
+        i.min() >= 0 and i.max() < true.shape[0] and j.min() >= 0 and j.max() < true.shape[1]
     ):
         raise Wrong("a row that is not there")
     order = i.astype(np.int64) * true.shape[1] + j
@@ -107,7 +117,12 @@ def check_matrix(found: Any, x: Any, y: Any, tolerance: float = 4e-6) -> None:
     Raises:
         Wrong: it is not.
     """
-    off = np.abs(np.asarray(found, np.float64) - cosines(x, y))
+    check_close(found, cosines(x, y), tolerance)
+
+
+def check_close(found: Any, true: Array, tolerance: float = 4e-6) -> None:
+    """The same with the cosines at hand."""
+    off = np.abs(np.asarray(found, np.float64) - true)
     if not (off <= tolerance).all():
         raise Wrong(f"a cosine is off by {off.max():.2g}, more than {tolerance:.2g}")
 
