@@ -23,17 +23,11 @@ import numpy as np
 from hostile.tries import Tally, Wrong
 
 MODULES = (
-    "kills",
-    "flips",
-    "inputs",
-    "other_corpus",
-    "hostile_files",
-    "places",
-    "two_processes",
-    "interrupts",
-    "forks",
-    "settings",
-)
+    "kills", "flips", "inputs", "other_corpus", "hostile_files", "places", "two_processes",
+    "interrupts", "forks", "settings", "memory", "fuzz",
+)  # fmt: skip
+# Kinds of failures of an attack that are shown.
+SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ class Outcome:
 
     attack: Attack
     held: collections.Counter[str] = field(default_factory=collections.Counter)  # by what happened
-    failed: list[tuple[int, str]] = field(default_factory=list)  # seed, what went wrong
+    failed: list[tuple[int, str, str]] = field(default_factory=list)  # seed, what it was, why
     seconds: float = 0.0
 
     def missed(self) -> list[str]:
@@ -171,18 +165,18 @@ def _ended(process: _Process) -> bool:
         os.waitpid(process.pid, 0)
     outcome = process.outcome
     counted = Tally(process.place / "tally").read()
-    for kind, text in counted:
+    for kind, what, text in counted:
         if kind == "held":
             outcome.held[text] += 1
         else:
-            outcome.failed.append((process.seed, text))
+            outcome.failed.append((process.seed, what, text))
     if late:
-        outcome.failed.append((process.seed, f"no end within {outcome.attack.limit:g} s"))
+        outcome.failed.append((process.seed, "", f"no end within {outcome.attack.limit:g} s"))
     elif status:
         code = os.waitstatus_to_exitcode(status)
         how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         said = (process.place / "said").read_text(errors="replace").split("\n")
-        outcome.failed.append((process.seed, " ".join([f"ended by {how}", *said[-3:]])))
+        outcome.failed.append((process.seed, "", " ".join([f"ended by {how}", *said[-3:]])))
     outcome.seconds += seconds
     shutil.rmtree(process.place)
     return True
@@ -215,13 +209,15 @@ def table(outcomes: Sequence[Outcome], *, whole: bool) -> str:
     for found in outcomes:
         if found.failed:
             lines.append(f"\nFAILED: {found.attack.name}")
-            alike: dict[str, list[tuple[int, str]]] = {}
-            for seed, why in found.failed:
-                alike.setdefault(re.sub(r"[0-9.e+-]*[0-9]", "#", why), []).append((seed, why))
-            for some in sorted(alike.values(), key=len, reverse=True):
-                seed, why = some[0]
-                lines.append(f"  {len(some)} times: {why}")
+            alike: dict[str, list[tuple[int, str, str]]] = {}
+            for each in found.failed:
+                alike.setdefault(re.sub(r"[0-9.e+-]*[0-9]", "#", each[2]), []).append(each)
+            for some in sorted(alike.values(), key=len, reverse=True)[:SHOWN]:
+                seed, what, why = some[0]
+                lines.append(f"  {len(some)} times: {what + ': ' if what else ''}{why}")
                 lines.append(f"    {_repeat(found.attack, seed)}")
+            if len(alike) > SHOWN:
+                lines.append(f"  ... and {len(alike) - SHOWN} more kinds")
         if whole and found.missed():
             lines.append(f"\nFAILED: {found.attack.name}: never {', '.join(found.missed())}")
     return "\n".join(lines)
@@ -269,10 +265,13 @@ def main(arguments: Sequence[str] | None = None, description: str | None = None)
 
 
 def warm_up() -> None:
-    """Call each function once, on one thread, so that forked processes need not measure anew."""
+    """Call each function once, on one thread, so that forked processes need not measure or import."""
     import torch
 
     import cossim_fast
+
+    for name in ("pyarrow.parquet", "safetensors.torch", "cossim_fast.cli.app"):
+        importlib.import_module(name)
 
     torch.set_num_threads(1)
     rows = np.random.default_rng(0).standard_normal((400, 16), dtype=np.float32)

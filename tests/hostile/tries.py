@@ -29,11 +29,11 @@ class Tally:
 
     def held(self, how: str = "answered") -> None:
         """Count a try that held."""
-        self._write("held", how)
+        self._write("held", "", how)
 
-    def failed(self, why: str) -> None:
-        """Count a try that failed."""
-        self._write("failed", " ".join(why.split())[:300])
+    def failed(self, why: str, what: str = "") -> None:
+        """Count a try that failed; ``what`` it was."""
+        self._write("failed", what, " ".join(why.split())[:200])
 
     @contextlib.contextmanager
     def one(self, what: str = "") -> Iterator[list[str]]:
@@ -42,24 +42,24 @@ class Tally:
         try:
             yield how
         except Wrong as error:
-            self.failed(f"{what}: {error}" if what else str(error))
+            self.failed(str(error), what)
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(last.filename).name}:{last.lineno}"
-            self.failed(f"{what}: {type(error).__name__}: {error} ({where})")
+            self.failed(f"{type(error).__name__} in {where}: {error}", what)
         else:
             self.held(how[-1])
 
-    def _write(self, kind: str, text: str) -> None:
+    def _write(self, *words: str) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([kind, text]) + "\n")
+            file.write(json.dumps(words) + "\n")
 
-    def read(self) -> list[tuple[str, str]]:
-        """What was counted."""
+    def read(self) -> list[tuple[str, str, str]]:
+        """What was counted: held or failed, what it was, and how or why."""
         if not self._path.exists():
             return []
         lines = self._path.read_text(encoding="utf-8").splitlines()
-        return [(kind, text) for kind, text in map(json.loads, lines)]
+        return [(kind, what, text) for kind, what, text in map(json.loads, lines)]
 
 
 @dataclass

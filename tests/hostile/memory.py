@@ -1,0 +1,134 @@
+"""Less and less memory: an answer that is right, or an error that says what is missing."""
+
+import contextlib
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cossim_fast import CosineIndex, deduplicate, pairs_above, pairwise_cosine, topk
+from hostile import truth
+from hostile.harness import Attack
+from hostile.tries import Child, Tally, Wrong, command
+
+MEMORY = 5  # exit status
+
+
+@contextlib.contextmanager
+def limit(megabytes: float) -> Iterator[None]:
+    """Let this process, and those it forks, map so much more than it has mapped."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + int(megabytes * 2**20)
+    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _no_memory(error: BaseException) -> bool:
+    # torch has no class of its own for it.
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def functions(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
+    """A function a child, with steps of memory from nearly none to enough."""
+    x, q = truth.rows(rng, 12000, 96), truth.rows(rng, 100, 96)
+    true = truth.cosines(q, x)
+    index = CosineIndex(x[:6000])
+    tq, tx = torch.from_numpy(q), torch.from_numpy(x)
+
+    def join(found: Any) -> None:
+        truth.check_reached(*found, true, 0.7)
+
+    def whole(found: Any) -> None:
+        best(index.search(q, 3))
+
+    def untouched() -> None:
+        _, rows = index.search(q[:5], 3)
+        if len(index) != 6000 or rows.max() >= 6000:
+            raise Wrong("an index is changed by an add that failed")
+
+    def saved() -> Any:
+        path = folder / "x.index"
+        index.save(path)
+        return CosineIndex.load(path).search(q, 3)
+
+    def best(found: Any) -> None:
+        truth.check_ranked(*found, true, 3)
+
+    def first(found: Any) -> None:
+        truth.check_ranked(*found, true[:, :6000], 3)
+
+    calls: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+        "topk": (lambda: topk(q, x, 3), best),
+        "topk bfloat16": (lambda: topk(q, x, 3, screen="bfloat16"), best),
+        "topk float32": (lambda: topk(q, x, 3, screen="float32"), best),
+        "search": (lambda: index.search(q, 3), first),
+        "build": (lambda: CosineIndex(x).search(q, 3), best),
+        "add": (lambda: index.add(x[6000:]), whole),
+        "save": (saved, first),
+        "pairs_above": (lambda: pairs_above(q, x, 0.7), join),
+        "matrix": (lambda: pairwise_cosine(tq, tx), lambda found: truth.check_close(found, true)),
+        "deduplicate": (lambda: deduplicate(q, 0.99), lambda found: None),
+    }
+    for _ in range(24):
+        name = str(rng.choice(list(calls)))
+        megabytes = 2 ** rng.uniform(0, 9)
+
+        def work(name: str = name, megabytes: float = megabytes) -> int:
+            call, check = calls[name]
+            try:
+                with limit(megabytes):
+                    found = call()
+            except (MemoryError, RuntimeError) as error:
+                if not _no_memory(error):
+                    raise
+                if name == "add":
+                    untouched()
+                return MEMORY
+            check(found)
+            return 0
+
+        with tally.one(name) as how:
+            status = Child(work, folder / "said").wait(30)
+            if status not in (0, MEMORY):
+                said = (folder / "said.err").read_text(errors="replace").strip()
+                raise Wrong(said.split("\n")[-1] or f"exit status {status}")
+            how.append("MemoryError" if status else "answered")
+
+
+def commands(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
+    """The command, which says so in one line, and leaves an output whole or not at all."""
+    x = truth.rows(rng, 8000, 96)
+    np.save("x.npy", x)
+    np.savez_compressed("x.npz", x=x)
+    q = x[:50]
+    np.save("q.npy", q)
+    for _ in range(6):
+        name = str(rng.choice(["x.npy", "x.npz"]))
+        call = ("topk", "q.npy", name, "-k", "3", "-o", "out.npz")
+        with tally.one(name) as how:
+            with limit(2 ** rng.uniform(2, 9)):
+                done = command(*call, said=folder / "said")
+            if done.refused():
+                if "memory" not in done.err:
+                    raise Wrong(f"does not say that memory ran out: {done.err}")
+                how.append("MemoryError")
+                if (folder / "out.npz").exists():
+                    raise Wrong("an output although it failed")
+            else:
+                truth.check_topk_table(truth.table(folder / "out.npz"), q, x, 3)
+                (folder / "out.npz").unlink()
+
+
+ATTACKS = (
+    Attack("memory-functions", functions, (5, 1), ("answered", "MemoryError")),
+    Attack("memory-commands", commands, (4, 1), ("answered", "MemoryError")),
+)
