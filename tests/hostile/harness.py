@@ -270,8 +270,9 @@ def warm_up() -> None:
 
     import cossim_fast
 
-    for name in ("pyarrow.parquet", "safetensors.torch", "cossim_fast.cli.app"):
-        importlib.import_module(name)
+    for name in ("pyarrow.parquet", "safetensors.torch", "cossim_fast.cli.app", "pydantic"):
+        with contextlib.suppress(ModuleNotFoundError):  # the last, which typer takes if it is there
+            importlib.import_module(name)
 
     torch.set_num_threads(1)
     rows = np.random.default_rng(0).standard_normal((400, 16), dtype=np.float32)
