@@ -14,7 +14,7 @@ import pytest
 
 from hostile import flips, harness, kills, settings, truth
 from hostile.harness import Attack
-from hostile.tries import Child, Done, Wrong, leftovers
+from hostile.tries import Child, Done, WrongError, leftovers
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="attacks need fork")
 RUN = Path(harness.__file__).with_name("run.py")
@@ -41,7 +41,7 @@ def test_what_came_of_tries_is_counted_and_told():
         with tally.one("first") as how:
             how.append("refused")
         with tally.one("second"):
-            raise Wrong("3 pairs missing")
+            raise WrongError("3 pairs missing")
         with tally.one("third"):
             raise RuntimeError("internal error")
         tally.held()
@@ -177,19 +177,19 @@ def test_wrong_answers_are_told_from_right_ones():
     rows = np.argsort(-true, 1, kind="stable")[:, :3]
     scores = np.take_along_axis(true, rows, 1).astype(np.float32)
     truth.check_topk(scores, rows, q, x, 3)
-    with pytest.raises(Wrong, match="wrong rows for 5 of 5"):
+    with pytest.raises(WrongError, match="wrong rows for 5 of 5"):
         truth.check_topk(scores, np.argsort(true, 1)[:, :3], q, x, 3)
-    with pytest.raises(Wrong, match="wrong scores"):
+    with pytest.raises(WrongError, match="wrong scores"):
         truth.check_topk(scores * np.float32(1 - 2**-22), rows, q, x, 3)
-    with pytest.raises(Wrong, match="one row twice"):
+    with pytest.raises(WrongError, match="one row twice"):
         truth.check_topk(scores[:, [0, 0, 1]], rows[:, [0, 0, 1]], q, x, 3)
     i, j = np.nonzero(true >= 0.2)
     truth.check_pairs(i, j, true[i, j], q, 0.2, x)
-    with pytest.raises(Wrong, match="1 pairs missing"):
+    with pytest.raises(WrongError, match="1 pairs missing"):
         truth.check_pairs(i[1:], j[1:], true[i, j][1:], q, 0.2, x)
-    with pytest.raises(Wrong, match="too many"):
+    with pytest.raises(WrongError, match="too many"):
         truth.check_pairs(i, j, true[i, j], q, true[i, j].max(), x)
-    with pytest.raises(Wrong, match="off by"):
+    with pytest.raises(WrongError, match="off by"):
         truth.check_matrix(true + 1e-5, q, x)
 
 
@@ -198,10 +198,10 @@ def test_a_refusal_is_one_line(tmp_path):
     assert Done(2, "", "cossim: x.npy is no file\n", 0).refused()
     assert Done(2, "", "cossim: going on from a\ncossim: it is of others\n", 0).refused()
     for status, err in ((1, "Traceback\nKeyError: 'x'\n"), (2, "one\ntwo\n"), (2, ""), (-11, "")):
-        with pytest.raises(Wrong):
+        with pytest.raises(WrongError):
             Done(status, "", err, 0).refused()
     (tmp_path / ".x.12-0123abcd.part").touch()
-    with pytest.raises(Wrong, match=r"left behind: \.x\.\*\.part"):
+    with pytest.raises(WrongError, match=r"left behind: \.x\.\*\.part"):
         leftovers(tmp_path, set())
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from cossim_fast import CosineIndex, pairs_above, topk
 from hostile import truth
 from hostile.harness import Attack
-from hostile.tries import REFUSALS, Child, Tally, Wrong, command, small_stretches, start
+from hostile.tries import REFUSALS, Child, Tally, WrongError, command, small_stretches, start
 
 SPOOL = "out.npz.checkpoint.pairs"
 
@@ -95,7 +95,7 @@ def index(*, mapped: bool) -> Any:
                 names = np.asarray(hits[lims[number] : lims[number + 1]]).tolist()
                 sure = set(named[line >= 0.8 + 1e-9].tolist())
                 if not sure <= set(names) <= set(named[line >= 0.8 - 1e-9].tolist()):
-                    raise Wrong("wrong rows above a threshold")
+                    raise WrongError("wrong rows above a threshold")
 
         each(rng, tally, path, 100, use)
 
@@ -124,7 +124,7 @@ def interrupted(make: Callable[[Path], Child], path: Path) -> None:
         child.kill()
         if path.exists():
             return
-    raise Wrong("no checkpoint is written that lasts: the rows are too few")
+    raise WrongError("no checkpoint is written that lasts: the rows are too few")
 
 
 def checkpoint(kind: str) -> Any:
@@ -164,7 +164,7 @@ def spool(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
     kept = {each: each.read_bytes() for each in folder.iterdir() if "out.npz" in each.name}
     spools = [each for each in kept if each != path and each.suffix != ".part"]
     if not spools:
-        raise Wrong("no spool beside the checkpoint: say in flips.py where pairs are kept now")
+        raise WrongError("no spool beside the checkpoint: say in flips.py where pairs are kept now")
     times = os.stat(path)
     for _ in range(30):
         for each, data in kept.items():

@@ -13,7 +13,7 @@ import torch
 from cossim_fast import CosineIndex, pairs_above, pairwise_cosine, topk
 from hostile import truth
 from hostile.harness import Attack
-from hostile.tries import Child, Tally, Wrong
+from hostile.tries import Child, Tally, WrongError
 
 # Seconds that a child may take: it answers in a tenth of one.
 LIMIT = 10.0
@@ -105,7 +105,7 @@ class Busy:
         for thread in self._threads:
             thread.join(LIMIT)
         if self.trouble:
-            raise Wrong(f"in a thread of the parent: {self.trouble[0]!r}")
+            raise WrongError(f"in a thread of the parent: {self.trouble[0]!r}")
 
 
 def _in_child(calls: Calls, names: list[str], folder: Path) -> Child:
@@ -139,7 +139,7 @@ def forks(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
                 status = _in_child(calls, names, folder).wait(LIMIT)
                 if status not in (0, 3):
                     said = (folder / "said.err").read_text(errors="replace").strip()
-                    raise Wrong(said.split("\n")[-1] or f"exit status {status}")
+                    raise WrongError(said.split("\n")[-1] or f"exit status {status}")
                 how.append("refused" if status else "answered")
                 wrong -= 1
 
@@ -172,7 +172,7 @@ def pools(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
                 try:
                     found = waiting.get(LIMIT)
                 except multiprocessing.TimeoutError:
-                    raise Wrong(f"a pool did not end within {LIMIT:g} s") from None
+                    raise WrongError(f"a pool did not end within {LIMIT:g} s") from None
                 how.append("refused" if "refused" in found else "answered")
 
 

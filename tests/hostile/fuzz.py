@@ -20,7 +20,7 @@ from cossim_fast import (
 )
 from hostile import truth
 from hostile.harness import Attack
-from hostile.tries import Tally, Wrong
+from hostile.tries import Tally, WrongError
 
 CALLS = 600
 
@@ -40,59 +40,45 @@ def _numbers(rng: np.random.Generator, n: int, d: int) -> Any:
     return x
 
 
+# What may stand in the place of rows (n, d), made of a float32 tensor.
+STRANGE: tuple[Callable[[torch.Tensor], Any], ...] = (
+    lambda x: x.to(torch.int64),
+    lambda x: x.to(torch.complex64),
+    lambda x: x.to_sparse(),
+    lambda x: x.to_sparse_csr(),
+    lambda x: x.to("meta"),
+    lambda x: torch.quantize_per_tensor(x.nan_to_num(0, 0, 0), 0.1, 0, torch.qint8),
+    lambda x: x.to(torch.float8_e4m3fn),
+    lambda x: torch.nested.nested_tensor([x[:1], x[:2]]) if len(x) > 2 else x,
+    lambda x: np.ma.masked_array(x.numpy(), x.numpy() > 1),
+    lambda x: x.numpy().astype(">f4"),
+    lambda x: x.numpy().astype(object),
+    lambda x: x.numpy().tolist(),
+    lambda x: None,
+    lambda x: "rows",
+    lambda x: 3.5,
+    lambda x: x[None],
+    lambda x: x[:, 0] if x.shape[1] else x,
+    lambda x: x.T.contiguous().T,
+    lambda x: x.expand(3, *x.shape)[1],
+    lambda x: x.requires_grad_(),
+    lambda x: x.half(),
+    lambda x: x.bfloat16(),
+    lambda x: x.double().numpy()[::-1],
+    lambda x: x.flip(0).numpy(),
+    lambda x: x.numpy().astype(np.longdouble),
+)
+
+
 def strange(rng: np.random.Generator, d: int) -> Any:
-    """Something in the place of rows (n, d), more often than not of a shape that fits."""
+    """Something in the place of rows, in one of three cases plain rows."""
     n = int(rng.choice([0, 1, 2, 3, 17, 65, 200]))
     if rng.integers(6) == 0:
         d = int(rng.choice([0, 1, 5, 300]))
     x = torch.from_numpy(_numbers(rng, n, d))
-    match int(rng.integers(26)):
-        case 0:
-            return x.to(torch.int64)
-        case 1:
-            return x.to(torch.complex64)
-        case 2:
-            return x.to_sparse()
-        case 3:
-            return x.to_sparse_csr()
-        case 4:
-            return x.to("meta")
-        case 5:
-            return torch.quantize_per_tensor(x.nan_to_num(0, 0, 0), 0.1, 0, torch.qint8)
-        case 6:
-            return x.to(torch.float8_e4m3fn)
-        case 7:
-            return torch.nested.nested_tensor([x[:1], x[:2]]) if n > 2 else x
-        case 8:
-            return np.ma.masked_array(x.numpy(), x.numpy() > 1)
-        case 9:
-            return x.numpy().astype(">f4")
-        case 10:
-            return x.numpy().astype(object)
-        case 11:
-            return x.numpy().tolist()
-        case 12:
-            return rng.choice([None, "rows", 3.5, b"x"])
-        case 13:
-            return x[None]
-        case 14:
-            return x[:, 0] if d else x
-        case 15:
-            return x.T.contiguous().T
-        case 16:
-            return x.expand(3, *x.shape)[1]
-        case 17:
-            return x.requires_grad_()
-        case 18:
-            return x.half() if rng.integers(2) else x.bfloat16()
-        case 19:
-            return x.double().numpy()[::-1]
-        case 20:
-            return x.flip(0).numpy()
-        case 21:
-            return x.numpy().astype(np.longdouble)
-        case _:
-            return x if rng.integers(2) else x.numpy()
+    if rng.integers(3) == 0:
+        return x if rng.integers(2) else x.numpy()
+    return STRANGE[int(rng.integers(len(STRANGE)))](x)
 
 
 def _plain(x: Any) -> Any:
@@ -119,9 +105,9 @@ def _topk(q: Any, x: Any, k: Any, found: Any) -> None:
     true[:, ~good_rows] = -np.inf
     enough = min(int(k), int(good_rows.sum()))
     if not np.isnan(scores[~good]).all() or not np.isnan(scores[:, enough:]).all():
-        raise Wrong("scores of rows that are not finite")
+        raise WrongError("scores of rows that are not finite")
     if not (rows[~good] == -1).all() or not (rows[:, enough:] == -1).all():
-        raise Wrong("rows that are not finite")
+        raise WrongError("rows that are not finite")
     some = rows[good][:, :enough].astype(np.int64)
     if len(some) and enough:
         truth.check_ranked(scores[good][:, :enough], some, true[good], enough)
@@ -147,7 +133,7 @@ def _matrix(x: Any, y: Any, found: torch.Tensor) -> None:
     off = np.abs(found.detach().double().numpy() - truth.cosines(
         np.where(np.isfinite(x), x, 0), np.where(np.isfinite(y), y, 0)))  # fmt: skip
     if (off[good] > dtype).any():
-        raise Wrong(f"a cosine is off by {off[good].max():.2g}")
+        raise WrongError(f"a cosine is off by {off[good].max():.2g}")
 
 
 def _similarity(x: Any, y: Any) -> Any:
@@ -161,7 +147,34 @@ def _similarity(x: Any, y: Any) -> Any:
             functional.cosine_similarity(x, y)
         except Exception as theirs:
             raise ValueError("as torch") from theirs
-        raise Wrong(f"torch answers, and here is {type(error).__name__}: {error}") from error
+        raise WrongError(f"torch answers, and here is {type(error).__name__}: {error}") from error
+
+
+def _calls(
+    q: Any, x: Any, k: Any, threshold: Any
+) -> dict[str, tuple[Callable[[], Any], Callable[[Any, Any, Any], None]]]:
+    """Calls by name, and what looks at what each returns for (n, d) rows."""
+    return {
+        "topk": (lambda: topk(q, x, k), lambda a, b, found: _topk(a, b, k, found)),
+        "search": (
+            lambda: CosineIndex(x).search(q, k), lambda a, b, found: _topk(a, b, k, found)
+        ),
+        "pairs_above": (
+            lambda: pairs_above(q, x, threshold),
+            lambda a, b, found: _pairs(a, b, threshold, found),
+        ),
+        "pairs_above of one": (
+            lambda: pairs_above(x, threshold=threshold),
+            lambda a, b, found: _pairs(b, None, threshold, found),
+        ),
+        "iter_pairs_above": (
+            lambda: list(iter_pairs_above(x, threshold=threshold)), lambda a, b, found: None
+        ),
+        "pairwise_cosine": (lambda: pairwise_cosine(q, x), _matrix),
+        "cosine_similarity": (lambda: _similarity(q, x), lambda a, b, found: None),
+        "deduplicate": (lambda: deduplicate(x, threshold), lambda a, b, found: None),
+        "communities": (lambda: communities(x, threshold, 2), lambda a, b, found: None),
+    }  # fmt: skip
 
 
 def functions(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
@@ -171,27 +184,7 @@ def functions(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
         x, q = strange(rng, d), strange(rng, d)
         k = rng.choice([1, 2, 5, 0, -1, 10**9, 2.5, True]).item()
         threshold = rng.choice([0.9, 0.5, -1, 1, 1.0000001, np.nan, 7]).item()
-        calls: dict[str, tuple[Callable[[], Any], Callable[[Any, Any, Any], None]]] = {
-            "topk": (lambda: topk(q, x, k), lambda a, b, found: _topk(a, b, k, found)),
-            "search": (
-                lambda: CosineIndex(x).search(q, k), lambda a, b, found: _topk(a, b, k, found)
-            ),
-            "pairs_above": (
-                lambda: pairs_above(q, x, threshold),
-                lambda a, b, found: _pairs(a, b, threshold, found),
-            ),
-            "pairs_above of one": (
-                lambda: pairs_above(x, threshold=threshold),
-                lambda a, b, found: _pairs(b, None, threshold, found),
-            ),
-            "iter_pairs_above": (
-                lambda: list(iter_pairs_above(x, threshold=threshold)), lambda a, b, found: None
-            ),
-            "pairwise_cosine": (lambda: pairwise_cosine(q, x), _matrix),
-            "cosine_similarity": (lambda: _similarity(q, x), lambda a, b, found: None),
-            "deduplicate": (lambda: deduplicate(x, threshold), lambda a, b, found: None),
-            "communities": (lambda: communities(x, threshold, 2), lambda a, b, found: None),
-        }  # fmt: skip
+        calls = _calls(q, x, k, threshold)
         name = str(rng.choice(list(calls)))
         call, check = calls[name]
         kinds = " and ".join(_kind(each) for each in (q, x))
@@ -206,7 +199,7 @@ def functions(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
                 a = b
             if a is None or b is None:
                 if _must_be_refused(q) or _must_be_refused(x):
-                    raise Wrong("answered for what has no rows")
+                    raise WrongError("answered for what has no rows")
                 continue
             check(a, b, found)
 
@@ -253,7 +246,7 @@ def ids(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
                         there = [each for each in there if each not in set(given)]
                 held = index.ids.tolist()
                 if held != there:
-                    raise Wrong(f"ids {held[-3:]}, expected {there[-3:]}, after {some!r:.60}")
+                    raise WrongError(f"ids {held[-3:]}, expected {there[-3:]}, after {some!r:.60}")
                 if held:
                     index.search(x[:2], 1)
 

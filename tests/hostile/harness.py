@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hostile.tries import Tally, Wrong
+from hostile.tries import Tally, WrongError
 
 MODULES = (
     "kills", "flips", "inputs", "other_corpus", "hostile_files", "places", "two_processes",
@@ -138,7 +138,7 @@ def _inside(attack: Attack, seed: int, place: Path) -> None:
         os.chdir(place / "folder")
         rng = np.random.default_rng([seed, zlib.crc32(attack.name.encode())])
         attack.run(rng, place / "folder", tally)
-    except Wrong as error:
+    except WrongError as error:
         tally.failed(str(error))
     except BaseException as error:
         traceback.print_exc()
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None, description: str | None = None)
 
 
 def warm_up() -> None:
-    """Call each function once, on one thread, so that forked processes need not measure or import."""
+    """Call each function once, on one thread, so that forks need not."""
     import torch
 
     import cossim_fast

@@ -1,4 +1,4 @@
-"""Files made to mislead: forged headers, claims beyond what is there, bombs, code, devices, loops."""
+"""Files made to mislead: forged headers, false claims, bombs, code, devices, loops."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ import torch
 from cossim_fast import CosineIndex
 from hostile import truth
 from hostile.harness import Attack
-from hostile.tries import REFUSALS, Tally, Wrong, command
+from hostile.tries import REFUSALS, Tally, WrongError, command
 
 # Of the process, its libraries included, which take about 500.
 MOST_MEGABYTES = 1200
@@ -177,9 +177,9 @@ def _use(which: str, name: str, folder: Path) -> str:
     }[which]
     done = command(*call, said=folder / "said", limit=SECONDS)
     if (folder / "ran").exists():
-        raise Wrong("code in it ran")
+        raise WrongError("code in it ran")
     if done.megabytes > MOST_MEGABYTES:
-        raise Wrong(f"took {done.megabytes:.0f} MB")
+        raise WrongError(f"took {done.megabytes:.0f} MB")
     if which == "diagnose" and done.status == 1:  # a finding
         return "answered"
     if done.refused():
@@ -281,13 +281,13 @@ def index_headers(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
                 at = [[int(name.split()[1]) for name in line] for line in found.indices]
             except (ValueError, MemoryError):
                 if change is nothing:
-                    raise Wrong(
+                    raise WrongError(
                         "not read as it was: forge headers as they are written now"
                     ) from None
                 how.append("refused")
                 continue
             except REFUSALS as error:
-                raise Wrong(f"{type(error).__name__}: {error}") from error
+                raise WrongError(f"{type(error).__name__}: {error}") from error
             truth.check_topk(found.scores, np.array(at), X[:3], X, 2)
 
 

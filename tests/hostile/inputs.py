@@ -1,8 +1,9 @@
 """Damaged files of users: refused, or read as the format's own library reads them.
 
-`.npz` and compressed `.pt` hold a checksum of each array, `.npy`, `.safetensors` and most `.parquet`
-none: there a flipped bit of a number is another number, and whoever reads the file finds that one.
-So what is right is what the format's library finds in the damaged file, or what was there before.
+`.npz` holds a checksum of each array, which numpy compares. `.npy` and `.safetensors` hold none,
+and those of `.pt` and `.parquet` their libraries do not compare: there a flipped bit of a number is
+another number, and whoever reads the file finds that one. So what is right is what the format's
+library finds in the damaged file, or what was there before.
 """
 
 import warnings
@@ -17,7 +18,7 @@ from cossim_fast import files
 from hostile import truth
 from hostile.flips import damaged
 from hostile.harness import Attack
-from hostile.tries import Tally, Wrong, command
+from hostile.tries import Tally, WrongError, command
 
 Array = np.ndarray[Any, Any]
 
@@ -101,7 +102,7 @@ def damage(kind: str) -> Any:
         write(path, x)
         data = path.read_bytes()
         if not _same(np.asarray(files.load(path)), x):
-            raise Wrong("not read as it was written")
+            raise WrongError("not read as it was written")
         for number in range(80):
             path.unlink()
             path.write_bytes(damaged(rng, data))
@@ -116,7 +117,7 @@ def damage(kind: str) -> Any:
                     how.append("refused")
                     continue
                 if not _same(found, x) and not _same(found, other):
-                    raise Wrong(
+                    raise WrongError(
                         "other numbers than were written"
                         + (", and the format's library refuses" if other is None else "")
                     )
@@ -133,10 +134,10 @@ def _by_command(path: Path, q: Array, possible: tuple[Array | None, ...], folder
         if rows is not None and rows.ndim == 2 and rows.dtype.kind == "f" and len(rows) > 1:
             try:
                 truth.check_topk_table(table, q, rows, 2)
-            except (Wrong, ValueError):
+            except (WrongError, ValueError):
                 continue
             return "answered"
-    raise Wrong("the command answers for other numbers than are there")
+    raise WrongError("the command answers for other numbers than are there")
 
 
 ATTACKS = tuple(

@@ -16,7 +16,7 @@ import cossim_fast
 from cossim_fast import CosineIndex, pairs_above, pairwise_cosine, topk
 from hostile import truth
 from hostile.harness import Attack
-from hostile.tries import Tally, Wrong
+from hostile.tries import Tally, WrongError
 
 INTERRUPTS = 200
 WIDTH = 24
@@ -45,7 +45,7 @@ class Interrupter:
         # SIGEV_THREAD_ID: to this thread, which has it as soon as it comes back from the system.
         event = _Event(signal=signal.SIGINT, notify=4, thread=threading.get_native_id())
         if self._system.timer_create(1, ctypes.byref(event), ctypes.byref(self._timer)):
-            raise Wrong("the system has no timer")
+            raise WrongError("the system has no timer")
 
     def _arm(self, seconds: float) -> None:
         whole, part = divmod(int(seconds * 1e9), 1_000_000_000)
@@ -173,11 +173,11 @@ def calls(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
                 torch.set_float32_matmul_precision(before["precision"])
                 torch.set_num_threads(before["threads"])
                 np.seterr(**before["numpy's errors"])
-                raise Wrong(f"changed: {', '.join(changed)}")
+                raise WrongError(f"changed: {', '.join(changed)}")
             if number % 8 == 0:
                 check(call())
                 if not _plain_product_is_exact(a, b, exact):
-                    raise Wrong("a plain product is rounded afterwards")
+                    raise WrongError("a plain product is rounded afterwards")
     if threading.active_count() > 40:
         tally.failed(f"{threading.active_count()} threads are left")
 
@@ -205,16 +205,16 @@ class Model:
         """Take notice of rows that were added, all or none."""
         new = [each for each in self.index.ids.tolist() if each not in self.rows]
         if set(new) & self.gone:
-            raise Wrong("an id of a removed row")
+            raise WrongError("an id of a removed row")
         if len(new) != len(rows) and (new or surely):
-            raise Wrong(f"{len(new)} of {len(rows)} rows were added")
+            raise WrongError(f"{len(new)} of {len(rows)} rows were added")
         self.rows.update(zip(new, rows, strict=False))
 
     def removed(self, ids: Any, *, surely: bool) -> None:
         """Take notice of rows that were removed, all or none."""
         left = set(ids.tolist()) & set(self.index.ids.tolist())
         if left and (surely or len(left) < len(ids)):
-            raise Wrong(f"{len(ids) - len(left)} of {len(ids)} rows were removed")
+            raise WrongError(f"{len(ids) - len(left)} of {len(ids)} rows were removed")
         if not left:
             self.gone.update(ids.tolist())
             for each in ids.tolist():
@@ -224,9 +224,9 @@ class Model:
         """Look that the index holds what it should."""
         ids = self.index.ids.tolist()
         if len(set(ids)) != len(ids):
-            raise Wrong("an id twice")
+            raise WrongError("an id twice")
         if ids != list(self.rows) or len(self.index) != len(ids):
-            raise Wrong("ids are neither those before nor those after")
+            raise WrongError("ids are neither those before nor those after")
         rows = np.stack(list(self.rows.values()))
         place = {each: row for row, each in enumerate(ids)}
         found = self.index.search(queries, 3)

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: afterwards the same call goes on, or anew, and nothing is half there."""
+"""SIGKILL at random moments: the same call goes on afterwards, and nothing is half there."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ import numpy as np
 from cossim_fast import CosineIndex
 from hostile import truth
 from hostile.harness import Attack
-from hostile.tries import Child, Tally, Wrong, command, leftovers, small_stretches, start
+from hostile.tries import Child, Tally, WrongError, command, leftovers, small_stretches, start
 
 SUFFIXES = (".npz", ".jsonl", ".parquet")
 
@@ -33,7 +33,7 @@ def kill_command(kind: str) -> Any:
         whole = command(*call, "-o", "whole.npz", said=folder / "said")
         seconds = time.monotonic() - began
         if whole.status:
-            raise Wrong(f"the command itself fails: {whole.err}")
+            raise WrongError(f"the command itself fails: {whole.err}")
         os.unlink("whole.npz")
 
         def check(out: Path) -> None:
@@ -55,7 +55,7 @@ def kill_command(kind: str) -> Any:
                 done = command(*call, "-o", out.name, said=folder / "said")
                 Path("said.out").unlink(missing_ok=True)
                 if done.refused():
-                    raise Wrong(f"refuses its own checkpoint: {done.err}")
+                    raise WrongError(f"refuses its own checkpoint: {done.err}")
                 check(out)
                 how.append("resumed" if "going on from" in done.err else "anew")
                 leftovers(folder, {*before, out.name})
@@ -135,9 +135,9 @@ def _same_beginning(path: Path, rows: Any, ends: Any, done: int) -> None:
     held = np.asarray(files.load(path))
     possible = set(ends[done - 1 : done + 1].tolist())
     if len(held) not in possible:
-        raise Wrong(f"{len(held)} rows in the file, expected {sorted(possible)}")
+        raise WrongError(f"{len(held)} rows in the file, expected {sorted(possible)}")
     if not np.array_equal(held, rows[: len(held)]):
-        raise Wrong("other rows in the file")
+        raise WrongError("other rows in the file")
 
 
 ATTACKS = (

@@ -14,7 +14,7 @@ import torch
 from cossim_fast import CosineIndex, deduplicate, pairs_above, pairwise_cosine, topk
 from hostile import truth
 from hostile.harness import Attack
-from hostile.tries import Child, Tally, Wrong, command
+from hostile.tries import Child, Tally, WrongError, command
 
 MEMORY = 5  # exit status
 
@@ -57,7 +57,7 @@ def functions(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
     def untouched() -> None:
         _, rows = index.search(q[:5], 3)
         if len(index) != 40000 or rows.max() >= 40000:
-            raise Wrong("an index is changed by an add that failed")
+            raise WrongError("an index is changed by an add that failed")
 
     def saved() -> Any:
         path = folder / "x.index"
@@ -104,7 +104,7 @@ def functions(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
             status = Child(work, folder / "said").wait(30)
             if status not in (0, MEMORY):
                 said = (folder / "said.err").read_text(errors="replace").strip()
-                raise Wrong(said.split("\n")[-1] or f"exit status {status}")
+                raise WrongError(said.split("\n")[-1] or f"exit status {status}")
             how.append("MemoryError" if status else "answered")
 
 
@@ -123,10 +123,10 @@ def commands(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
                 done = command(*call, said=folder / "said")
             if done.refused():
                 if "memory" not in done.err:
-                    raise Wrong(f"does not say that memory ran out: {done.err}")
+                    raise WrongError(f"does not say that memory ran out: {done.err}")
                 how.append("MemoryError")
                 if (folder / "out.npz").exists():
-                    raise Wrong("an output although it failed")
+                    raise WrongError("an output although it failed")
             else:
                 truth.check_topk_table(truth.table(folder / "out.npz"), q, x, 3)
                 (folder / "out.npz").unlink()

@@ -10,7 +10,7 @@ from cossim_fast import pairs_above, topk
 from hostile import truth
 from hostile.flips import interrupted
 from hostile.harness import Attack
-from hostile.tries import Child, Tally, Wrong, command, small_stretches, start
+from hostile.tries import Child, Tally, WrongError, command, small_stretches, start
 
 CHANGES = ("values", "last rows", "unsampled rows", "dtype", "mtime", "moved", "key", "order")
 
@@ -30,6 +30,19 @@ def _changed(rng: np.random.Generator, x: Any, change: str) -> Any:
     elif change == "dtype":
         y = y.astype(np.float16 if x.dtype == np.float32 else np.float32)
     return y
+
+
+def _exchange(rng: np.random.Generator, change: str, name: str, y: Any) -> None:
+    """Put other rows in the place of a file; those of another key are there already."""
+    before = os.stat(name)
+    if change == "moved":
+        os.replace("y.npy", name)
+    elif change == "mtime":
+        os.utime(name)
+    elif change != "key":
+        np.save(name, y)
+        if rng.integers(2):  # as `cp -p` and archives do
+            os.utime(name, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def by_command(kind: str) -> Any:
@@ -60,17 +73,9 @@ def by_command(kind: str) -> Any:
 
             with tally.one(change) as how:
                 interrupted(begin, folder / f"{out}.checkpoint")
-                before = os.stat(name)
+                _exchange(rng, change, name, y)
                 if change == "key":
                     options = ("--key", "b")
-                elif change == "moved":
-                    os.replace("y.npy", name)
-                elif change == "mtime":
-                    os.utime(name)
-                else:
-                    np.save(name, y)
-                    if rng.integers(2):  # as `cp -p` and archives do
-                        os.utime(name, ns=(before.st_atime_ns, before.st_mtime_ns))
                 done = command(*call, *options, said=folder / "said")
                 if done.refused():
                     how.append("refused")
@@ -79,7 +84,7 @@ def by_command(kind: str) -> Any:
                 else:
                     truth.check_topk_table(truth.table(folder / out), q, y, 4)
                 if change == "mtime" and done.status and "change" not in done.err:
-                    raise Wrong(f"refused without a word on what changed: {done.err}")
+                    raise WrongError(f"refused without a word on what changed: {done.err}")
 
     return attack
 
@@ -109,7 +114,7 @@ def by_function(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
                 found = call(y)
             except ValueError as error:
                 if "expected" not in str(error):
-                    raise Wrong(f"refused with {error}") from error
+                    raise WrongError(f"refused with {error}") from error
                 how.append("refused")
                 # And what it was made of is still gone on with.
                 found, y = call(x), x

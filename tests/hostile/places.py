@@ -10,7 +10,7 @@ import numpy as np
 from hostile import truth
 from hostile.flips import interrupted
 from hostile.harness import Attack
-from hostile.tries import Tally, Wrong, command, leftovers, small_stretches, start
+from hostile.tries import Tally, WrongError, command, leftovers, small_stretches, start
 
 X = truth.rows(np.random.default_rng(2), 1500, 16)
 OUTPUTS = ("out.npz", "out.jsonl", "out.parquet")
@@ -35,9 +35,9 @@ def _no_file(make: Callable[[Path], None], is_still: Callable[[int], bool]) -> C
         kept = place.is_symlink()
         done = command(*call, out, said=folder / "said", limit=15)
         if place.is_symlink() != kept or not is_still(place.stat().st_mode):
-            raise Wrong("replaced what is no file")
+            raise WrongError("replaced what is no file")
         if not done.refused():
-            raise Wrong("says that it wrote to what is no file")
+            raise WrongError("says that it wrote to what is no file")
         return "refused"
 
     return one
@@ -61,7 +61,7 @@ def _linked_output(rng: np.random.Generator, folder: Path) -> str:
     if done.refused():
         return "refused"
     if not (folder / out).is_symlink():
-        raise Wrong("the link was replaced")
+        raise WrongError("the link was replaced")
     truth.check_pairs_table(truth.table(target), X, 0.85)
     leftovers(folder / "there", {out})
     return "answered"
@@ -78,7 +78,7 @@ def _planted(rng: np.random.Generator, folder: Path) -> str:
         (folder / f"{out}{end}").symlink_to("victim")
     done = command(*call, out, said=folder / "said")
     if victim.read_bytes() != b"precious":
-        raise Wrong("wrote through a planted link")
+        raise WrongError("wrote through a planted link")
     if done.refused():
         return "refused"
     columns = truth.table(folder / out)
@@ -111,9 +111,9 @@ def _modes(rng: np.random.Generator, folder: Path) -> str:
                     interrupted_mode |= each.stat().st_mode & 0o077
         done = command(*call, said=said)
         if done.status not in (0, 1):
-            raise Wrong(f"refused: {done.err}")
+            raise WrongError(f"refused: {done.err}")
         if (folder / out).stat().st_mode & 0o077 or interrupted_mode:
-            raise Wrong(f"others may read {Path(out).suffix}, or what is kept beside it")
+            raise WrongError(f"others may read {Path(out).suffix}, or what is kept beside it")
     finally:
         os.umask(before)
     return "answered"

@@ -11,7 +11,7 @@ import torch
 
 from hostile.forks import Calls
 from hostile.harness import Attack
-from hostile.tries import Tally, Wrong
+from hostile.tries import Tally, WrongError
 
 SECONDS = 4.0
 
@@ -91,7 +91,7 @@ def stranger(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
             with tally.one():
                 off = float((torch.mm(a, b).double() - exact).abs().max() / exact.abs().max())
                 if off > 1e-5:
-                    raise Wrong(f"a product of another thread is off by {off:.1g}")
+                    raise WrongError(f"a product of another thread is off by {off:.1g}")
 
 
 def users(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
@@ -112,7 +112,7 @@ def users(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
             torch.set_float32_matmul_precision(second)
             thread.join()
             if torch.get_float32_matmul_precision() != second:
-                raise Wrong("a setting that was made during a call is lost")
+                raise WrongError("a setting that was made during a call is lost")
 
 
 ATTACKS = (

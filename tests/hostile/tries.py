@@ -17,7 +17,7 @@ from typing import Any
 REFUSALS = (ValueError, TypeError, KeyError, OSError, MemoryError, IndexError)
 
 
-class Wrong(Exception):
+class WrongError(Exception):
     """What must not happen: a wrong answer, or trouble that is not told."""
 
 
@@ -41,7 +41,7 @@ class Tally:
         how = ["answered"]
         try:
             yield how
-        except Wrong as error:
+        except WrongError as error:
             self.failed(str(error), what)
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
@@ -75,7 +75,7 @@ class Done:
         """Whether it said in one line what is wrong; False if it is done.
 
         Raises:
-            Wrong: it ended in another way.
+            WrongError: it ended in another way.
         """
         if self.status == 0:
             return False
@@ -84,7 +84,7 @@ class Done:
         lines = [line for line in lines if not line.startswith("cossim: going on from ")]
         one = len(lines) == 1 and lines[0].startswith("cossim: ") and mentions in lines[0]
         if self.status != 2 or not one:
-            raise Wrong(
+            raise WrongError(
                 f"exit status {self.status}, {len(lines)} lines on stderr, the last of which is "
                 f"{lines[-1][:200]!r}"
             )
@@ -138,13 +138,13 @@ class Child:
         """Its exit status.
 
         Raises:
-            Wrong: it does not end.
+            WrongError: it does not end.
         """
         stop = time.monotonic() + limit
         while not self.ended():
             if time.monotonic() > stop:
                 self.kill()
-                raise Wrong(f"no end within {limit:g} s")
+                raise WrongError(f"no end within {limit:g} s")
             time.sleep(0.0005)
         assert self.status is not None
         return self.status
@@ -207,7 +207,9 @@ def small_stretches(rows: int = 64, width: int = 16) -> None:
         (join_checkpoint, "_WAIT", 0),
     ):
         if not hasattr(module, name):
-            raise Wrong(f"{module.__name__} has no {name}: say in tries.py what it is called now")
+            raise WrongError(
+                f"{module.__name__} has no {name}: say in tries.py what it is called now"
+            )
         setattr(module, name, value)
 
 
@@ -215,7 +217,7 @@ def leftovers(folder: Path, expected: set[str]) -> None:
     """Look that nothing but what is expected lies in a folder; delete what does.
 
     Raises:
-        Wrong: something does.
+        WrongError: something does.
     """
     more = [path for path in folder.iterdir() if path.name not in expected]
     for path in more:
@@ -223,4 +225,4 @@ def leftovers(folder: Path, expected: set[str]) -> None:
     if more:
         # Temporary names hold what differs from process to process.
         names = {re.sub(r"[0-9]+-[0-9a-f]{8}", "*", path.name) for path in more}
-        raise Wrong(f"left behind: {', '.join(sorted(names))}")
+        raise WrongError(f"left behind: {', '.join(sorted(names))}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hostile.tries import Wrong
+from hostile.tries import WrongError
 
 # Scores are those of float64, rounded once to float32.
 ROUNDED = 2.0**-24 * 1.01
@@ -52,7 +52,7 @@ def check_topk(
         alive: (n,) which rows may be found.
 
     Raises:
-        Wrong: they are not.
+        WrongError: they are not.
     """
     true = cosines(queries, corpus)
     if alive is not None:
@@ -64,25 +64,25 @@ def check_ranked(scores: Any, found: Any, true: Array, k: int) -> None:
     """The same with the cosines (q, n) at hand: without a product, which a fork may make hang."""
     scores, found = np.asarray(scores, np.float64), np.asarray(found)
     if found.shape != (len(true), k) or scores.shape != found.shape:
-        raise Wrong(f"expected ({len(true)}, {k}) results, got {found.shape}")
+        raise WrongError(f"expected ({len(true)}, {k}) results, got {found.shape}")
     if found.size and not (found.min() >= 0 and found.max() < true.shape[1]):
-        raise Wrong("a row that is not there")
+        raise WrongError("a row that is not there")
     if any(len(set(each)) < k for each in found.tolist()):
-        raise Wrong("one row twice")
+        raise WrongError("one row twice")
     best = -np.sort(-true, 1)[:, :k]
     theirs = np.take_along_axis(true, found, 1)
     off = ~(np.abs(theirs - best) <= SUMS)
     if off.any():
-        raise Wrong(f"wrong rows for {int(off.any(1).sum())} of {len(true)} queries")
+        raise WrongError(f"wrong rows for {int(off.any(1).sum())} of {len(true)} queries")
     if not (np.abs(scores - theirs) <= ROUNDED).all():
-        raise Wrong(f"wrong scores, by up to {np.nanmax(np.abs(scores - theirs)):.2g}")
+        raise WrongError(f"wrong scores, by up to {np.nanmax(np.abs(scores - theirs)):.2g}")
 
 
 def check_pairs(i: Any, j: Any, scores: Any, x: Any, threshold: float, y: Any = None) -> None:
     """Look that pairs are all that reach a threshold, in order, and no other.
 
     Raises:
-        Wrong: they are not.
+        WrongError: they are not.
     """
     true = cosines(x, x if y is None else y)
     if y is None:
@@ -97,25 +97,25 @@ def check_reached(i: Any, j: Any, scores: Any, true: Array, threshold: float) ->
     if len(i) and not (
         i.min() >= 0 and i.max() < true.shape[0] and j.min() >= 0 and j.max() < true.shape[1]
     ):
-        raise Wrong("a row that is not there")
+        raise WrongError("a row that is not there")
     order = i.astype(np.int64) * true.shape[1] + j
     if (np.diff(order) <= 0).any():
-        raise Wrong("pairs twice, or out of order")
+        raise WrongError("pairs twice, or out of order")
     reached = np.zeros(true.shape, bool)
     reached[i, j] = True
     missing = (true >= threshold + SUMS) & ~reached
     more = (true < threshold - SUMS) & reached
     if missing.any() or more.any():
-        raise Wrong(f"{int(missing.sum())} pairs missing, {int(more.sum())} too many")
+        raise WrongError(f"{int(missing.sum())} pairs missing, {int(more.sum())} too many")
     if len(i) and not (np.abs(scores - true[i, j]) <= ROUNDED).all():
-        raise Wrong("wrong scores of pairs")
+        raise WrongError("wrong scores of pairs")
 
 
 def check_matrix(found: Any, x: Any, y: Any, tolerance: float = 4e-6) -> None:
     """Look that a matrix of cosines is right.
 
     Raises:
-        Wrong: it is not.
+        WrongError: it is not.
     """
     check_close(found, cosines(x, y), tolerance)
 
@@ -124,7 +124,7 @@ def check_close(found: Any, true: Array, tolerance: float = 4e-6) -> None:
     """The same with the cosines at hand."""
     off = np.abs(np.asarray(found, np.float64) - true)
     if not (off <= tolerance).all():
-        raise Wrong(f"a cosine is off by {off.max():.2g}, more than {tolerance:.2g}")
+        raise WrongError(f"a cosine is off by {off.max():.2g}, more than {tolerance:.2g}")
 
 
 def table(path: Path) -> dict[str, Array]:
@@ -152,7 +152,9 @@ def check_topk_table(columns: dict[str, Array], queries: Any, corpus: Any, k: in
     """Look that the table of `cossim topk` is right."""
     shape = (len(queries), k)
     if {"row", "score"} - set(columns) or columns["row"].size != shape[0] * k:
-        raise Wrong(f"not all results: {columns.get('row', np.empty(0)).size} of {shape[0] * k}")
+        raise WrongError(
+            f"not all results: {columns.get('row', np.empty(0)).size} of {shape[0] * k}"
+        )
     check_topk(columns["score"].reshape(shape), columns["row"].reshape(shape), queries, corpus, k)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hostile.harness import Attack
 from hostile.tries import (
     Child,
     Tally,
-    Wrong,
+    WrongError,
     finish,
     leftovers,
     small_stretches,
@@ -44,7 +45,7 @@ def commands(kind: str) -> Any:
                 done = [finish(first, said[0]), finish(second, said[1])]
                 refused = [each.refused() for each in done]
                 if all(refused):
-                    raise Wrong("each refused because of the other")
+                    raise WrongError("each refused because of the other")
                 if kind == "pairs":
                     truth.check_pairs_table(truth.table(out), x, 0.85)
                 else:
@@ -72,7 +73,7 @@ def _grow(path: Path, batches: Any, go: float) -> int:
     truth.check_topk(*index.search(rows[:20], 3), rows[:20], rows, 3)
     held = np.asarray(files.load(path))
     if not np.array_equal(held, rows):
-        raise Wrong("the file has other rows")
+        raise WrongError("the file has other rows")
     return 0
 
 
@@ -84,16 +85,20 @@ def one_path(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
         with tally.one() as how:
             go = time.monotonic() + 0.05
             both = [
-                Child(lambda some=some: _grow(path, some, go), folder / f"said{which}")
+                Child(partial(_grow, path, some, go), folder / f"said{which}")
                 for which, some in enumerate(parts)
             ]
             status = [child.wait() for child in both]
             if set(status) - {0, 3}:
                 said = "".join((folder / f"said{i}.err").read_text() for i in range(2))
-                raise Wrong(said.strip().split("\n")[-1])
+                raise WrongError(said.strip().split("\n")[-1])
             if 0 not in status:
-                raise Wrong("each was refused because of the other")
+                raise WrongError("each was refused because of the other")
             how.append("one refused" if 3 in status else "both done")
+
+
+def _build(rows: Any, path: Path) -> None:
+    CosineIndex(rows, path=path)
 
 
 def rebuilt(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
@@ -108,8 +113,8 @@ def rebuilt(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
         with tally.one(how_so) as how:
             if how_so == "deleted":
                 path.unlink()
-                if Child(lambda: CosineIndex(theirs, path=path) and None).wait():
-                    raise Wrong("the other cannot build its own")
+                if Child(partial(_build, theirs, path)).wait():
+                    raise WrongError("the other cannot build its own")
             elif how_so == "replaced":
                 other = folder / "other.safetensors"
                 other.unlink(missing_ok=True)
@@ -130,7 +135,7 @@ def rebuilt(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
                 rows = np.concatenate([mine, more])
             changed = path.read_bytes() != before
             if how_so in ("deleted", "replaced") and changed:
-                raise Wrong("wrote into the file of another")
+                raise WrongError("wrote into the file of another")
             truth.check_topk(*index.search(rows[:10], 3), rows[:10], rows, 3)
         path.unlink()
 
