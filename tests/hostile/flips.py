@@ -156,7 +156,7 @@ def checkpoint(kind: str) -> Any:
 def spool(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
     """The pairs that `cossim pairs` has found so far, beside its checkpoint."""
     small_stretches()
-    x = truth.rows(rng, 1500, 16)
+    x = truth.rows(rng, 900, 16)
     np.save("x.npy", x)
     call = ("pairs", "x.npy", "--threshold", "0.85", "-o", "out.npz")
     path = folder / "out.npz.checkpoint"
@@ -166,7 +166,7 @@ def spool(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
     if not spools:
         raise WrongError("no spool beside the checkpoint: say in flips.py where pairs are kept now")
     times = os.stat(path)
-    for _ in range(30):
+    for _ in range(12):
         for each, data in kept.items():
             each.unlink(missing_ok=True)
             each.write_bytes(data if each not in spools else damaged(rng, data))
@@ -183,10 +183,10 @@ def spool(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
 
 BOTH = ("answered", "refused")
 ATTACKS = (
-    Attack("flip-index-read", index(mapped=False), (10, 1), BOTH),
-    Attack("flip-index-mapped", index(mapped=True), (14, 2), BOTH),
-    Attack("flip-unpickled", unpickled, (6, 1), BOTH),
+    Attack("flip-index-read", index(mapped=False), (20, 1), BOTH),
+    Attack("flip-index-mapped", index(mapped=True), (30, 2), BOTH),
+    Attack("flip-unpickled", unpickled, (8, 1), BOTH),
     Attack("flip-checkpoint-topk", checkpoint("topk"), (5, 1), BOTH),
     Attack("flip-checkpoint-pairs", checkpoint("pairs"), (5, 1), BOTH),
-    Attack("flip-spool", spool, (6, 1), BOTH),
+    Attack("flip-spool", spool, (8, 1), BOTH),
 )

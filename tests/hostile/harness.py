@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None, description: str | None = None)
     warm_up()
     began = time.monotonic()
     outcomes = run(attacks, asked.seed, short=asked.short, tries=asked.tries, at_once=at_once)
-    whole = asked.tries is None
+    whole = asked.tries is None and not asked.short
     print(table(outcomes, whole=whole))
     print(f"\n{time.monotonic() - began:.0f} seconds")
     return int(not right(outcomes, whole=whole))

@@ -292,6 +292,6 @@ def index_headers(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
 
 
 ATTACKS = (
-    Attack("hostile-inputs", files, (9, 2), ("answered", "refused")),
+    Attack("hostile-inputs", files, (8, 1), ("answered", "refused")),
     Attack("hostile-index", index_headers, (4, 1), ("answered", "refused")),
 )

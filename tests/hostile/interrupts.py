@@ -274,6 +274,6 @@ def changes(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
 
 BOTH = ("interrupted", "answered")
 ATTACKS = (
-    Attack("interrupt-calls", calls, (3, 1), BOTH, fresh=True),
-    Attack("interrupt-changes", changes, (6, 1), BOTH),
+    Attack("interrupt-calls", calls, (4, 1), BOTH, fresh=True),
+    Attack("interrupt-changes", changes, (12, 1), BOTH),
 )

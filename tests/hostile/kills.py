@@ -22,7 +22,7 @@ def kill_command(kind: str) -> Any:
 
     def attack(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
         small_stretches()
-        x = truth.rows(rng, 900, 16, rng.choice([np.float16, np.float32]))
+        x = truth.rows(rng, 700, 16, rng.choice([np.float16, np.float32]))
         q = truth.rows(rng, int(rng.choice([20, 80])), 16)
         np.save("x.npy", x)
         np.save("q.npy", q)
@@ -141,8 +141,8 @@ def _same_beginning(path: Path, rows: Any, ends: Any, done: int) -> None:
 
 
 ATTACKS = (
-    Attack("kill-topk", kill_command("topk"), (12, 2), ("resumed",)),
-    Attack("kill-pairs", kill_command("pairs"), (12, 2), ("resumed",)),
+    Attack("kill-topk", kill_command("topk"), (10, 1), ("resumed",)),
+    Attack("kill-pairs", kill_command("pairs"), (10, 1), ("resumed",)),
     Attack("kill-save", kill_save, (8, 1), ("old", "new")),
     Attack("kill-add", kill_add, (8, 1), ("killed",)),
 )

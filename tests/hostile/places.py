@@ -12,7 +12,7 @@ from hostile.flips import interrupted
 from hostile.harness import Attack
 from hostile.tries import Tally, WrongError, command, leftovers, small_stretches, start
 
-X = truth.rows(np.random.default_rng(2), 1500, 16)
+X = truth.rows(np.random.default_rng(2), 600, 16)
 OUTPUTS = ("out.npz", "out.jsonl", "out.parquet")
 PAIRS = ("pairs", "x.npy", "--threshold", "0.85", "-o")
 COMMANDS = (
@@ -141,4 +141,4 @@ def places(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
             how.append(TRIES[name](rng, inside))
 
 
-ATTACKS = (Attack("places", places, (6, 2), ("answered", "refused")),)
+ATTACKS = (Attack("places", places, (6, 1), ("answered", "refused")),)

@@ -13,7 +13,7 @@ from hostile.forks import Calls
 from hostile.harness import Attack
 from hostile.tries import Tally, WrongError
 
-SECONDS = 4.0
+SECONDS = 3.0
 
 
 class Meanwhile:
