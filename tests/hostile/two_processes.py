@@ -71,7 +71,7 @@ def _grow(path: Path, batches: Any, go: float) -> int:
         print(f"{type(error).__name__}: {error}")
         return 3
     truth.check_topk(*index.search(rows[:20], 3), rows[:20], rows, 3)
-    held = np.asarray(files.load(path))
+    held = np.asarray(files.load(path, key="rows"))
     if not np.array_equal(held, rows):
         raise WrongError("the file has other rows")
     return 0
