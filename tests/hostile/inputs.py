@@ -1,9 +1,9 @@
 """Damaged files of users: refused, or read as the format's own library reads them.
 
 `.npz` holds a checksum of each array, which numpy compares, and `.pt` one that torch does not.
-`.npy` and `.safetensors` hold none, and `.parquet` seldom: there a flipped bit of a number is another
-number, and whoever reads the file finds that one. So what is right is what the format's library
-finds in the damaged file, or what was there before.
+`.npy` and `.safetensors` hold none, and `.parquet` seldom: there a flipped bit of a number is
+another number, and whoever reads the file finds that one. So what is right is what the format's
+library finds in the damaged file, or what was there before.
 """
 
 import warnings
