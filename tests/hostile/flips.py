@@ -166,7 +166,7 @@ def spool(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
     if not spools:
         raise WrongError("no spool beside the checkpoint: say in flips.py where pairs are kept now")
     times = os.stat(path)
-    for _ in range(12):
+    for _ in range(8):
         for each, data in kept.items():
             each.unlink(missing_ok=True)
             each.write_bytes(data if each not in spools else damaged(rng, data))

@@ -129,7 +129,7 @@ def forks(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
         call()
     with Busy(calls, 3):
         wrong = 0
-        for _ in range(60):
+        for _ in range(40):
             if wrong == ENOUGH:
                 break
             time.sleep(rng.uniform(0, 0.02))

@@ -18,7 +18,7 @@ from hostile import truth
 from hostile.harness import Attack
 from hostile.tries import Tally, WrongError
 
-INTERRUPTS = 200
+INTERRUPTS = 120
 WIDTH = 24
 PACKAGE = str(Path(cossim_fast.__file__).parent)
 
@@ -274,6 +274,6 @@ def changes(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
 
 BOTH = ("interrupted", "answered")
 ATTACKS = (
-    Attack("interrupt-calls", calls, (4, 1), BOTH, fresh=True),
-    Attack("interrupt-changes", changes, (12, 1), BOTH),
+    Attack("interrupt-calls", calls, (5, 1), BOTH, fresh=True),
+    Attack("interrupt-changes", changes, (14, 1), BOTH),
 )

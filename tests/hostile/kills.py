@@ -138,8 +138,8 @@ def kill_add(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
 
 
 ATTACKS = (
-    Attack("kill-topk", kill_command("topk"), (10, 1), ("resumed",)),
-    Attack("kill-pairs", kill_command("pairs"), (10, 1), ("resumed",)),
+    Attack("kill-topk", kill_command("topk"), (8, 1), ("resumed",)),
+    Attack("kill-pairs", kill_command("pairs"), (8, 1), ("resumed",)),
     Attack("kill-save", kill_save, (8, 1), ("old", "new")),
     Attack("kill-add", kill_add, (8, 1), ("killed",)),
 )

@@ -128,7 +128,7 @@ def by_function(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
 
 
 ATTACKS = (
-    Attack("other-corpus-topk", by_command("topk"), (12, 2), ("refused",)),
-    Attack("other-corpus-pairs", by_command("pairs"), (12, 2), ("refused",)),
+    Attack("other-corpus-topk", by_command("topk"), (10, 1), ("refused",)),
+    Attack("other-corpus-pairs", by_command("pairs"), (10, 1), ("refused",)),
     Attack("other-corpus-functions", by_function, (8, 1), ("refused",)),
 )

@@ -141,4 +141,4 @@ def places(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
             how.append(TRIES[name](rng, inside))
 
 
-ATTACKS = (Attack("places", places, (6, 1), ("answered", "refused")),)
+ATTACKS = (Attack("places", places, (4, 1), ("answered", "refused")),)

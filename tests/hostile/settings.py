@@ -13,7 +13,7 @@ from hostile.forks import Calls
 from hostile.harness import Attack
 from hostile.tries import Tally, WrongError
 
-SECONDS = 3.0
+SECONDS = 2.0
 
 
 class Meanwhile:
@@ -116,7 +116,7 @@ def users(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
 
 
 ATTACKS = (
-    Attack("settings-precision", precision, (3, 1), fresh=True),
+    Attack("settings-precision", precision, (4, 1), fresh=True),
     Attack("settings-dtype", dtype, (2, 1), fresh=True),
     Attack("settings-stranger", stranger, (2, 1), fresh=True),
     Attack("settings-users", users, (2, 1), fresh=True),

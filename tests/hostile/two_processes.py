@@ -29,7 +29,7 @@ def commands(kind: str) -> Any:
 
     def attack(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
         small_stretches()
-        for number in range(6):
+        for number in range(4):
             x, q = truth.rows(rng, 1200, 16), truth.rows(rng, 30, 16)
             np.save("x.npy", x)
             np.save("q.npy", q)
