@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 PACKAGING := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test test-processors test-oldest test-faces test-model kernels gpu gpu-test \
+.PHONY: demo test test-processors test-hostile test-oldest test-faces test-model kernels gpu gpu-test \
 	gpu-install bench bench-full bench-report bench-compare confusion lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
@@ -21,6 +21,9 @@ test: $(VENV)/.dev  ## every test
 
 test-processors: $(VENV)/.dev  ## the numeric tests with the machine code of other processors
 	$(BIN)/python tests/processors.py $(if $(SHORT),--short)
+
+test-hostile: $(VENV)/.dev  ## kills, damaged files, interrupts, forks: nothing wrong in silence
+	$(BIN)/python tests/hostile/run.py $(if $(SHORT),--short) $(if $(SEED),--seed $(SEED))
 
 # What needs torch, numpy and the tools of testing alone: run on the oldest versions and the newest.
 CORE := $(filter-out $(addprefix tests/test_,bench_% cli% demo.py diagnose_% doctests.py gpu.py \

@@ -1,0 +1,1 @@
+"""Attacks on what must not go wrong in silence: `make test-hostile`."""
