@@ -20,15 +20,14 @@ test: $(VENV)/.dev  ## every test
 	TRITON_INTERPRET=1 $(BIN)/pytest -m "$(INTERPRETED)"
 
 test-processors: $(VENV)/.dev  ## the numeric tests with the machine code of other processors
-	$(BIN)/python tests/processors.py $(if $(SHORT),--short)
+	$(BIN)/python tests/helpers/processors.py $(if $(SHORT),--short)
 
 test-hostile: $(VENV)/.dev  ## kills, damaged files, interrupts, forks: nothing wrong in silence
 	$(BIN)/python tests/hostile/run.py $(if $(SHORT),--short) $(if $(SEED),--seed $(SEED))
 
 # What needs torch, numpy and the tools of testing alone: run on the oldest versions and the newest.
-CORE := $(filter-out $(addprefix tests/test_,bench_% cli% demo.py diagnose_% doctests.py gpu.py \
-	integration_% kernel_% layering.py packaging.py readme.py screened_topk.py), \
-	$(wildcard tests/test_*.py))
+CORE := $(addprefix tests/,cpu functional retrieval score) \
+	--ignore tests/retrieval/nearest/test_screened_topk.py
 
 # The venv made here takes what pip finds of torch 2.8: on Linux from PyPI a CUDA build and its
 # libraries, a download of 4 GB. Any other Python with the versions to be tried, `.[test]` and tqdm:
@@ -49,13 +48,13 @@ test-model: $(VENV)/.faces  ## the example with a real model, a download of 80 M
 	$(BIN)/pytest $(FACES) -m model
 
 kernels: $(VENV)/.dev  ## compile every kernel for every architecture; write docs/kernels.md
-	PYTHONPATH=tests $(BIN)/python -P -m ladder.report
+	PYTHONPATH=tests/helpers $(BIN)/python -P -m ladder.report
 
 # A machine may have a torch and a Triton of its own, with pytest, pytest-timeout, hypothesis and
 # expecttest beside them, and no way to PyPI: make gpu GPU_PYTHON=python3.
 GPU_PYTHON ?= $(BIN)/python
-GPU_PYTEST := $(GPU_PYTHON) -m pytest -W default tests/test_gpu.py tests/test_screened_topk.py \
-	$(wildcard tests/test_kernel_*.py)
+GPU_PYTEST := $(GPU_PYTHON) -m pytest -W default tests/kernels \
+	tests/retrieval/nearest/test_screened_topk.py
 
 gpu: gpu-test  ## on a machine with a GPU: test, sanitize, benchmark
 	if command -v compute-sanitizer > /dev/null; then \
@@ -99,7 +98,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 confusion: $(VENV)/.dev  ## what the diagnosis finds in cases of known cause
-	$(BIN)/python tests/diagnose_cases.py --write docs/diagnose-confusion.md
+	$(BIN)/python tests/helpers/diagnose_cases.py --write docs/diagnose-confusion.md
 
 clean:
 	rm -rf $(VENV) $(OLDEST_VENV) build dist out *.egg-info

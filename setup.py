@@ -2,7 +2,7 @@
 
 The kernels/ folder stands at the top level of the tree but is installed as
 ``cossim_fast.kernels``: the bare name belongs to another package on PyPI.
-Packages are therefore listed by hand; tests/test_packaging.py checks the list.
+Packages are therefore listed by hand; tests/project/test_packaging.py checks the list.
 """
 
 import re
@@ -82,12 +82,18 @@ setup(
     packages=[
         "cossim_fast",
         "cossim_fast._checks",
+        "cossim_fast._cpu",
+        "cossim_fast._score",
         "cossim_fast.cli",
         "cossim_fast.diagnose",
         "cossim_fast.files",
         "cossim_fast.integrations",
         "cossim_fast.kernels",
         "cossim_fast.retrieval",
+        "cossim_fast.retrieval.joins",
+        "cossim_fast.retrieval.nearest",
+        "cossim_fast.retrieval.screening",
+        "cossim_fast.retrieval.storage",
     ],
     package_dir={"cossim_fast": "cossim_fast", "cossim_fast.kernels": "kernels"},
     package_data={"cossim_fast": ["py.typed"]},

@@ -11,13 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cossim_fast import (
-    _composite,
-    _cpu,
-    _cpu_gradients,
-    _cpu_matrix,
-    _cpu_matrix_gradients,
-)
+from cossim_fast import _composite
+from cossim_fast._cpu import gradients as cpu_gradients
+from cossim_fast._cpu import matrix_gradients
+from cossim_fast._cpu.matrix import cosine_matrix
+from cossim_fast._cpu.rows import RowCosines, clamped, row_cosines
 from cossim_fast._dispatch import Executor, choose_executor, without_autocast
 
 
@@ -26,10 +24,10 @@ class CosineRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        rows = _cpu.row_cosines(x, y, eps, dtype)
+        rows = row_cosines(x, y, eps, dtype)
         ctx.save_for_backward(x, y, *rows)
         ctx.eps = eps
-        return _cpu.clamped(rows.cosine, dtype)
+        return clamped(rows.cosine, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -39,8 +37,8 @@ class CosineRows(torch.autograd.Function):
             if _graph_is_wanted(grad):
                 found = _composite.rows_gradients(x, y, grad, ctx.eps, needed)
             else:
-                cosines = _cpu.RowCosines(*rows)
-                found = _cpu_gradients.rows_gradients(x, y, cosines, grad, ctx.eps, needed)
+                cosines = RowCosines(*rows)
+                found = cpu_gradients.rows_gradients(x, y, cosines, grad, ctx.eps, needed)
         return *found, None, None
 
 
@@ -55,7 +53,7 @@ class CosineMatrix(torch.autograd.Function):
         ctx.eps = eps
         columns = (x if y is None else y).shape[1]
         out = torch.empty((*x.shape[:2], columns), dtype=dtype, device=x.device)
-        return _cpu_matrix.cosine_matrix(x, y, eps, out, precision)
+        return cosine_matrix(x, y, eps, out, precision)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -66,7 +64,7 @@ class CosineMatrix(torch.autograd.Function):
             if _graph_is_wanted(grad):
                 one_side = _composite.matrix_gradient
             else:
-                one_side = _cpu_matrix_gradients.matrix_gradient
+                one_side = matrix_gradients.matrix_gradient
             grad_x = one_side(grad, x, other, ctx.eps) if for_x else None
             if y is None and grad_x is not None:
                 grad_x = grad_x + one_side(grad.mT, x, other, ctx.eps)

@@ -12,22 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cossim_fast import (
-    _checks,
-    _composite,
-    _cpu,
-    _cpu_gradients,
-    _cpu_matrix,
-    _cpu_matrix_gradients,
-    _cpu_screen,
-)
+from cossim_fast import _checks, _composite
+from cossim_fast._cpu import gradients as cpu_gradients
+from cossim_fast._cpu import matrix_gradients, topk_ops
+from cossim_fast._cpu.matrix import cosine_matrix
+from cossim_fast._cpu.rows import cosine_rows, row_cosines
 from cossim_fast._dispatch import without_autocast
 
 
 @torch.library.custom_op("cossim_fast::rowwise_fwd", mutates_args=())
 def rowwise_fwd(x: Tensor, y: Tensor, eps: float) -> Tensor:
     """Cosine of the paired rows of x (n, d) and y (n, d): (n,), in their promoted dtype."""
-    return _cpu.cosine_rows(x, y, eps, _checks.paired_rows(x, y)).clone()
+    return cosine_rows(x, y, eps, _checks.paired_rows(x, y)).clone()
 
 
 @rowwise_fwd.register_fake
@@ -38,8 +34,8 @@ def _(x: Tensor, y: Tensor, eps: float) -> Tensor:
 @torch.library.custom_op("cossim_fast::rowwise_bwd", mutates_args=())
 def rowwise_bwd(grad: Tensor, x: Tensor, y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The derivatives of <grad, rowwise_fwd(x, y)> by x and by y."""
-    rows = _cpu.row_cosines(x, y, eps, _checks.paired_rows(x, y))
-    by_x, by_y = _cpu_gradients.rows_gradients(x, y, rows, grad, eps, (True, True))
+    rows = row_cosines(x, y, eps, _checks.paired_rows(x, y))
+    by_x, by_y = cpu_gradients.rows_gradients(x, y, rows, grad, eps, (True, True))
     return by_x.contiguous(), by_y.contiguous()  # type: ignore[union-attr]
 
 
@@ -54,7 +50,7 @@ def pairwise_fwd(x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
     """The matrix of cosines of x (b, n, d) and y (b, m, d): (b, n, m), in their promoted dtype."""
     dtype = _checks.batched_rows(x, y, eps, precision)
     out = x.new_empty((*x.shape[:2], y.shape[1]), dtype=dtype)
-    return _cpu_matrix.cosine_matrix(x, y, eps, out, precision)
+    return cosine_matrix(x, y, eps, out, precision)
 
 
 @pairwise_fwd.register_fake
@@ -67,7 +63,7 @@ def _(x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
 def pairwise_bwd(grad: Tensor, x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
     """The derivative of <grad, pairwise_fwd(x, y)> by x; by y it is that of the swapped pair."""
     _checks.batched_rows(x, y, eps, precision)
-    return _cpu_matrix_gradients.matrix_gradient(grad, x, y, eps)
+    return matrix_gradients.matrix_gradient(grad, x, y, eps)
 
 
 @pairwise_bwd.register_fake
@@ -178,7 +174,7 @@ def block_max(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | No
     summed in float32. Rows where eligible (m,) is False take no part.
     """
     _checks.screen(queries, corpus, block, eligible)
-    return _cpu_screen.block_max(queries, corpus, block, eligible)
+    return topk_ops.block_max(queries, corpus, block, eligible)
 
 
 @block_max.register_fake
@@ -209,7 +205,7 @@ def block_thresholds(
     ``groups`` >= k groups, block b in group b % groups: k groups hold k different rows.
     """
     _checks.block_thresholds(maxima, query_terms, block_terms, k, groups)
-    return _cpu_screen.block_thresholds(maxima, query_terms, block_terms, k, groups)
+    return topk_ops.block_thresholds(maxima, query_terms, block_terms, k, groups)
 
 
 @block_thresholds.register_fake
@@ -237,7 +233,7 @@ def block_candidates(
     past ``capacity``: a query that overflows is asked for again, with room for its number.
     """
     _checks.block_candidates(maxima, query_terms, block_terms, thresholds, capacity)
-    return _cpu_screen.block_candidates(maxima, query_terms, block_terms, thresholds, capacity)
+    return topk_ops.block_candidates(maxima, query_terms, block_terms, thresholds, capacity)
 
 
 @block_candidates.register_fake
@@ -272,7 +268,7 @@ def recheck(
         eligible,
     )  # fmt: skip
     _checks.recheck(*arguments)
-    return _cpu_screen.recheck(*arguments)
+    return topk_ops.recheck(*arguments)
 
 
 @recheck.register_fake
@@ -298,7 +294,7 @@ def rescore(queries: Tensor, corpus: Tensor, query_index: Tensor, corpus_index: 
     A row of zeros gives 0 and a negative index NaN; the bits depend on the two rows alone.
     """
     _checks.candidates(queries, corpus, query_index, corpus_index)
-    return _cpu_screen.rescore(queries, corpus, query_index, corpus_index)
+    return topk_ops.rescore(queries, corpus, query_index, corpus_index)
 
 
 @rescore.register_fake

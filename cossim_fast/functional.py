@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cossim_fast import _checks, _composite, _cpu, _cpu_matrix
+from cossim_fast import _checks, _composite
 from cossim_fast._autograd import CosineMatrix, CosineRows
 from cossim_fast._broadcast import MatrixPlan, matrix_plan
+from cossim_fast._cpu.matrix import cosine_matrix
+from cossim_fast._cpu.rows import cosine_rows, small_rows
 from cossim_fast._dispatch import Executor, autocast_is_on, choose_executor, without_autocast
 from cossim_fast._threads import one_thread_after_fork
 
@@ -72,7 +74,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
         dtype = torch.promote_types(dtype, torch.float32)
     executor, _, plan = _route(x1, x2, dim, dtype)
     if executor is Executor.SMALL:
-        return _cpu.small_rows(x1, x2, dim, eps)
+        return small_rows(x1, x2, dim, eps)
     if executor is Executor.WIDENED:  # float64, which autocast leaves alone
         return _composite.cosine_widened(x1, x2, dim, eps, dtype)
     with without_autocast(x1):
@@ -155,7 +157,7 @@ def pairwise_cosine(
         x, y = x[None], None if y is None else y[None]
     with without_autocast(x):
         if out is not None and executor is Executor.BLOCKED:
-            _cpu_matrix.cosine_matrix(x, y, eps, out.view(x.shape[0], *shape[-2:]), precision)
+            cosine_matrix(x, y, eps, out.view(x.shape[0], *shape[-2:]), precision)
             return out
         result = _matrix(executor, x, y, eps, dtype, precision).view(shape)
     return result if out is None else out.copy_(result)
@@ -245,7 +247,7 @@ def _route(x1: Tensor, x2: Tensor, dim: int, dtype: torch.dtype) -> _Route:
 
 def _rows(executor: Executor, x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     if executor is Executor.BLOCKED:
-        return _cpu.cosine_rows(x, y, eps, dtype)
+        return cosine_rows(x, y, eps, dtype)
     if executor is Executor.BLOCKED_AUTOGRAD:
         return CosineRows.apply(x, y, eps, dtype)  # type: ignore[no-any-return, no-untyped-call]
     if executor is Executor.COMPOSITE:
@@ -267,7 +269,7 @@ def _matrix(
     if executor is Executor.BLOCKED:
         columns = (x if y is None else y).shape[1]
         out = torch.empty((*x.shape[:2], columns), dtype=dtype, device=x.device)
-        return _cpu_matrix.cosine_matrix(x, y, eps, out, precision)
+        return cosine_matrix(x, y, eps, out, precision)
     if executor is Executor.BLOCKED_AUTOGRAD:
         matrix: Tensor = CosineMatrix.apply(x, y, eps, dtype, precision)  # type: ignore[no-untyped-call]
         return matrix

@@ -70,13 +70,14 @@ def _processors_do_not_limit_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 BLOCKED_MODULES = [
     importlib.import_module(f"cossim_fast.{name}")
     for name in (
-        "_cpu",
-        "_cpu_units",
-        "_cpu_products",
-        "_cpu_narrow",
-        "_cpu_matrix",
-        "_cpu_gradients",
-        "_cpu_matrix_gradients",
+        "_cpu.blocks",
+        "_cpu.rows",
+        "_cpu.units",
+        "_cpu.products",
+        "_cpu.narrow",
+        "_cpu.matrix",
+        "_cpu.gradients",
+        "_cpu.matrix_gradients",
         "functional",
     )
 ]

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cossim_fast.cli.terminal import note
-from cossim_fast.retrieval.checkpoint import Checkpoint
-from cossim_fast.retrieval.own_files import Lock
+from cossim_fast.retrieval.resumable import Checkpoint, Lock
 
 Kept = TypeVar("Kept", bound=Checkpoint)
 

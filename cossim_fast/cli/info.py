@@ -10,7 +10,7 @@ import torch
 from cossim_fast import __version__, _products, _threads
 from cossim_fast._escaped import escaped
 from cossim_fast.cli import processor
-from cossim_fast.retrieval import costs, screens
+from cossim_fast.retrieval import machine
 
 EXAMPLE = "Example: cossim info"
 
@@ -54,11 +54,10 @@ def _threads_here() -> str:
 
 
 def _screens() -> Iterator[tuple[str, str]]:
-    for name in screens.NAMES:
-        found = screens.offer(name)
+    for name, found in machine.screens_here().items():
         yield f"screen {name}", f"{'yes' if found.fast else 'no'}: {found.words}"
-    yield "scored pair", f"{costs.pair_ns():.0f} ns in float64, 384 numbers, one core"
-    first = screens.choose(384)[0].name
+    yield "scored pair", f"{machine.scored_pair_ns():.0f} ns in float64, 384 numbers, one core"
+    first = machine.screen_for(384)
     yield "screen used", f"{first}, the narrowest that is fast; a wider one if data need it"
 
 

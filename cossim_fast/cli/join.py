@@ -10,8 +10,7 @@ from cossim_fast.cli import checkpoints, inputs, outputs
 from cossim_fast.cli.spool import Spool
 from cossim_fast.cli.terminal import bar_wanted, note, one_line_errors
 from cossim_fast.retrieval import Pairs, TooManyPairsError
-from cossim_fast.retrieval.join import JoinBlocks
-from cossim_fast.retrieval.join_checkpoint import JoinCheckpoint
+from cossim_fast.retrieval.resumable import JoinBlocks, JoinCheckpoint
 
 PAIRS_EXAMPLE = "Example: cossim pairs embeddings.npy --threshold 0.9 -o pairs.parquet"
 DEDUP_EXAMPLE = "Example: cossim dedup embeddings.npy --threshold 0.95 -o rows.parquet"

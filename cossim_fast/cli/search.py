@@ -7,8 +7,7 @@ import typer
 
 from cossim_fast.cli import checkpoints, inputs, outputs
 from cossim_fast.cli.terminal import bar_wanted, note, one_line_errors
-from cossim_fast.retrieval.search import topk_with_checkpoint
-from cossim_fast.retrieval.search_checkpoint import SearchCheckpoint
+from cossim_fast.retrieval.resumable import SearchCheckpoint, topk_with_checkpoint
 
 EXAMPLE = "Example: cossim topk queries.npy corpus.npy -k 10 -o nearest.parquet"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cossim_fast.retrieval import FileError, Pairs, own_files
-from cossim_fast.retrieval.digest import Digest
+from cossim_fast.retrieval import FileError, Pairs, resumable
+from cossim_fast.retrieval.resumable import Digest
 
 # What every such file begins with: nothing else is taken for one, and overwritten.
 _HEADER = b"cossim_fast pair"
@@ -42,11 +42,11 @@ class Spool:
         self._checkpoint = checkpoint
         self._kind = np.dtype([("i", "<i8"), ("j", "<i8"), ("score", "<f8" if double else "<f4")])
         self._digest, self.count = Digest(), 0
-        there = own_files.is_there(self.path)
+        there = resumable.is_there(self.path)
         if not said:
             if there:
                 self._remove_old()
-            self._file = own_files.create(self.path)
+            self._file = resumable.create(self.path)
             self._file.write(_HEADER)
             return
         if not there:
@@ -54,7 +54,7 @@ class Spool:
                 f"expected {self.path} beside {checkpoint}, and it is not there; delete "
                 f"{checkpoint.name} to begin anew"
             )
-        self._file = own_files.reopen(self.path)
+        self._file = resumable.reopen(self.path)
         try:
             self._check(int(said["pairs"]), said["digest"])
         except BaseException:
@@ -63,7 +63,7 @@ class Spool:
 
     def _remove_old(self) -> None:
         """Delete what a process left that was killed before its checkpoint was written."""
-        with own_files.reopen(self.path) as file:
+        with resumable.reopen(self.path) as file:
             begins = file.read(len(_HEADER))
         if not _HEADER.startswith(begins):
             raise ValueError(

@@ -3,13 +3,11 @@
 import base64
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cossim_fast._replacing import check_place, replacing
 from cossim_fast.diagnose import notes, plots
-
-if TYPE_CHECKING:
-    from cossim_fast.diagnose.collapse import CollapseReport
+from cossim_fast.diagnose.measures import Measures
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -27,7 +25,7 @@ img { width: 100%; height: auto; }
 _HEALTHY, _FINDING = "#2a8a3e", "#c0392b"
 
 
-def write_report(report: "CollapseReport", path: Path, *, title: str) -> Path:
+def write_report(report: Measures, path: Path, *, title: str) -> Path:
     """Write the report; the file appears whole or not at all."""
     check_place(path)  # before the pictures, which take seconds
     pictures = "\n".join(

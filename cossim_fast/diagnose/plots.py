@@ -9,12 +9,12 @@ from torch import Tensor
 
 from cossim_fast._extras import require
 from cossim_fast.diagnose import labels as class_labels
+from cossim_fast.diagnose.measures import Measures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from cossim_fast.diagnose.collapse import CollapseReport
 
 # Above this many rows t-SNE takes minutes, and a heatmap has more cells than pixels.
 _TSNE_ROWS = 1000
@@ -23,7 +23,7 @@ _HEATMAP_ROWS = 200
 _MARKERS = "osD^vPX*<>"
 
 
-def pca(report: "CollapseReport") -> "Figure":
+def pca(report: Measures) -> "Figure":
     """Draw the sampled unit rows along their first two principal axes, on equal scales."""
     centred = report.sample - report.sample.mean(0)
     u, s, _ = torch.linalg.svd(centred.double(), full_matrices=False)
@@ -38,7 +38,7 @@ def pca(report: "CollapseReport") -> "Figure":
     return figure
 
 
-def tsne(report: "CollapseReport") -> "Figure":
+def tsne(report: Measures) -> "Figure":
     """Draw neighbourhoods by t-SNE of cosine distances (van der Maaten and Hinton 2008)."""
     manifold = require("sklearn.manifold", extra="viz")
     rows = report.sample[:_TSNE_ROWS].double()
@@ -56,7 +56,7 @@ def tsne(report: "CollapseReport") -> "Figure":
     return figure
 
 
-def cosine_histogram(report: "CollapseReport") -> "Figure":
+def cosine_histogram(report: Measures) -> "Figure":
     """Draw the distribution of the cosines of pairs beside that of random directions."""
     pairs = _needed(report.pairs)
     edges = np.asarray(pairs.edges)
@@ -81,7 +81,7 @@ def cosine_histogram(report: "CollapseReport") -> "Figure":
     return figure
 
 
-def cosine_heatmap(report: "CollapseReport") -> "Figure":
+def cosine_heatmap(report: Measures) -> "Figure":
     """Draw the matrix of cosines of some rows, those of one label side by side."""
     step = max(len(report.sample) // _HEATMAP_ROWS, 1)
     rows = report.sample[::step][:_HEATMAP_ROWS]
@@ -97,7 +97,7 @@ def cosine_heatmap(report: "CollapseReport") -> "Figure":
     return figure
 
 
-def singular_spectrum(report: "CollapseReport") -> "Figure":
+def singular_spectrum(report: Measures) -> "Figure":
     """Draw the singular values of the unit rows less their mean, largest first."""
     geometry = _needed(report.geometry)
     values = np.asarray(geometry.singular_values)
@@ -139,7 +139,7 @@ def training(records: Sequence[dict[str, Any]]) -> "Figure":
     return figure
 
 
-def of_report(report: "CollapseReport") -> dict[str, "Figure"]:
+def of_report(report: Measures) -> dict[str, "Figure"]:
     """Draw every picture that a report has the data for."""
     if report.geometry is None:
         return {}
@@ -164,7 +164,7 @@ def _axes(title: str) -> tuple["Figure", "Axes"]:
     return figure, axes
 
 
-def _scatter(axes: "Axes", points: Any, report: "CollapseReport") -> None:
+def _scatter(axes: "Axes", points: Any, report: Measures) -> None:
     """Draw points; a legend names up to ten classes, a colour bar numbers more."""
     x, y = points[:, 0], points[:, 1]
     if report.sample_labels is None:

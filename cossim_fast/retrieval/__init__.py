@@ -1,11 +1,15 @@
 """Exact search: low precision decides what need not be looked at, float64 decides the answer."""
 
 from cossim_fast.retrieval.explanation import SearchExplanation
-from cossim_fast.retrieval.files import FileError
-from cossim_fast.retrieval.groups import Deduplicated, communities, deduplicate
 from cossim_fast.retrieval.index import CosineIndex
-from cossim_fast.retrieval.join import Pairs, TooManyPairsError, iter_pairs_above, pairs_above
-from cossim_fast.retrieval.own_files import InUseError
+from cossim_fast.retrieval.joins.clusters import Deduplicated, communities, deduplicate
+from cossim_fast.retrieval.joins.pairs import (
+    Pairs,
+    TooManyPairsError,
+    iter_pairs_above,
+    pairs_above,
+)
+from cossim_fast.retrieval.nearest.topk import topk
 from cossim_fast.retrieval.results import (
     Certificate,
     CertifiedTopK,
@@ -13,7 +17,8 @@ from cossim_fast.retrieval.results import (
     TopK,
     VerificationError,
 )
-from cossim_fast.retrieval.search import topk
+from cossim_fast.retrieval.storage.own_files import InUseError
+from cossim_fast.retrieval.storage.tensor_file import FileError
 
 __all__ = [
     "Certificate",

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
-from cossim_fast.retrieval.codes import Segment
-from cossim_fast.retrieval.engine import Forbidden
-from cossim_fast.retrieval.ids import Ids
-from cossim_fast.retrieval.parts import Part, without
+from cossim_fast.retrieval.joins.sweep import Found
+from cossim_fast.retrieval.nearest.batches import Forbidden
 from cossim_fast.retrieval.results import Oracle, oracle_of
-from cossim_fast.retrieval.sweep import Found
+from cossim_fast.retrieval.screening.codes import Segment
+from cossim_fast.retrieval.storage.ids import Ids
+from cossim_fast.retrieval.storage.parts import Part, without
 
 
 class Hidden:

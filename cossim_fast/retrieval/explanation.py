@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cossim_fast.retrieval import screens
-from cossim_fast.retrieval.scan import Trace
+from cossim_fast.retrieval.nearest.scan import Trace
+from cossim_fast.retrieval.screening import screens
 
 
 @dataclass(frozen=True)

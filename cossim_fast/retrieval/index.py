@@ -14,27 +14,29 @@ from torch import Tensor
 from cossim_fast import _checks
 from cossim_fast._threads import one_thread_after_fork, watch
 from cossim_fast.retrieval import tuning
-from cossim_fast.retrieval.engine import Batches, Best, joined, threads_apart
 from cossim_fast.retrieval.exclusion import Hidden
 from cossim_fast.retrieval.explanation import SearchExplanation, joined_traces, reason_for
-from cossim_fast.retrieval.growing import RowFile
-from cossim_fast.retrieval.ids import Ids
-from cossim_fast.retrieval.index_file import load_parts, save_parts
-from cossim_fast.retrieval.join import range_search
-from cossim_fast.retrieval.parts import ids_at
+from cossim_fast.retrieval.joins.pairs import range_search
+from cossim_fast.retrieval.joins.sweep import Found
+from cossim_fast.retrieval.nearest.batches import Batches, threads_apart
+from cossim_fast.retrieval.nearest.scan import Trace
 from cossim_fast.retrieval.progress import Progress
 from cossim_fast.retrieval.results import (
+    Best,
     CertifiedTopK,
     Oracle,
     RangeHits,
     TopK,
     assemble,
+    joined,
     like,
 )
-from cossim_fast.retrieval.scan import Trace
-from cossim_fast.retrieval.state import State, state_of, with_rows, without_rows
-from cossim_fast.retrieval.store import Rows, rows_of
-from cossim_fast.retrieval.sweep import Found
+from cossim_fast.retrieval.storage.growing_file import RowFile
+from cossim_fast.retrieval.storage.ids import Ids
+from cossim_fast.retrieval.storage.index_file import load_parts, save_parts
+from cossim_fast.retrieval.storage.parts import ids_at
+from cossim_fast.retrieval.storage.snapshot import State, state_of, with_rows, without_rows
+from cossim_fast.retrieval.storage.vectors import Rows, rows_of
 
 
 class CosineIndex:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cossim_fast import _cpu_screen
-from cossim_fast.retrieval.engine import Best
+from cossim_fast._score.exact import score_pairs, widen
 
 # Two scores nearer than this may change places between processors: the rounding of score64.
 TIE = 2.0**-48
@@ -188,8 +187,35 @@ def oracle_of(queries: Tensor, rows: Tensor) -> Oracle:
 
     def scores(query: Tensor, position: Tensor) -> Tensor:
         pairs = torch.cartesian_prod(torch.arange(len(query)), position).view(-1, 2)
-        wide = _cpu_screen.widen(queries[query])
-        found = _cpu_screen.score_pairs(wide, rows, pairs[:, 0], pairs[:, 1])
+        wide = widen(queries[query])
+        found = score_pairs(wide, rows, pairs[:, 0], pairs[:, 1])
         return found.view(len(query), len(position))
 
     return scores
+
+
+@dataclass
+class Best:
+    """The k best rows of every query, and what proves it."""
+
+    scores: Tensor  # (q, k) float64, best first; NaN where there are no more
+    positions: Tensor  # (q, k) int64; -1 where there are no more
+    excluded: Tensor | None  # (q,) float64: the largest upper bound of what was dropped
+    rescored: Tensor  # (q,) int64
+    rows: int  # searched
+    skipped: int  # rows that are not finite
+
+
+def joined(found: Sequence[Best], *, skipped: int) -> Best:
+    """The results of several batches of queries as one."""
+    if len(found) == 1:
+        return replace(found[0], skipped=skipped)
+    bounds = [best.excluded for best in found if best.excluded is not None]
+    return replace(
+        found[0],
+        scores=torch.cat([best.scores for best in found]),
+        positions=torch.cat([best.positions for best in found]),
+        excluded=torch.cat(bounds) if bounds else None,
+        rescored=torch.cat([best.rescored for best in found]),
+        skipped=skipped,
+    )

@@ -117,19 +117,8 @@ CODED_NUMBERS = 1 << 19
 # Numbers: of the chunks of all threads; 64 MB of scratch.
 CODING_SCRATCH = 1 << 22
 
-# ---- scores of pairs (near, candidates) ----
+# ---- candidates ----
 
-# Pairs: fewer are scored one by one; preparing a sampled product takes as long as 100 of them.
-NEAR_FEWEST = 256
-# Rows: those that lie together are read without a gather where one in so many is wanted.
-NEAR_TOGETHER = 2
-# Runs: of rows that ascend, up to which these are scored one by one, and not sorted together.
-NEAR_RUNS = 8
-# Pairs: sorted by their rows at a time; 48 bytes each.
-NEAR_PAIRS = 1 << 20
-# Numbers: of the rows that are widened at a time; 2 MB of float64. Zen 5, 256 000 pairs of 256
-# queries, ns a pair: twice as many 55, these 50, half 54. Zen 4: 64 to 1365 rows took the same.
-NEAR_NUMBERS = 1 << 18
 # Steps: in which candidates of a query are counted at most, to find what the k-th of them reaches.
 # Zen 5, 1024 queries of 39 000, ms: k = 10 with 1024 59, 512 58, 256 57, 128 57; k = 100 89, 87,
 # 85, 86.

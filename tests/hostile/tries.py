@@ -198,10 +198,12 @@ def command(*arguments: Any, said: Path, limit: float = 30.0) -> Done:
 
 def small_stretches(rows: int = 64, width: int = 16) -> None:
     """Make the pieces small after which a checkpoint is written, in this process for good."""
-    from cossim_fast.retrieval import join_checkpoint, sources, tuning
+    from cossim_fast.retrieval import tuning
+    from cossim_fast.retrieval.joins import checkpoint as join_checkpoint
+    from cossim_fast.retrieval.storage import corpus as corpus_module
 
     for module, name, value in (
-        (sources, "_NUMBERS", rows * width),
+        (corpus_module, "_NUMBERS", rows * width),
         (tuning, "FIRST_ROUND", rows),
         (tuning, "LONGEST_ROUND", rows),
         (join_checkpoint, "_WAIT", 0),

@@ -1,0 +1,161 @@
+"""CPU bodies of the screen and the rescoring: the contracts that the kernels are held to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cossim_fast import _products
+from cossim_fast._score.exact import (
+    score_pairs,
+    widen,
+)
+
+QUERIES_AT_ONCE = 256
+BLOCKS_AT_ONCE = 64
+# What the float32 evaluation of a bound may be off by, see `cosine_bounds`.
+RELATIVE_SLACK = 2.0**-21
+ABSOLUTE_SLACK = 2.0**-36
+
+
+def lowest(dtype: torch.dtype) -> float:
+    """The maximum of a block without a row: int32's least value, or -inf."""
+    return -torch.inf if dtype.is_floating_point else float(torch.iinfo(dtype).min)
+
+
+def block_max(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | None) -> Tensor:
+    """The largest product of each query with each block of rows.
+
+    Products of int8 codes go through float64, which holds their sums exactly: torch's own integer
+    product saturates on some processors.
+    """
+    integer = queries.dtype == torch.int8
+    wide = torch.float64 if integer else torch.float32
+    n, m = queries.shape[0], corpus.shape[0]
+    blocks = (m + block - 1) // block
+    out = queries.new_empty((n, blocks), dtype=torch.int32 if integer else torch.float32)
+    if out.numel() == 0:
+        return out
+    nothing = lowest(out.dtype)
+    columns = corpus.to(wide).mT
+    # A NaN product takes no part either, as in the kernel.
+    for start in range(0, n, QUERIES_AT_ONCE):
+        some = queries[start : start + QUERIES_AT_ONCE].to(wide)
+        scores = _products.mm(some, columns).nan_to_num_(
+            nan=nothing, posinf=torch.inf, neginf=-torch.inf
+        )
+        if eligible is not None:
+            scores.masked_fill_(~eligible, nothing)
+        padded = torch.nn.functional.pad(scores, (0, blocks * block - m), value=nothing)
+        out[start : start + QUERIES_AT_ONCE] = padded.view(-1, blocks, block).amax(-1)
+    return out
+
+
+def cosine_bounds(
+    product: Tensor, query_terms: Tensor, block_terms: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds of cosines from products of codes; -inf where masked.
+
+    ``query_terms`` are scale s, residual ρ, norm N and offset a of a query, ``block_terms`` scale
+    s_B, residual ρ_B and radius R_B of a block, each shaped to broadcast with ``product`` D. With
+    q̄ the unit query, y = x̄ - m a unit row less a constant vector, ρ >= ‖q̄ - s z_q‖,
+    N >= ‖s z_q‖, a = <q̄, m>, ρ_B >= ‖y - s_B z_x‖ and R_B >= ‖y‖, Cauchy-Schwarz gives
+
+        |<q̄, x̄> - (s s_B D + a)| <= E = ρ R_B + N ρ_B.
+
+    The float32 operations below add their roundings, u = 2^-24 each. The product is off by
+    3 u T, T = N (R_B + ρ_B) >= |s s_B D|; the sum with a by u (T + |a|); E by 3 u E; the last sum
+    by u (T + |a| + E); a itself was rounded by u |a|. Together at most 5 u T + 3 u |a| + 4 u E, to
+    first order; 8 u (T + |a| + E) = 2^-21 (...) holds the rest and its own roundings. 2^-36 covers
+    what is absolute: underflow, the float64 sum behind a, and the rounding of the float64 score
+    that rows are ranked by (2^-42 at the longest row that int8 codes allow).
+    """
+    scale, residual, norm, offset = query_terms
+    block_scale, block_residual, block_radius = block_terms
+    estimate = scale * block_scale * product.float() + offset
+    size = norm * (block_radius + block_residual)
+    margin = residual * block_radius + norm * block_residual
+    margin = margin + ((size + margin + offset.abs()) * RELATIVE_SLACK + ABSOLUTE_SLACK)
+    masked = product == lowest(product.dtype)
+    lower = (estimate - margin).masked_fill_(masked, -torch.inf)
+    return lower, (estimate + margin).masked_fill_(masked, -torch.inf)
+
+
+def _all_bounds(
+    maxima: Tensor, query_terms: Tensor, block_terms: Tensor, start: int
+) -> tuple[Tensor, Tensor]:
+    """Bounds of QUERIES_AT_ONCE queries against every block."""
+    some = slice(start, start + QUERIES_AT_ONCE)
+    return cosine_bounds(maxima[some], query_terms[:, some, None], block_terms[:, None])
+
+
+def block_thresholds(
+    maxima: Tensor, query_terms: Tensor, block_terms: Tensor, k: int, groups: int
+) -> Tensor:
+    """The k-th largest of the best lower bounds of groups of blocks, b in group b % groups."""
+    n, blocks = maxima.shape
+    groups = min(groups, blocks)
+    out = maxima.new_full((n,), -torch.inf, dtype=torch.float32)
+    if k > groups:
+        return out
+    for start in range(0, n, QUERIES_AT_ONCE):
+        lower, _ = _all_bounds(maxima, query_terms, block_terms, start)
+        lower = lower.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        lower = torch.nn.functional.pad(lower, (0, -blocks % groups), value=-torch.inf)
+        best = lower.view(lower.shape[0], -1, groups).amax(1)
+        out[start : start + QUERIES_AT_ONCE] = best.topk(k, sorted=False).values.amin(1)
+    return out
+
+
+def block_candidates(
+    maxima: Tensor, query_terms: Tensor, block_terms: Tensor, thresholds: Tensor, capacity: int
+) -> tuple[Tensor, Tensor]:
+    """How many blocks reach the threshold, and the first of them."""
+    n = maxima.shape[0]
+    counts = maxima.new_zeros((n,), dtype=torch.int32)
+    found = maxima.new_full((n, capacity), -1, dtype=torch.int32)
+    for start in range(0, n, QUERIES_AT_ONCE):
+        some = slice(start, start + QUERIES_AT_ONCE)
+        _, upper = _all_bounds(maxima, query_terms, block_terms, start)
+        hit = (upper >= thresholds[some, None]) & (maxima[some] != lowest(maxima.dtype))
+        counts[some] = hit.sum(1)
+        row, block = hit.nonzero(as_tuple=True)
+        place = hit.cumsum(1)[row, block] - 1
+        fits = place < capacity
+        found[start + row[fits], place[fits]] = block[fits].int()
+    return counts, found
+
+
+def recheck(
+    queries: Tensor, corpus: Tensor, query_terms: Tensor, block_terms: Tensor, thresholds: Tensor,
+    query_index: Tensor, block_index: Tensor, block: int, eligible: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Which rows of the pairs' blocks are eligible and reach the threshold of the pair's query."""
+    m = corpus.shape[0]
+    integer = queries.dtype == torch.int8
+    wide = torch.float64 if integer else torch.float32
+    out = queries.new_empty((query_index.numel(), block), dtype=torch.bool)
+    for start in range(0, query_index.numel(), BLOCKS_AT_ONCE):
+        some = slice(start, start + BLOCKS_AT_ONCE)
+        query, number = query_index[some], block_index[some]
+        row = number[:, None] * block + torch.arange(block, device=queries.device)
+        keep = row < m
+        row = row.clamp_max(m - 1)
+        if eligible is not None:
+            keep &= eligible[row]
+        rows = corpus[row].to(wide)
+        product = _products.bmm(rows, queries[query].to(wide)[:, :, None]).squeeze(2)
+        product = product.to(torch.int32) if integer else product
+        terms = query_terms[:, query, None], block_terms[:, number, None]
+        out[some] = keep & (cosine_bounds(product, *terms)[1] >= thresholds[query, None])
+    return out
+
+
+def rescore(queries: Tensor, corpus: Tensor, query_index: Tensor, corpus_index: Tensor) -> Tensor:
+    """Cosines of candidate pairs in float64, in an order of additions that nothing changes."""
+    out = queries.new_full(query_index.shape, torch.nan, dtype=torch.float64)
+    present = (query_index >= 0) & (corpus_index >= 0)
+    if queries.shape[0] and corpus.shape[0]:
+        chosen = query_index[present], corpus_index[present]
+        out[present] = score_pairs(widen(queries), corpus, *chosen)
+    return out

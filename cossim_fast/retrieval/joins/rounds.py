@@ -1,0 +1,197 @@
+"""Rounds of a join: as many queries at a time as there is room for what they find.
+
+The batches of a round are taken through a segment apart, each on one thread from its first product
+to its last score, as if each had a share of the room for itself. One that finds more is put off,
+and goes through once it is known what the others left.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cossim_fast import _threads
+from cossim_fast._lazily import lazily
+from cossim_fast.retrieval import tuning
+from cossim_fast.retrieval.joins.sweep import Batch, Found, Sweep
+from cossim_fast.retrieval.screening import costs
+from cossim_fast.retrieval.screening.codes import Segment
+
+
+class TooManyError(Exception):
+    """More pairs than were asked for; the scores of this round say how many there may be."""
+
+    def __init__(self, scores: Tensor) -> None:
+        super().__init__()
+        self.scores = scores
+
+
+class Rounds:
+    """Every pair of queries and rows that reaches a threshold, query by query.
+
+    Args:
+        order: (n,) int64 numbers of the queries, in the order in which they are wanted.
+        queries: gives the rows (q, d) of some numbers (q,), as stored.
+        segments: gives the segments that hold the rows from a position on, in order.
+        sweep: what looks at them.
+        done: how many queries of the order to leave out.
+        most: raise TooManyError as soon as more pairs than that are found.
+        skip: says of some numbers (q,) which need not be looked at, (q,) bool; asked as late as can
+            be.
+
+    Attributes:
+        done: how many queries of the order are finished.
+    """
+
+    def __init__(
+        self,
+        order: Tensor,
+        queries: Callable[[Tensor], Tensor],
+        segments: Callable[[int], Iterable[Segment]],
+        sweep: Sweep,
+        *,
+        done: int = 0,
+        most: int | None = None,
+        skip: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._order, self._queries, self._segments = order, queries, segments
+        self._sweep, self._most, self._skip = sweep, most, skip
+        self.done, self._found = done, 0
+        self._threads = min(_threads.usable_threads(), _threads.MOST_THREADS)
+        self._longest = max(
+            min(tuning.LONGEST_ROUND, tuning.ROUND_NUMBERS // sweep.centre.numel()), 1
+        )
+
+    def __iter__(self) -> Iterator[Found]:
+        """Yield what the queries of a round found, once each round is done."""
+        size = min(tuning.FIRST_ROUND, self._longest)
+        while self.done < self._order.numel():
+            places = torch.arange(self.done, min(self.done + size, self._order.numel()))
+            stop = self.done + places.numel()
+            if self._skip is not None:
+                places = places[~self._skip(self._order[places])]
+            parts = self._round(self._order[places])
+            finished = sum(len(part.batch) for part in parts)
+            if finished < places.numel():
+                stop = int(places[finished])
+            ordered = [partial(in_order, part.batch, part.found) for part in parts]
+            found = Found.join(_threads.apart(self._threads, ordered), self._sweep.dtype)
+            # As many as there promises to be room for, but not many more at once.
+            count, size = found.scores.numel(), stop - self.done
+            size = max(
+                min(2 * size, size * tuning.ROUND_PAIRS * 7 // (8 * max(count, 1)), self._longest),
+                1,
+            )
+            self._found += count
+            self.done = stop
+            yield found
+
+    def _round(self, numbers: Tensor) -> list[_Part]:
+        """What the first queries found: as many as there is room for, at least one."""
+        sweep = self._sweep
+        if not numbers.numel():
+            return []
+        made = [_Part(some, self._batch) for some in numbers.split(self._size(numbers.numel()))]
+        for segment in self._segments(int(numbers.min()) + 1 if sweep.later else 0):
+            ahead = self._ahead(made, segment)
+            at = 0
+            while at < len(made):
+                part, found = made[at], ahead[at]
+                asked, room = len(part.batch), tuning.ROUND_PAIRS - _held(made[:at])
+                if found is None:
+                    if at and room < tuning.ROUND_PAIRS // 8:
+                        del made[at:]
+                        break
+                    found = sweep.through(part.batch, segment, room, part.held)
+                if len(part.batch) < asked:
+                    # The last ones come again in the next round.
+                    part.found[:] = [before.of_first(len(part.batch)) for before in part.found]
+                    del made[at + 1 :]
+                part.found.append(found)
+                while len(made) > at + 1 and _held(made) > tuning.ROUND_PAIRS:
+                    del made[-1]
+                self._count([one for part in made for one in part.found])
+                at += 1
+        return made
+
+    def _batch(self, numbers: Tensor) -> Batch:
+        return Batch(numbers, self._queries(numbers), self._sweep.screens, self._sweep.centre)
+
+    def _size(self, queries: int) -> int:
+        """How many of the queries of a round to multiply together: as many for each thread."""
+        most, threads = tuning.ROUND_BATCH, self._threads
+        if threads == 1:
+            return most
+        batches = max(-(-queries // (most * threads)), tuning.ROUND_SHARE) * threads
+        return min(max(-(-queries // batches), tuning.ROUND_BATCH_LEAST), most)
+
+    def _ahead(self, made: list[_Part], segment: Segment) -> list[Found | None]:
+        """What parts find in a segment, on threads apart; None for those that have no room so."""
+        if self._threads == 1 or len(made) == 1:
+            return [None] * len(made)
+        costs.find_out()
+        room = (tuning.ROUND_PAIRS - _held(made)) // len(made)
+        known = [one for part in made for one in part.found]
+        lock = threading.Lock()
+
+        def through(part: _Part, sweep: Sweep) -> Found | None:
+            found = sweep.whole(part.batch, segment, part.held + room, part.held)
+            if found is not None:
+                with lock:
+                    self._sweep.note(sweep)
+                    known.append(found)
+                    self._count(known)
+            return found
+
+        sweeps = [self._sweep.aside() for _ in made]
+        parts = [partial(through, *each) for each in zip(made, sweeps, strict=True)]
+        ahead = _threads.apart(self._threads, parts)
+        self._sweep.go_on_as(sweeps[-1])
+        return ahead
+
+    def _count(self, found: list[Found]) -> None:
+        if self._most is None:
+            return
+        scores = [part.scores for part in found]
+        if self._found + sum(map(len, scores)) > self._most:
+            raise TooManyError(torch.cat(scores))
+
+
+class _Part:
+    """Queries of a round that are multiplied together, and what they found in each segment.
+
+    The batch is made by the thread that goes on with it.
+    """
+
+    def __init__(self, numbers: Tensor, make: Callable[[Tensor], Batch]) -> None:
+        self._numbers, self._make = numbers, make
+        self.found: list[Found] = []
+
+    @lazily
+    def batch(self) -> Batch:
+        return self._make(self._numbers)
+
+    @property
+    def held(self) -> int:
+        return sum(one.scores.numel() for one in self.found)
+
+
+def _held(made: list[_Part]) -> int:
+    return sum(part.held for part in made)
+
+
+def in_order(batch: Batch, parts: list[Found]) -> Found:
+    """What a batch found, query by query, positions in the order in which they came."""
+    found = Found.join(parts, torch.float32 if not parts else parts[0].scores.dtype)
+    if not found.in_order():
+        # numpy sorts 16-bit numbers by their digits.
+        keys = found.query.numpy().astype(np.uint16)
+        order = torch.from_numpy(np.argsort(keys, kind="stable"))
+        found = Found(*(column[order] for column in found))
+    stops = torch.searchsorted(found.query, torch.arange(len(batch) + 1))
+    return found._replace(query=torch.repeat_interleave(batch.numbers, stops.diff()))

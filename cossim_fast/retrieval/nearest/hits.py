@@ -1,0 +1,90 @@
+"""Rows that passed a filtered product, held until they are put into a pool together."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cossim_fast.retrieval.nearest.candidates import step_of_rank
+from cossim_fast.retrieval.nearest.pool import Pool
+from cossim_fast.retrieval.screening.filtered_product import FilteredProduct, Passed, passed
+
+
+class Hits:
+    """What passed the filtered product of one batch of queries with one segment.
+
+    Args:
+        product: whose tiles they come from.
+
+    Attributes:
+        count: how many rows are held.
+    """
+
+    def __init__(self, product: FilteredProduct) -> None:
+        self.product = product
+        self.count = 0
+        self._found: list[Passed] = []
+
+    def aim(self, thresholds: Tensor) -> None:
+        """Set the thresholds (q,) of tiles to come; they may change when nothing is held."""
+        changed = self.product.aim(thresholds)
+        assert not (changed and self.count)
+
+    def add(self, first: int, values: Tensor) -> int:
+        """Hold what passed in a tile; return how many rows that are.
+
+        Args:
+            first: the tile's first row in the segment.
+            values: of the tile.
+        """
+        place, value = passed(values)
+        self._found.append((place + (self.product.first + first) * self.product.width, value))
+        self.count += len(place)
+        return len(place)
+
+    def emit(self, pool: Pool, rank: int | None = None) -> None:
+        """Put what is held into the pool.
+
+        Args:
+            pool: for the queries.
+            rank: raise its thresholds before to what so many of the rows held reach.
+        """
+        if not self.count:
+            return
+        product = self.product
+        place, value = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
+        row = place // product.width
+        query = place - row * product.width
+        if rank is not None:
+            self._raise_thresholds(pool, query, value, rank)
+            kept = np.flatnonzero(value >= self._least(pool).take(query))
+            query, row, value = query.take(kept), row.take(kept), value.take(kept)
+        error = product.error.take(query)
+        middle = value * product.step.take(query)
+        middle += product.zero.take(query)
+        pool.add(query, row, middle + error, middle - error)
+        self._found, self.count = [], 0
+
+    def _raise_thresholds(
+        self, pool: Pool, query: NDArray[np.int64], value: NDArray[np.uint8], rank: int
+    ) -> None:
+        """Raise the thresholds of a pool to the rank-th largest value of each query.
+
+        Counted, not sorted: there are 256 values.
+        """
+        product = self.product
+        down = step_of_rank(query, 255 - value, rank, (len(product.step), 256))
+        threshold = (255 - down) * product.step + product.zero
+        if rank >= pool.k:
+            threshold -= product.error
+        pool.lift(torch.from_numpy(np.where(down < 256, threshold, -np.inf)), rank)
+
+    def _least(self, pool: Pool) -> NDArray[np.uint8]:
+        """The values (q,) from which upper bounds reach the thresholds of a pool."""
+        step = self.product.step
+        needed = pool.threshold.numpy() - self.product.error - self.product.zero
+        steps = np.divide(needed, step, out=np.zeros_like(needed), where=step > 0)
+        least: NDArray[np.uint8] = np.floor(steps).clip(0, 255).astype(np.uint8)
+        return least

@@ -1,0 +1,332 @@
+"""Candidates of a batch of queries, and the thresholds that they prove."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cossim_fast._numpy import stable_order
+from cossim_fast.retrieval.nearest.candidates import Candidates, kth_largest, ranking
+
+
+class Score(Protocol):
+    """Scores candidates: query numbers and row positions (p,) to float64 (p,)."""
+
+    error: float  # of a near score
+    likely: float  # of the bound of a screen: the share that a score is hardly ever further off
+
+    def near(self, query: Tensor, row: Tensor) -> Tensor:
+        """Scores that are off by `error` at most."""
+
+    def exact(self, query: Tensor, row: Tensor) -> Tensor:
+        """The scores."""
+
+
+# The threshold of a query of which nothing is known: every row reaches it, a row that is masked by
+# -inf does not.
+NO_THRESHOLD = -2.0
+
+
+class Pool:
+    """Rows that may be among the k best of their query, each with bounds on its score.
+
+    A row whose upper bound misses `threshold` (q,) is dropped. Thresholds are of two kinds:
+
+    - proven: at least k rows of the pool have a lower bound there;
+    - guessed: so many of the rows seen so far lie there that k of all the rows will, save by bad
+      luck. A guess is proven or refuted once scores are known (`refuted`).
+
+    Args:
+        queries: how many.
+        k: how many rows each is to get.
+        guess: whether thresholds may be guessed.
+        certify: keep the largest upper bound of what is dropped, too.
+    """
+
+    def __init__(self, queries: int, k: int, *, guess: bool = True, certify: bool = False) -> None:
+        self.queries, self.k = queries, k
+        self._guess = guess
+        self.threshold = torch.full((queries,), NO_THRESHOLD, dtype=torch.float64)
+        self._guessed = torch.full_like(self.threshold, NO_THRESHOLD)
+        self.excluded = torch.full_like(self.threshold, -torch.inf) if certify else None
+        self.rescored = torch.zeros(queries, dtype=torch.int64)
+        self._held = Candidates.none()  # once settled, query by query
+        self._new: list[Candidates] = []
+        self.pending = 0  # rows added since thresholds were last raised
+
+    def __len__(self) -> int:
+        return len(self._held.query) + self.pending
+
+    def add(
+        self,
+        query: NDArray[np.int64],
+        row: NDArray[np.int64],
+        upper: NDArray[np.float64],
+        lower: NDArray[np.float64],
+    ) -> None:
+        """Add rows by query number, position and bounds, each of shape (p,)."""
+        self._new.append(Candidates(query, row, upper, lower, np.zeros(len(query), bool)))
+        self.pending += len(query)
+
+    def add_scored(
+        self, query: NDArray[np.int64], row: NDArray[np.int64], score: NDArray[np.float64],
+        error: float,
+    ) -> None:  # fmt: skip
+        """Add rows with scores (p,) that are off by the error at most."""
+        known = np.ones(len(query), bool)
+        self._new.append(Candidates(query, row, score + error, score - error, known))
+        self.pending += len(query)
+        self.rescored += torch.from_numpy(np.bincount(query, minlength=self.queries))
+
+    def close(self, queries: Tensor) -> None:
+        """Let no row reach the queries of a mask (q,)."""
+        self.threshold.masked_fill_(queries, torch.inf)
+
+    def lift(self, threshold: Tensor, rank: int) -> None:
+        """Raise thresholds to others (q,): guessed if ``rank`` is less than k, else proven."""
+        torch.maximum(self.threshold, threshold, out=self.threshold)
+        if rank < self.k:
+            torch.maximum(self._guessed, threshold, out=self._guessed)
+
+    def rank(self, seen: int, total: int) -> int:
+        """Which of the best of ``seen`` rows the k-th best of ``total`` will reach; k if proven.
+
+        Of the k best, a share of seen / total falls among the rows seen, give or take the spread
+        of a Poisson variable. Four of those spreads and four rows on top leave about one guess in
+        a million wrong.
+        """
+        if not self._guess or seen >= total:
+            return self.k
+        expected = self.k * seen / total
+        return min(int(expected + 4 * expected**0.5 + 4), self.k)
+
+    def exclude(self, upper: Tensor) -> None:
+        """Note upper bounds (q,) of rows that were never added."""
+        if self.excluded is not None:
+            torch.maximum(self.excluded, upper, out=self.excluded)
+
+    def forget(self, first: int) -> None:
+        """Take out every row from position ``first`` on; thresholds stay."""
+        self._gather()
+        self._held = self._held.kept(self._held.row < first)
+
+    def raise_thresholds(self, seen: int, total: int) -> None:
+        """Raise thresholds by what is in the pool, and drop what misses them."""
+        self._gather()
+        self._lift_to_kth(self.rank(seen, total))
+        self._drop_below()
+
+    def settle(self, score: Score, *, exact: bool) -> None:
+        """Score every row that could be among the k best, and keep the k best of each query.
+
+        Args:
+            score: knows every row that was added since the pool was last settled exactly.
+            exact: keep scores as they are. Otherwise they may be near scores, of which it is sure
+                that they are ranked and rounded to float32 as the scores are.
+        """
+        self._gather()
+        if not self._held.known.all():
+            self._find_known(score)
+        self._cut(score, exact=exact)
+
+    def _find_known(self, score: Score) -> None:
+        """Score every row that could be among the k best, and drop the others."""
+        self._drop_below()
+        held = self._held
+        likely = kth_largest(held.query, held.below(score.likely), self.k, self.threshold.numpy())
+        least = likely.take(held.query)
+        self._score(score, held.upper >= least)
+        reached = held.query.compress(held.known & (held.lower >= least))
+        proven = np.bincount(reached, minlength=self.queries) >= self.k
+        self.lift(torch.from_numpy(np.where(proven, likely, -np.inf)), self.k)
+        self._drop_below()
+        if not self._held.known.all():
+            # The errors of some query all lean one way.
+            self._lift_to_kth(self.k)
+            self._drop_below()
+            self._score(score, ~self._held.known)
+
+    def _lift_to_kth(self, rank: int) -> None:
+        """Raise thresholds to the rank-th best that is held of each query."""
+        held = self._held
+        value = held.lower if rank == self.k else held.middle()
+        kth = kth_largest(held.query, value, rank, self.threshold.numpy())
+        self.lift(torch.from_numpy(kth), rank)
+
+    def _drop_below(self) -> None:
+        """Drop what misses the thresholds."""
+        self._drop(self._held.upper < self.threshold.numpy().take(self._held.query))
+
+    def refuted(self) -> Tensor:
+        """The numbers of the queries whose k-th score misses a threshold that was guessed."""
+        count = self._counts()
+        guessed, lower = self._guessed.numpy(), self._held.lower
+        wrong = (count < self.k) & (guessed > NO_THRESHOLD)
+        kth = lower[(count.cumsum() - 1).clip(0)] if len(lower) else guessed
+        wrong |= (count == self.k) & (kth < guessed)
+        return torch.from_numpy(np.flatnonzero(wrong & np.isfinite(self.threshold.numpy())))
+
+    def best(self, scores: NDArray[np.float64], rows: NDArray[np.int64]) -> None:
+        """Write the k best of a settled pool to scores and positions (q, k).
+
+        Best first, ties by position. What stands where there are no more is left.
+        """
+        there = np.arange(self.k) < self._counts()[:, None]
+        if there.all():
+            np.copyto(scores, self._held.middle().reshape(scores.shape))
+            np.copyto(rows, self._held.row.reshape(rows.shape))
+        else:
+            scores[there], rows[there] = self._held.middle(), self._held.row
+
+    def _counts(self) -> NDArray[np.int64]:
+        return np.bincount(self._held.query, minlength=self.queries)
+
+    def _rank(self) -> NDArray[np.int64]:
+        """The place of each row among those of its query, which lie together."""
+        count, query = self._counts(), self._held.query
+        return np.arange(len(query)) - (count.cumsum() - count)[query]
+
+    def _score(self, score: Score, chosen: NDArray[np.bool_]) -> None:
+        """Score rows of the pool, by mask, whose score is not known."""
+        held = self._held
+        place = np.flatnonzero(chosen & ~held.known)
+        query = held.query.take(place)
+        near = score.near(torch.from_numpy(query), torch.from_numpy(held.row.take(place))).numpy()
+        held.upper[place], held.lower[place] = near + score.error, near - score.error
+        held.known[place] = True
+        self.rescored += torch.from_numpy(np.bincount(query, minlength=self.queries))
+
+    def _make_exact(self, score: Score, chosen: NDArray[np.bool_]) -> None:
+        """Replace near scores (by mask) by the scores."""
+        held = self._held
+        place = np.flatnonzero(chosen & (held.upper > held.lower))
+        if len(place):
+            pairs = (torch.from_numpy(column.take(place)) for column in (held.query, held.row))
+            held.upper[place] = held.lower[place] = score.exact(*pairs).numpy()
+
+    def _cut(self, score: Score, *, exact: bool) -> None:
+        """Keep the k best of each query, in order; at least near scores of all are known."""
+        self._sort(best=True)
+        held = self._held
+        # Near scores that may stand in the wrong order, or round to another float32.
+        same = held.query[1:] == held.query[:-1]
+        near = same & (held.lower[:-1] <= held.upper[1:])
+        close = np.zeros(len(held.query) + 1, bool)
+        close[1:-1] = near
+        wanted = close[1:] | close[:-1]
+        if exact:
+            wanted |= self._rank() < self.k
+        else:
+            wanted |= held.lower.astype(np.float32) != held.upper.astype(np.float32)
+        self._make_exact(score, wanted)
+        if near.any() and not self._is_sorted():
+            self._sort()
+        rank, threshold = self._rank(), self.threshold.numpy()
+        last = np.flatnonzero(rank == self.k - 1)
+        query = self._held.query[last]
+        threshold[query] = np.maximum(threshold[query], self._held.lower[last])
+        self._drop(rank >= self.k)
+
+    def _is_sorted(self) -> bool:
+        """Whether rows are in the order of `_sort`."""
+        held, value = self._held, self._held.middle()
+        falls = (value[1:] < value[:-1]) | (held.query[1:] > held.query[:-1])
+        ties = (value[1:] == value[:-1]) & (held.row[1:] > held.row[:-1])
+        return bool((falls | ties).all())
+
+    def _sort(self, *, best: bool = False) -> None:
+        """Bring rows into the order of queries, scores downwards, and positions for equal ones.
+
+        Args:
+            best: drop what is surely below the k-th of its query. All rows are known.
+        """
+        held, order = self._held, None
+        query, value, row = held.query, held.middle(), held.row
+        if (query[1:] < query[:-1]).any():
+            order = stable_order(query)
+            query, value, row = query.take(order), value.take(order), row.take(order)
+        ranked = ranking(query, value, row, self.queries)
+        # Queries stand as they stood: to take a column twice takes longer than this.
+        if best and len(ranked):
+            ranked = ranked[self._may_be_best(query, value.take(ranked))]
+        self._held = held.taken(ranked if order is None else order.take(ranked))
+
+    def _may_be_best(
+        self, query: NDArray[np.int64], value: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """Where known rows (p,), in order, are not surely below the k-th of their query."""
+        held = self._held
+        error = float((held.upper - held.lower).max())
+        count = np.bincount(query, minlength=self.queries)
+        first = count.cumsum() - count
+        enough = np.flatnonzero(count >= self.k)
+        # The k best by their middles are no lower than half an error below the last of them.
+        least = np.full(self.queries, -np.inf)
+        least[enough] = value.take(first.take(enough) + self.k - 1) - 1.0625 * error
+        low = value < least.take(query)
+        if self.excluded is not None and low.any():
+            upper = value[low] + error / 2
+            self.excluded.scatter_reduce_(
+                0, torch.from_numpy(query[low]), torch.from_numpy(upper), "amax"
+            )
+        return np.flatnonzero(~low)
+
+    def take(self, state: Mapping[str, Tensor], queries: Tensor) -> None:
+        """Take over some queries of the state of another pool."""
+        number = np.full(len(state["threshold"]), -1, np.int64)
+        number[queries.numpy()] = np.arange(len(queries), dtype=np.int64)
+        query = number[state["query"].numpy()]
+        there = query >= 0
+        row, score = (state[name].numpy()[there] for name in ("row", "score"))
+        self._add_known(Candidates(query[there], row, score, score, np.ones(len(row), bool)))
+        if self.excluded is not None:
+            self.exclude(state["excluded"][queries])
+
+    def replace(self, queries: Tensor, other: Pool) -> None:
+        """Put what another settled pool found for some queries in the place of what is here."""
+        replaced = np.zeros(self.queries, bool)
+        replaced[queries.numpy()] = True
+        self._held = self._held.kept(~replaced[self._held.query])
+        self._add_known(other._held._replace(query=queries.numpy()[other._held.query]))
+        self.threshold[queries] = other.threshold
+        self.rescored[queries] += other.rescored
+        if self.excluded is not None and other.excluded is not None:
+            self.excluded[queries] = other.excluded
+        self._sort()
+
+    def _add_known(self, found: Candidates) -> None:
+        """Add rows of other queries, whose scores are known."""
+        held = Candidates.join([self._held, found])
+        self._held = held.taken(stable_order(held.query))
+
+    def state(self) -> dict[str, Tensor]:
+        """What a pool holds that was settled, by name; it does not change with the pool."""
+        query, row, *_ = (torch.from_numpy(column.copy()) for column in self._held)
+        held = {"query": query, "row": row, "score": torch.from_numpy(self._held.middle())}
+        held |= {"threshold": self.threshold.clone(), "rescored": self.rescored.clone()}
+        return held if self.excluded is None else {**held, "excluded": self.excluded.clone()}
+
+    def restore(self, state: Mapping[str, Tensor], queries: Tensor) -> None:
+        """Take back some queries of what `state` gave, thresholds and counts too."""
+        self.take(state, queries)
+        self.threshold, self.rescored = state["threshold"][queries], state["rescored"][queries]
+
+    def _gather(self) -> None:
+        new, self._new, self.pending = self._new, [], 0
+        if new:
+            self._held = Candidates.join([self._held, *new])
+
+    def _drop(self, dropped: NDArray[np.bool_]) -> None:
+        if not dropped.any():
+            return
+        if self.excluded is not None:
+            query, upper = (column[dropped] for column in (self._held.query, self._held.upper))
+            self.excluded.scatter_reduce_(
+                0, torch.from_numpy(query), torch.from_numpy(upper), "amax"
+            )
+        self._held = self._held.kept(~dropped)

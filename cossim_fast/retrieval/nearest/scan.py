@@ -1,0 +1,356 @@
+"""The pass over a corpus: products in tiles, maxima of groups, and what passes the thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cossim_fast import _threads
+from cossim_fast._numpy import places
+from cossim_fast._score.exact import WideRows
+from cossim_fast.retrieval import tuning
+from cossim_fast.retrieval.nearest.hits import Hits
+from cossim_fast.retrieval.nearest.pool import NO_THRESHOLD, Pool, Score
+from cossim_fast.retrieval.screening import costs
+from cossim_fast.retrieval.screening.codes import BLOCK, Segment
+from cossim_fast.retrieval.screening.filtered_product import FilteredProduct
+from cossim_fast.retrieval.screening.screens import (
+    CodedTerms,
+    Screen,
+)
+from cossim_fast.retrieval.screening.tile import Tile, passing, tile_rows, tiles
+
+
+@dataclass
+class Trace:
+    """What a search did: for `explain`, and for tests."""
+
+    screens: list[str] = field(default_factory=list)  # in the order in which they were tried
+    tile: int = 0  # rows of a tile
+    group: int = 0  # rows under one maximum
+    tiles: int = 0
+    emitted: int = 0  # rows that passed a threshold when they were seen
+    repeated: int = 0  # queries whose guessed threshold was too high
+    ranked: bool = False  # whether all rows were ranked by one product
+    head: int = 0  # numbers of a row's head, where heads were compared
+
+    def note_heads(self, width: int, rows: int, passed: int) -> None:
+        """Note that the heads of so many rows were compared, and how many rows were scored."""
+        self.screens.append("int8")
+        self.head, self.tile, self.group = width, max(self.tile, rows), 1
+        self.tiles += 1
+        self.emitted += passed
+
+    def note_ranked(self, rows: int, passed: int) -> None:
+        """Note that so many rows were ranked at once, and how many were scored."""
+        self.screens.append("float32")
+        self.ranked, self.tile, self.group, self.tiles = True, rows, 1, 1
+        self.emitted += passed
+
+
+class Scan:
+    """A batch of queries on its way through the segments of a corpus.
+
+    Args:
+        queries: as they enter a score.
+        pool: for these queries.
+        centre: (d,) of the corpus.
+        screens: each wider than the one before; the first is used until it does not pay.
+        trace: takes notes.
+        forbidden: pairs (query numbers, positions) that may not be returned, sorted by position.
+    """
+
+    def __init__(
+        self,
+        queries: WideRows,
+        pool: Pool,
+        centre: Tensor,
+        screens: Sequence[Screen],
+        trace: Trace,
+        forbidden: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self._queries, self._pool, self._centre = queries, pool, centre
+        self._screens, self._trace = list(screens), trace
+        self._forbidden = forbidden
+        self._seen, self._next_raise = 0, 0
+        # A query of NaN finds nothing: no row reaches an infinite threshold.
+        self._pool.close(~queries.norms.isfinite())
+        self._use(self._screens.pop(0))
+
+    def _use(self, screen: Screen) -> None:
+        self._screen, self._fresh = screen, True
+        self._hits: Hits | None = None
+        self._terms = screen.queries(self._queries, self._centre)
+        self._trace.screens.append(screen.name)
+
+    def resume(self, seen: int) -> None:
+        """Go on after so many rows, whose best are in the pool."""
+        self._seen = self._next_raise = seen
+        self._fresh = False
+
+    def through(self, segment: Segment, total: int, score: Score) -> None:
+        """Put every row of a segment that may be among the best into the pool.
+
+        Args:
+            segment: the next rows.
+            total: how many rows there are in all, as far as is known.
+            score: for when the pool is crowded.
+        """
+        total = max(total, self._seen + len(segment))
+        while not self._passes(segment, total, score):
+            # What the next screen sees again it sees with better bounds.
+            self._pool.forget(segment.first)
+            self._use(self._screens.pop(0))
+        self._seen += len(segment)
+
+    def _passes(self, segment: Segment, total: int, score: Score) -> bool:
+        """Go through a segment; False as soon as a wider screen promises to be cheaper."""
+        pool, trace = self._pool, self._trace
+        trace.group = group_rows(pool.k, total)
+        coded = self._screen.coded(segment)
+        width = 0 if coded is None or coded.codes is None else coded.codes.shape[1]
+        rows = tiles(len(segment), tile_rows(pool.queries, pool.k, width))
+        trace.tile = max([trace.tile, *(r.stop - r.start for r in rows)])
+        together = [[r] for r in rows]
+        if self._clueless():
+            together = with_first(rows, first_rows(pool.k, total))
+            # Thresholds will be those of the first tiles.
+            count = sum(r.stop - r.start for r in together[0]) if together else 0
+            self._next_raise = tuning.GROWTH * (self._seen + count)
+        # Rows that were filtered since thresholds were raised by them, and whether others came.
+        filtered, kept = 0, False
+        self._hits, seen = None, self._seen
+        most = tuning.MOST_PENDING * pool.k * pool.queries
+        for some in self._parts(segment, together):
+            _threads.go_on()
+            count = sum(r.stop - r.start for r in some)
+            seen += count
+            hits = self._hits_of(segment)
+            if hits is not None and hits.product.suits(some[0]):
+                pays = self._filter(segment, hits, some[0], seen, total)
+                filtered += count
+            else:
+                kept = kept or not self._clueless()  # the first ones set thresholds themselves
+                pays = self._keep(segment, some, seen, total)
+            if not pays:
+                return False
+            held = 0 if hits is None else hits.count
+            due = seen >= self._next_raise or pool.pending + held > most
+            crowded = len(pool) + held > tuning.CROWDED
+            if hits is not None and (due or crowded):
+                hits.emit(pool, pool.rank(filtered, total))
+                filtered = 0
+            if due and (kept or pool.pending > most):
+                pool.raise_thresholds(seen, total)
+                kept = False
+            if due:
+                self._next_raise = tuning.GROWTH * seen
+            if crowded:
+                pool.settle(score, exact=False)
+        if self._hits is not None:
+            self._hits.emit(pool, pool.rank(filtered, total))
+        return True
+
+    def _parts(
+        self, segment: Segment, together: Sequence[Sequence[slice]]
+    ) -> Iterator[Sequence[slice]]:
+        """Tiles, cut at blocks that cannot be filtered as soon as others can."""
+        for some in together:
+            hits = self._hits_of(segment) if len(some) == 1 else None
+            if hits is None:
+                yield some
+            else:
+                yield from ([part] for part in hits.product.parts(some[0]))
+
+    def _keep(self, segment: Segment, stretch: Sequence[slice], seen: int, total: int) -> bool:
+        """Multiply tiles, and put what passes into the pool; False if a wider screen is cheaper.
+
+        Args:
+            segment: whose rows they are.
+            stretch: the tiles; the first ones of all give thresholds.
+            seen: how many rows were seen with these.
+            total: how many there are.
+        """
+        pool, trace = self._pool, self._trace
+        some = [self._tile(segment, stretch[0])]
+        if self._fresh and self._screens:
+            # What the tile says of itself. A threshold at the share of rows that is wanted of
+            # all: a guess that is safe, as `Pool.rank` makes it, lies so much lower that many
+            # pass whatever the screen.
+            alone, count = some[0], stretch[0].stop - stretch[0].start
+            rank = max(round(pool.k * count / total), 1)
+            own = first_threshold(some, trace.group, rank, proven=False)
+            times = passing(alone, alone.needed(own)) * count / rank
+            if self._is_beaten(times, total, multiplied=count):
+                return False
+        some += [self._tile(segment, r) for r in stretch[1:]]
+        rank = pool.rank(seen, total)
+        if self._clueless():
+            pool.lift(first_threshold(some, trace.group, rank, proven=rank == pool.k), rank)
+            self._fresh = False
+        needed = [tile.needed(pool.threshold) for tile in some]
+        times = max(map(passing, some, needed)) * seen / rank
+        says = sum(r.stop - r.start for r in stretch) >= tuning.JUDGED_SHARE * trace.tile
+        if says and self._is_beaten(times, total, multiplied=seen - self._seen):
+            return False
+        for tile, least in zip(some, needed, strict=True):
+            trace.emitted += emit(pool, tile, least, trace.group)
+        trace.tiles += len(some)
+        return True
+
+    def _filter(self, segment: Segment, hits: Hits, rows: slice, seen: int, total: int) -> bool:
+        """Multiply a tile, and hold what passes the filter; False if a wider screen is cheaper."""
+        hits.aim(self._pool.threshold)
+        values = hits.product.tile(rows)
+        self._hide(segment, rows, values, 0)
+        count = hits.add(rows.start, values)
+        self._trace.emitted += count
+        self._trace.tiles += 1
+        times = count / values.numel() * seen / self._pool.rank(seen, total)
+        return not self._is_beaten(times, total, multiplied=seen - self._seen)
+
+    def _is_beaten(self, times: float, total: int, *, multiplied: int) -> bool:
+        """Whether a wider screen promises to be cheaper.
+
+        Args:
+            times: how many times as many rows pass as would if this screen were exact.
+            total: how many rows there are.
+            multiplied: how many of them the wider screen would have to multiply again.
+        """
+        if not self._screens:
+            return False
+        d = self._queries.rows.shape[1]
+        cost = costs.pair_cost(d, self._screens[0].name, self._screen.name)
+        saved = (times - 1) * self._pool.k * cost
+        return saved > total + tuning.REPEATED_COST * multiplied
+
+    def _clueless(self) -> bool:
+        """Whether thresholds are missing, or are those of a worse screen."""
+        return self._fresh or bool((self._pool.threshold.numpy() == NO_THRESHOLD).any())
+
+    def _hits_of(self, segment: Segment) -> Hits | None:
+        """Hits of a filtered product with a segment, where it has one, and nothing else is asked."""
+        if self._pool.excluded is not None or self._clueless():
+            return None
+        coded = self._screen.coded(segment)
+        if self._hits is None and coded is not None:
+            assert isinstance(self._terms, CodedTerms)
+            self._hits = Hits(FilteredProduct(self._terms, coded))
+        return self._hits
+
+    def _tile(self, segment: Segment, rows: slice) -> Tile:
+        values = self._screen.product(segment, rows, self._centre, self._terms)
+        self._hide(segment, rows, values, -torch.inf)
+        blocks = self._screen.blocks(segment, slice(rows.start // BLOCK, -(-rows.stop // BLOCK)))
+        return Tile(segment.first + rows.start, values, self._terms, blocks)
+
+    def _hide(self, segment: Segment, rows: slice, values: Tensor, nothing: float) -> None:
+        segment.hide(rows, values, nothing)
+        if self._forbidden is not None:
+            query, position = self._forbidden
+            span = torch.tensor([segment.first + rows.start, segment.first + rows.stop])
+            first, last = torch.searchsorted(position, span).tolist()
+            values[position[first:last] - span[0], query[first:last]] = nothing
+
+
+def group_rows(k: int, total: int) -> int:
+    """Rows under one maximum: fewer where so many rows are wanted that most groups pass."""
+    if 32 * k > total:
+        return 1
+    return tuning.GROUP if k <= tuning.GROUP_RESULTS else tuning.SMALL_GROUP
+
+
+def first_rows(k: int, total: int) -> int:
+    """How many of ``total`` rows are to give the first thresholds.
+
+    Their products have a result in float32, which takes longer than the sieved one; fewer of them
+    make guesses that more rows pass.
+    """
+    return max(
+        min(max(total // tuning.FIRST_SHARE, tuning.FEWEST_FIRST), tuning.MOST_FIRST),
+        tuning.FIRST_WANTED * k,
+    )
+
+
+def with_first(rows: Sequence[slice], count: int) -> list[list[slice]]:
+    """Tiles one by one, after parts of a few that are spread over all: these come together first.
+
+    Args:
+        rows: the tiles.
+        count: how many rows the parts hold together, about.
+    """
+    spread = max(len(rows) // tuning.FIRST_TILES, 1)
+    blocks = -(-count // (max(min(tuning.FIRST_TILES, len(rows)), 1) * BLOCK))
+    first: list[slice] = []
+    rest: list[list[slice]] = []
+    for number, tile in enumerate(rows):
+        start = tile.start
+        if number % spread == 0 and len(first) < tuning.FIRST_TILES:
+            start = min(start + blocks * BLOCK, tile.stop)
+            first.append(slice(tile.start, start))
+        if start < tile.stop:
+            rest.append([slice(start, tile.stop)])
+    # The first part is short: it may be all that is needed to see that a screen does not pay.
+    if first and first[0].stop > tuning.FEWEST_FIRST:
+        first[:1] = [slice(0, tuning.FEWEST_FIRST), slice(tuning.FEWEST_FIRST, first[0].stop)]
+    return [first, *rest] if first else []
+
+
+def first_threshold(some: Sequence[Tile], group: int, rank: int, *, proven: bool) -> Tensor:
+    """The rank-th largest cosine (q,) in tiles, or lower bound of one where it must be proven."""
+    rows = sum(tile.values.shape[0] for tile in some)
+    # Maxima of groups stand for rows as long as few groups hold two of those wanted.
+    while group > 1 and rows // group < 8 * rank:
+        group //= 2
+    found = [tile.cosines(tile.maxima(group), lower=proven) for tile in some]
+    if rows // group < rank:
+        return found[0].new_full((found[0].shape[1],), -torch.inf, dtype=torch.float64)
+    # numpy's partition takes a tenth to a half of the time of torch.topk.
+    values = torch.cat(found).mT.contiguous().numpy()
+    values.partition(values.shape[1] - rank, axis=1)
+    return torch.from_numpy(values[:, values.shape[1] - rank]).double()
+
+
+def emit(pool: Pool, tile: Tile, needed: Tensor, group: int) -> int:
+    """Put into the pool every row of a tile whose value reaches what is needed (blocks, q)."""
+    width, per = tile.values.shape[1], BLOCK // group
+    scale, margin = tile.scale.numpy().reshape(-1), tile.margin.numpy().reshape(-1)
+    offset, least = tile.offset.numpy(), needed.numpy().reshape(-1)
+
+    def bounds(
+        value: NDArray[np.float32], number: NDArray[np.int64], query: NDArray[np.int64], rows: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Upper and lower bounds (p,) of values in groups of so many rows, by their number."""
+        place = number // (BLOCK // rows) * width + query
+        middle, error = value * scale[place] + offset[query], margin[place]
+        return middle + error, middle - error
+
+    maxima = tile.maxima(group).view(-1, per, width)
+    reached = maxima >= needed[:, None]
+    if pool.excluded is not None:
+        over = maxima.masked_fill(reached, -torch.inf).amax(1).double()
+        pool.exclude((over * tile.scale + tile.margin).amax(0) + tile.offset)
+    hit = places(reached.view(-1)).numpy()
+    number = hit // width
+    query = hit - number * width
+    if group == 1:
+        row, value = number, maxima.numpy().reshape(-1)[hit]
+    else:
+        found = tile.values.view(-1, group, width).numpy()[number, :, query]  # (hits, group)
+        passed = found >= least[number // per * width + query][:, None]
+        if pool.excluded is not None:
+            upper, _ = bounds(np.where(passed, -np.inf, found).max(1), number, query, group)
+            pool.excluded.scatter_reduce_(
+                0, torch.from_numpy(query), torch.from_numpy(upper), "amax"
+            )
+        at = np.flatnonzero(passed)
+        which, value = at // group, found.reshape(-1)[at]
+        row = number[which] * group + (at - which * group)
+        query = query[which]
+    pool.add(query, row + tile.first, *bounds(value, row, query, 1))
+    return len(query)

@@ -1,0 +1,157 @@
+"""`topk`: the exact k best rows of a corpus that is looked at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cossim_fast import _checks
+from cossim_fast._threads import one_thread_after_fork
+from cossim_fast.retrieval import tuning
+from cossim_fast.retrieval.nearest.batches import Batches
+from cossim_fast.retrieval.nearest.checkpoint import SearchCheckpoint
+from cossim_fast.retrieval.nearest.gpu import device_oracle, search_on_device
+from cossim_fast.retrieval.progress import Progress
+from cossim_fast.retrieval.results import CertifiedTopK, TopK, assemble, oracle_of
+from cossim_fast.retrieval.screening.codes import centre_of, encode
+from cossim_fast.retrieval.storage.corpus import ArrayCorpus, open_corpus
+
+
+def topk(
+    queries: Any,
+    corpus: Any,
+    k: int,
+    *,
+    screen: str = "auto",
+    certify: bool = False,
+    progress: bool = False,
+    checkpoint: str | Path | None = None,
+) -> TopK | CertifiedTopK:
+    """Find the k rows of a corpus with the largest cosine to each query, exactly.
+
+    The score of a row is <q, x> / (|q| |x|) in float64, added up in one fixed order, and 0 where
+    either is zero; rows are ranked by it, equal scores by position. A cheap screen with a proven
+    error decides only which rows need not be scored so (Cauchy and Schwarz on int8 codes; see
+    `cossim_fast.retrieval.screens`). So the result is that of float64 brute force, and the same
+    bits come back whatever the batch, the threads, the tiles or the screen.
+
+    Args:
+        queries: (q, d) tensor or array of float16, bfloat16, float32 or float64; on CPU, or on a
+            GPU with its corpus.
+        corpus: (n, d) likewise, for instance ``np.load(path, mmap_mode="r")``; or an iterator
+            (something with ``__next__``) of blocks (n_i, d), which are numbered through.
+        k: how many rows for each query, 1 to n.
+        screen: ``"auto"``, ``"int8"``, ``"bfloat16"`` or ``"float32"``. ``"auto"`` takes the
+            narrowest that is fast on this processor, and goes on with a wider one where the data
+            let too many rows through. For fewer than 64 queries it is float32, since coding the
+            rows would not pay: a `CosineIndex` codes them once.
+        certify: return a `Certificate` too.
+        progress: show a progress bar (needs tqdm: ``pip install 'cossim_fast[retrieval]'``).
+        checkpoint: a file that keeps what was found so far, written after every stretch of about
+            16 million numbers and deleted at the end. If it is there when the search starts, the
+            search goes on where it ended. An iterator must then give the same rows again from the
+            first, in blocks of any size. Rows that were searched are compared by a digest of all
+            their bytes (1.4 GB/s a thread, while searching too) and not searched again. While a
+            search goes on, no other takes the same file.
+
+    Returns:
+        TopK(scores, indices), (q, k) both: float32 (float64 if an input is float64) and int64,
+        best first; arrays for array queries, tensors for tensors. With ``certify=True``,
+        CertifiedTopK(scores, indices, certificate).
+
+    Rows that hold NaN or an infinity are never returned; where fewer than k rows remain, the rest
+    is NaN and -1, as is all of a query that holds them. Zero rows score 0. No gradients.
+
+    Memory beyond inputs and results: 33 bytes for each candidate, of which there are about 2 k a
+    query, twice while they are sorted; 8 d bytes a query, and up to 5 kB of each of 1024 while its
+    candidates are counted; and for the stretch that is searched its codes (16 MB), four tiles of
+    scores (8 MB each) and a copy of a tile's codes (4 MB, which a thread keeps), for every thread
+    where each has queries of its own. Where so large a share of the rows is wanted that all are
+    ranked at once: three times 16 MB. On a GPU: codes, a byte a number, half a GB of scratch while
+    they are made, and block maxima (256 MB).
+
+    Raises:
+        TypeError: for integer, complex or sparse input.
+        ValueError: for shapes that do not match, k out of range, an unknown screen, or a
+            checkpoint of another search, or of other rows.
+        InUseError: a ValueError, where another search goes on with this checkpoint.
+
+    >>> corpus = torch.eye(4)
+    >>> topk(torch.tensor([[0.0, 3.0, 4.0, 0.0]]), corpus, 2)
+    TopK(scores=tensor([[0.8000, 0.6000]]), indices=tensor([[2, 1]]))
+    """
+    if isinstance(queries, Tensor) and queries.is_cuda:
+        return _topk_on_device(queries, corpus, k, screen, certify, checkpoint)
+    with SearchCheckpoint(checkpoint) as kept:
+        result = topk_with_checkpoint(
+            queries, corpus, k, screen, certify=certify, progress=progress, kept=kept
+        )
+        kept.remove()
+    return result
+
+
+def topk_with_checkpoint(
+    queries: Any,
+    corpus: Any,
+    k: int,
+    screen: str = "auto",
+    *,
+    certify: bool = False,
+    progress: bool = False,
+    kept: SearchCheckpoint,
+) -> TopK | CertifiedTopK:
+    """Search as `topk` does on CPU, and leave the checkpoint to the caller to remove.
+
+    For a caller who has still to put the result somewhere: if that fails, the same search again
+    takes no time.
+    """
+    one_thread_after_fork()
+    asked = _checks.embedding_rows("queries", queries)
+    source = open_corpus(corpus, asked.shape[1])
+    _checks.same_width(asked.shape[1], source.d)
+    _checks.number_of_neighbours(k, source.n)
+    _checks.screen_name(screen)
+    if screen == "auto" and len(asked) < tuning.CODING_PAYS:
+        screen = "float32"
+    exact = torch.float64 in (asked.dtype, source.dtype)
+    found = Batches(asked, k, screen, certify=certify, exact=exact)
+    kept.begin(found, asked, source, k, certify=certify)
+    with Progress(progress, "topk", source.n, found.seen) as bar:
+        for rows in source.blocks(found.seen, kept.pass_again):
+            if found.centre is None:
+                found.centre = centre_of(rows)
+            codes = screen in ("auto", "int8")
+            last = found.seen + len(rows) == source.n
+            found.through([encode(rows, found.centre, first=found.seen, codes=codes)], last=last)
+            kept.save(found, rows)
+            bar.update(len(rows))
+            del rows  # so that an iterator's block is let go before it makes the next
+    _checks.number_of_neighbours(k, found.seen)
+    double = torch.float64 in (asked.dtype, source.dtype)  # of an iterator known by now
+    oracle = oracle_of(asked, source.rows) if isinstance(source, ArrayCorpus) else None
+    return assemble(queries, found.best(), double=double, oracle=oracle)
+
+
+def _topk_on_device(
+    queries: Tensor,
+    corpus: Any,
+    k: int,
+    screen: str,
+    certify: bool,
+    checkpoint: str | Path | None,
+) -> TopK | CertifiedTopK:
+    """`topk` where queries and corpus are on one GPU."""
+    asked = _checks.embedding_rows("queries", queries, "cuda")
+    rows = _checks.embedding_rows("corpus", corpus, "cuda")
+    _checks.same_device(asked, rows)
+    _checks.same_width(asked.shape[1], rows.shape[1])
+    _checks.number_of_neighbours(k, rows.shape[0])
+    _checks.device_search(screen, checkpoint, rows.shape[1])
+    dtype = torch.promote_types(asked.dtype, rows.dtype)  # holds both exactly
+    asked, rows = asked.to(dtype), rows.to(dtype)
+    oracle = device_oracle(asked, rows)
+    best = search_on_device(asked, rows, k, certify=certify)
+    return assemble(queries, best, double=dtype == torch.float64, oracle=oracle)

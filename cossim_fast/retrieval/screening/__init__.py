@@ -1,0 +1,1 @@
+"""Cheap scores of many rows with a proven error: codes, screens, and what they cost here."""

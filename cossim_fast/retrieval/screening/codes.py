@@ -1,0 +1,444 @@
+"""Rows as the screens see them: centred unit rows, their int8 codes, and what the codes miss.
+
+With x̄ = x / |x| (0 for a zero row) and a fixed centre m, a row stands for y = x̄ - m, since
+
+    cos(q, x) = <q̄, x̄> = <q̄, y> + <q̄, m>
+
+and the last term is one number a query. What is left to code is shorter by as much as the rows
+lean one way: a tight cone keeps a tenth of its length, and a tenth of its coding error.
+
+An orthogonal rotation was tried, and is not done: it takes d products a number, and shortens the
+residuals of sentence embeddings (all-MiniLM, 384) by 3 %, those of Gaussian rows not at all. Rows
+with a few coordinates 50 times as large as the others would gain a factor of 5; they are searched
+with a wider screen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cossim_fast._lazily import lazily
+from cossim_fast._quiet import quiet
+from cossim_fast._score.exact import norms_over, row_norms, widened
+from cossim_fast._threads import alone, together, usable_threads
+from cossim_fast._vecdot import vecdot
+from cossim_fast.retrieval import tuning
+
+if TYPE_CHECKING:
+    from cossim_fast.retrieval.screening.segment_projection import SegmentHeads
+
+# Rows that share a scale, a residual bound and a radius.
+BLOCK = 64
+# From this many elements on, torch's elementwise operations start threads.
+_GRAIN = 1 << 15
+_UNIT = 2.0**-24  # unit roundoff of float32
+# |ŷ - y| for ŷ = fl(fl(x * fl(1 / |x|)) - m): one rounding of 1 / |x| and one of the product on
+# entries of a unit row, one of the difference, at most 2 long; a fifth for second-order terms. A
+# row of float64 or out of float32's range is divided in float64 and rounded once: less.
+UNIT_ROW_ERROR = 5 * _UNIT
+# Norms from and to which they and their inverses are normal numbers of float32.
+_USUAL = 2.0**-60, 2.0**100
+# A block with no larger entry is coded as zeros: the inverse of its scale might be infinite.
+_TINY = 2.0**-100
+# Rows from which the usual scale of a segment is found, and how far above the scale that half of
+# their blocks could have: of blocks of sentence embeddings and of Gaussian rows, the largest is
+# 1.3 to 1.5 times the middle one. A tile whose blocks share a scale can be sieved (`sieve`), which
+# is worth more than the tenth by which a bound grows.
+_SAMPLE, USUAL = 1024, 1.4
+
+
+class Checked(Protocol):
+    """Rows of a file that are compared with their checksums as they are read."""
+
+    def check(self, rows: slice | Tensor) -> None:
+        """Compare the blocks of some rows, if that was not done.
+
+        Raises:
+            FileError: one does not fit.
+        """
+
+
+@dataclass
+class Segment:
+    """Consecutive rows of a corpus, ready to be screened.
+
+    For every row of block B, |x̄ - m - scale_B z| <= residual_B and |x̄ - m| <= radius_B.
+    """
+
+    first: int  # the position of its first row
+    rows: Tensor  # (n, d), as stored
+    norms: Tensor  # (n,) float64, as they enter a score
+    eligible: Tensor  # (n,) bool: finite and not removed
+    radius: Tensor  # (blocks,) float32
+    codes: Tensor | None = None  # (64 blocks, d) int8, 0 where there is no row
+    scale: Tensor | None = None  # (blocks,) float32
+    residual: Tensor | None = None  # (blocks,) float32
+    whole: np.memmap[Any, Any] | None = None  # the map of a file that the rows lie in
+    sums: Checked | None = None  # of a file whose rows are to be compared as they are read
+    heads: SegmentHeads | None = None  # of an index: for searches of few queries
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    def touch(self, rows: slice | Tensor) -> None:
+        """See to it that rows that are about to be read are those that were coded.
+
+        Args:
+            rows: a slice, or numbers.
+
+        Raises:
+            FileError: they lie in a file, and their checksum does not fit.
+        """
+        if self.sums is not None:
+            self.sums.check(rows)
+
+    @lazily
+    def skipped(self) -> int:
+        """How many rows hold NaN or an infinity."""
+        return int((~self.norms.isfinite()).sum())
+
+    def hide(self, rows: slice, values: Tensor, nothing: float) -> None:
+        """Write over values (whole blocks, q) of rows that may not be returned, or are not there.
+
+        Args:
+            rows: those that the values are of, from the first of a block on.
+            values: of any dtype.
+            nothing: what to write.
+        """
+        count = min(rows.stop, len(self)) - rows.start
+        if count < len(values):
+            values[count:] = nothing
+        # numpy asks in a tenth of the time.
+        if not self.eligible.numpy()[rows].all():
+            values[:count][~self.eligible[rows]] = nothing
+
+
+def centre_of(rows: Tensor, sample: int = 1024) -> Tensor:
+    """The mean unit row (d,), in float32, of a sample spread over the rows; any centre is valid."""
+    return alone(_mean_unit, rows[:: max(rows.shape[0] // sample, 1)])
+
+
+def _mean_unit(rows: Tensor) -> Tensor:
+    unit = _sample_units(rows)
+    return unit.mean(0) if unit.shape[0] else unit.new_zeros(rows.shape[1])
+
+
+def _sample_units(rows: Tensor) -> Tensor:
+    """Unit rows in float32, about, of those that are finite and not zero."""
+    some = rows.float().contiguous()  # so that strides do not change the bits
+    unit: Tensor = some / torch.linalg.vector_norm(some, dim=1, keepdim=True)
+    return unit[unit.isfinite().all(1)]
+
+
+def unit_rows(rows: Tensor, norms: Tensor, centre: Tensor) -> Tensor:
+    """Centred unit rows (n, d) in float32, within UNIT_ROW_ERROR; a row that is not finite gives 0.
+
+    Args:
+        rows: (n, d), any floating dtype.
+        norms: (n,) their norms in float64.
+        centre: (d,) float32.
+    """
+    inverse = norms.reciprocal()
+    inverse.masked_fill_(~inverse.isfinite(), 0.0)  # zero rows; those of infinite norm give 0 too
+    if rows.dtype == torch.float64 or extreme(norms):
+        wide = widened(rows)
+        unit = (wide * inverse[:, None]).float()
+    else:
+        unit = rows.float() * inverse.float()[:, None]
+    if not bool(norms.isfinite().all()):
+        unit[~norms.isfinite()] = centre  # 0 * inf is NaN
+    centred: Tensor = unit.sub_(centre)
+    return centred
+
+
+def extreme(norms: Tensor) -> bool:
+    """Whether a norm or its inverse leaves the normal numbers of float32."""
+    if norms.numel() == 0:
+        return False
+    kept = norms.masked_fill((norms == 0) | ~norms.isfinite(), 1.0)
+    return bool(kept.amin() < _USUAL[0]) or bool(kept.amax() > _USUAL[1])
+
+
+def encode(
+    rows: Tensor,
+    centre: Tensor,
+    *,
+    first: int = 0,
+    codes: bool = True,
+    into: Tensor | None = None,
+) -> Segment:
+    """Measure rows (n, d) for the screens, and code them in int8 if wanted.
+
+    They are copied ``into`` other memory (n, d) on the way, if there is some: by all threads, and
+    while they are in cache.
+
+    Blocks of 64 rows share one scale: that of most others, or where that does not suit them, their
+    largest entry over 127. Norms are those of the score; residuals and radii are computed in
+    float32 and enlarged by what that may lose.
+    """
+    # float64 is coded by torch's threads, and all else by ours.
+    threads = usable_threads() if rows.is_cpu and rows.dtype != torch.float64 else 0
+    body = partial(_encode, rows, centre, first, codes, into, threads)
+    return alone(body) if threads else body()
+
+
+def _encode(
+    rows: Tensor, centre: Tensor, first: int, codes: bool, into: Tensor | None, threads: int
+) -> Segment:
+    """The body of `encode`: by so many threads of ours, or by torch's for 0."""
+    n, d = rows.shape
+    blocks = -(-n // BLOCK)
+    sample = rows[:: max(n // _SAMPLE, 1)]
+    usual = usual_scale(_sample_units(sample) - centre) if codes and rows.is_cpu else 0.0
+    segment = Segment(
+        first,
+        rows if into is None else into,
+        norms=rows.new_empty(n, dtype=torch.float64),
+        eligible=rows.new_ones(n, dtype=torch.bool),
+        radius=rows.new_empty(blocks, dtype=torch.float32),
+    )
+    if codes:
+        shape = blocks * BLOCK, d
+        segment.codes = (
+            large(shape, torch.int8) if rows.is_cpu else rows.new_empty(shape, dtype=torch.int8)
+        )
+        segment.scale = torch.empty_like(segment.radius)
+        segment.residual = torch.empty_like(segment.radius)
+    step = max(tuning.CODED_NUMBERS // max(d, 1) // BLOCK, 1) * BLOCK
+    if threads:
+        _share(segment, rows, centre, step, usual, threads)
+    else:
+        if into is not None:
+            into.copy_(rows)
+        for start in range(0, n, step):
+            _encode_chunk(segment, centre, slice(start, start + step), usual)
+    segment.eligible &= segment.norms.isfinite()
+    enlarge(segment.radius, segment.residual, d)
+    return segment
+
+
+def large(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """New memory by numpy, which asks the system for large pages where there are 4 MB or more.
+
+    To find the small ones of (200000, 384) float32 took 110 ms; with large ones, all of a copy
+    takes 37.
+    """
+    memory = torch.from_numpy(np.empty(math.prod(shape) * dtype.itemsize, np.uint8))
+    return memory.view(dtype).view(shape)
+
+
+def enlarge(radius: Tensor, residual: Tensor | None, d: int) -> None:
+    """Add to radii and residuals (blocks,) of rows (n, d) what measuring in float32 may lose."""
+    grown = 1 + (d + 8) * _UNIT  # of a norm added up in float32
+    radius.mul_(grown).add_(UNIT_ROW_ERROR)
+    if residual is not None:
+        # A code stands for y within 2 roundings, of its product with the inverse of the scale (or
+        # of the code's with the scale): of no more than the radius and the residual together.
+        residual.mul_(grown).add_(UNIT_ROW_ERROR).add_(radius + residual, alpha=2 * _UNIT)
+
+
+def usual_scale(y: Tensor) -> float:
+    """A scale that suits nearly all blocks of rows like those of a sample (n, d); 0 for none."""
+    if not y.numel():
+        return 0.0
+    largest = torch.stack([some.abs().amax() for some in y.split(BLOCK)])
+    return float(largest.median()) * USUAL / 127.0
+
+
+def _suited(largest: NDArray[np.float32], usual: float) -> NDArray[np.float32]:
+    """Scales of blocks by their largest entries."""
+    # Much smaller entries would be coded much too coarsely.
+    suits = (largest <= 127 * usual) & ((largest >= 127 / 2 * usual) | (largest < _TINY))
+    own = np.where(largest < _TINY, np.float32(1.0), largest / np.float32(127.0))
+    return np.where(suits & (usual > _TINY), np.float32(usual), own)
+
+
+def _share(
+    segment: Segment, given: Tensor, centre: Tensor, step: int, usual: float, most: int
+) -> None:
+    """Share the chunks of a segment on CPU out among threads."""
+    starts = range(0, len(segment), step)
+    room = tuning.CODING_SCRATCH // max(step * segment.rows.shape[1], 1)
+    # A thread takes as long to start as a quarter of a chunk.
+    threads = min(most, room, len(starts) // 2)
+    left = iter(starts)
+
+    def work() -> None:
+        try:
+            _Coder(segment, given, centre, step, usual, shared=threads > 1).through(left)
+        except BaseException:
+            deque(left, maxlen=0)  # so that the other threads stop
+            raise
+
+    together(max(threads, 1), work)
+
+
+class _Coder:
+    """The body of `encode` for one thread on CPU: a chunk of whole blocks at a time.
+
+    numpy's operations leave the interpreter to other threads, and start none; torch's would share
+    each of these out among threads of its own. They go through scratch that stays in cache, and
+    the fewest bytes: 2.2 ns a number of float32 on a core, of which 0.8 are the norms in float64
+    (torch's took 3.6).
+
+    Args:
+        segment: its rows in float32 or narrower; what is measured is written to it.
+        given: what its rows are to be copied from, or they themselves.
+        centre: (d,) float32.
+        step: rows of a chunk.
+        usual: the scale of most blocks.
+        shared: whether other threads are at work too.
+    """
+
+    def __init__(
+        self,
+        segment: Segment,
+        given: Tensor,
+        centre: Tensor,
+        step: int,
+        usual: float,
+        *,
+        shared: bool = False,
+    ) -> None:
+        rows, self._usual = segment.rows, usual
+        # Bits are copied: numpy has no bfloat16.
+        bits = torch.int32 if rows.dtype.itemsize == 4 else torch.int16
+        self._copied = (
+            None if given is rows else (rows.view(bits).numpy(), given.view(bits).numpy())
+        )
+        self._rows, self._step, self._centre = rows, step, centre
+        # Views made once: to make one of a tensor takes as long as an operation on 10 000 numbers.
+        self._centre_array, self._norms = centre.numpy(), segment.norms.numpy()
+        self._radius = segment.radius.numpy()
+        self._codes: NDArray[np.int8] | None = None
+        if segment.codes is not None and segment.scale is not None and segment.residual is not None:
+            self._codes, self._scale = segment.codes.numpy(), segment.scale.numpy()
+            self._residual = segment.residual.numpy()
+        size = (min(step, len(self._radius) * BLOCK), rows.shape[1])
+        memory = np.empty(size)  # of one buffer in float64, then of two in float32
+        self._wide = torch.from_numpy(memory)
+        self._scaled, self._whole = memory.reshape(-1).view(np.float32).reshape(2, *size)
+        self._y = np.empty(size, np.float32)
+        as_it_is = rows.dtype == torch.float32 and rows.is_contiguous()
+        self._x = rows.numpy() if as_it_is else None
+        self._floats = torch.empty((0 if as_it_is else size[0], size[1]))
+        self._piece = max((_GRAIN - 1) // max(size[1], 1), 1) if shared else step
+
+    @quiet  # rows that are not finite
+    def through(self, starts: Iterable[int]) -> None:
+        """Measure the chunks that start there."""
+        for start in starts:
+            y = self._unit_rows(slice(start, start + self._step))
+            at = slice(start // BLOCK, (start + len(y)) // BLOCK)
+            self._radius[at] = _longest_of(y)
+            if self._codes is not None:
+                self._codes[start : start + len(y)] = self._code(y, at)
+
+    def _unit_rows(self, some: slice) -> NDArray[np.float32]:
+        """Measure norms; return what `unit_rows` does, and zeros up to a whole block."""
+        if self._copied is not None:
+            kept, given = self._copied
+            np.copyto(kept[some], given[some])
+        norms = self._norms[some]
+        x, count = self._as_floats(some), len(norms)
+        y = self._y[: -(-count // BLOCK) * BLOCK]
+        y[count:] = 0.0
+        unit, wide = y[:count], self._wide[:count]
+        np.copyto(wide.numpy(), x)
+        norms[:] = norms_over(wide).numpy()
+        inverse = np.reciprocal(norms)
+        usual = norms.min() >= _USUAL[0] and norms.max() <= _USUAL[1]
+        if not usual:
+            measured = torch.from_numpy(norms)
+            if extreme(measured):
+                unit[:] = unit_rows(self._rows[some], measured, self._centre).numpy()
+                return y
+            inverse[~np.isfinite(inverse)] = 0.0  # as in `unit_rows`
+        np.multiply(x, inverse.astype(np.float32)[:, None], out=unit)
+        np.subtract(unit, self._centre_array, out=unit)
+        if not usual:
+            unit[~np.isfinite(norms)] = 0.0
+        return y
+
+    def _as_floats(self, some: slice) -> NDArray[np.float32]:
+        """Rows in float32, each in one piece."""
+        if self._x is not None:
+            return self._x[some]
+        rows = self._rows[some]
+        # By torch, whose copy of float16 takes a fifteenth of the time of numpy's; in pieces for
+        # which it starts no threads.
+        floats = self._floats[: len(rows)]
+        for piece, given in zip(floats.split(self._piece), rows.split(self._piece), strict=True):
+            piece.copy_(given)
+        return floats.numpy()
+
+    def _code(self, y: NDArray[np.float32], at: slice) -> NDArray[np.float32]:
+        """Measure the scales and largest residuals of whole blocks; return the codes."""
+        scaled, whole = self._scaled[: len(y)], self._whole[: len(y)]
+        shape = at.stop - at.start, BLOCK * y.shape[1]
+        blocks = y.reshape(shape)
+        # Two reads take less time than a copy without signs and one (0.23 ns a number against 0.3).
+        largest = np.maximum(blocks.max(1, initial=0.0), -blocks.min(1, initial=0.0))
+        scale = _suited(largest, self._usual)
+        np.multiply(blocks, np.reciprocal(scale)[:, None], out=scaled.reshape(shape))
+        np.rint(scaled, out=whole)
+        # What is left is exact, and needs no product with the scale until it is one number.
+        np.subtract(scaled, whole, out=scaled)
+        self._scale[at] = scale
+        self._residual[at] = _longest_of(scaled) * scale
+        return whole
+
+
+def _longest_of(y: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The largest norm of each block."""
+    squares = vecdot(y, y).reshape(-1, BLOCK).max(1)
+    longest: NDArray[np.float32] = np.sqrt(squares)
+    return longest
+
+
+def _encode_chunk(segment: Segment, centre: Tensor, some: slice, usual: float) -> None:
+    """The body of `encode` by torch's operations: on other devices, and for float64."""
+    rows = segment.rows[some].contiguous()
+    segment.norms[some] = norms = _norms(rows)
+    y = unit_rows(rows, norms, centre)
+    y = torch.nn.functional.pad(y, (0, 0, 0, -len(y) % BLOCK))
+    at = slice(some.start // BLOCK, (some.start + len(y)) // BLOCK)
+    segment.radius[at] = _longest(y)
+    if segment.codes is not None and segment.scale is not None and segment.residual is not None:
+        place = segment.codes[some.start : some.start + len(y)]
+        segment.scale[at], segment.residual[at] = code(y, place, usual)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Norms in float64: on CPU those of a score, which no other device adds up in its order."""
+    if rows.is_cpu:
+        return row_norms(rows)
+    norms: Tensor = torch.linalg.vector_norm(widened(rows), dim=1)
+    return norms
+
+
+def _longest(y: Tensor) -> Tensor:
+    """The largest norm of each block."""
+    norms: Tensor = torch.linalg.vector_norm(y, dim=1)
+    return norms.view(-1, BLOCK).amax(1)
+
+
+def code(y: Tensor, out: Tensor, usual: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Write the codes of whole blocks of rows; return scales and largest residuals."""
+    # abs().amax() makes a copy, and takes an eighth of the time of aminmax or an infinity norm.
+    largest = y.view(-1, BLOCK * y.shape[1]).abs().amax(1)
+    scale = torch.from_numpy(_suited(largest.cpu().numpy(), usual)).to(y.device)
+    by_row = scale.repeat_interleave(BLOCK)[:, None]
+    z = (y * by_row.reciprocal()).round_()
+    out.copy_(z)
+    return scale, _longest(z.mul_(by_row).sub_(y))

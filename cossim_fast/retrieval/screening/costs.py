@@ -1,0 +1,84 @@
+"""What it costs to score a pair beside the product of a screen: measured once a process.
+
+A near score of 384 numbers took 300 to 800 ns on Zen 3, and 90 to 300 on Zen 4 and 5; with the
+rates of products (`rates`) that decides whether a wider screen costs less than scoring what this
+one lets through, in a search and in a join, and whether to rank all rows at once (`ranked`).
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import torch
+
+from cossim_fast import _products, _threads
+from cossim_fast._score.exact import row_norms, widen
+from cossim_fast._score.near import near_scores, sampled_product_works
+from cossim_fast.retrieval import tuning
+from cossim_fast.retrieval.screening import rates
+from cossim_fast.retrieval.screening.screens import ScreenName
+
+# Width, queries, rows and pairs of the trial.
+_WIDTH, _QUERIES, _ROWS, _SCORED = 384, 256, 1024, 2048
+
+
+def find_out() -> None:
+    """Find out, once a process, what several threads are not to find out at once.
+
+    One turns off warnings for a moment, and the others measure. A search and a join ask before
+    their threads begin.
+    """
+    sampled_product_works()
+    _products.linear_is_faster()
+    pair_ns()
+
+
+def pair_cost(d: int, screen: ScreenName, than: ScreenName | None = None) -> float:
+    """How many scores of a screen take as long as to score one pair of d numbers.
+
+    Args:
+        d: the width of rows.
+        screen: whose scores are counted.
+        than: count only by how much they take longer than those of this one.
+    """
+    took, paired = score(d, screen), pair(d)
+    if than is not None:
+        # A wider screen that is no slower is worth it as soon as it lets less through.
+        took = max(took - score(d, than), took / 16)
+        if screen == "bfloat16":
+            paired *= tuning.BFLOAT16_SPARES
+    return paired / took
+
+
+def pair(d: int) -> float:
+    """Nanoseconds to score a candidate of d numbers, and to keep it."""
+    return pair_ns() * d / _WIDTH + tuning.CANDIDATE_NS
+
+
+def score(d: int, screen: ScreenName) -> float:
+    """Nanoseconds of a screen's score of rows of d numbers."""
+    rest = tuning.SIEVED_NS if screen == "int8" else tuning.FLOAT_SCORE_NS
+    rate = {"int8": rates.int8, "bfloat16": rates.bfloat16, "float32": rates.float32}[screen]()
+    # A screen may be asked for where its product is made in float32.
+    return d / (rate.products or rates.float32().products) + rest
+
+
+@functools.cache
+def pair_ns() -> float:
+    """Nanoseconds of a near score of 384 numbers on one core."""
+    return _threads.on_one(_measure)
+
+
+def _measure() -> float:
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(_ROWS, _WIDTH, generator=draw, dtype=torch.float32)
+    query = torch.randint(_QUERIES, (_SCORED,), generator=draw)
+    row = torch.randint(_ROWS, (_SCORED,), generator=draw).sort().values
+    queries, norms = widen(rows[:_QUERIES]), row_norms(rows)
+    times = []
+    for _ in range(4):
+        begun = time.perf_counter_ns()
+        near_scores(queries, rows, query, row, norms)
+        times.append(time.perf_counter_ns() - begun)
+    return min(times[1:]) / _SCORED  # the first finds memory

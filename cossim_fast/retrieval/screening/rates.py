@@ -1,0 +1,137 @@
+"""How fast narrow products are here, beside float32: measured once a process.
+
+That takes 50 ms on a core of Zen 5, most of it for the first machine code that oneDNN makes.
+
+A processor may have instructions that oneDNN has no kernel for: its reference code takes 4000
+times as long as that of VNNI. So what is used is what was seen to be fast. Results do not depend
+on it. Multiply-adds a nanosecond on one core, as they were met:
+
+| kind                | int8 | bfloat16 | float32 |
+| ------------------- | ---- | -------- | ------- |
+| Zen 3 (AVX2)        | 80   | 4        | 45      |
+| Zen 4 (VNNI)        | 204  | 90       | 44      |
+| Zen 5 (VNNI)        | 470  | 245      | 128     |
+| Emerald Rapids, AMX | 1050 | 460      | 73      |
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from cossim_fast import _threads
+from cossim_fast.retrieval.screening import float_product, operators
+
+# Rows, queries and width of a trial, 25 million multiplications: 0.5 ms in float32 on a core of
+# Zen 5, and 0.06 in int8; and of the one before it, after which a slow product is not tried again.
+_TRIAL, _FIRST = (512, 128, 384), (64, 16, 64)
+# Rows of a trial with one query.
+_ROWS = 4096
+# Runs of each: the quickest counts, since other processes can only delay one.
+_RUNS = 5
+# Seconds that a run of the trial may promise to take.
+_LONGEST = 0.05
+# A narrow product that is not so many times as fast as float32 is not used of our own accord: it
+# lets more rows through.
+FASTER = 1.25
+
+Call = Callable[[], object]
+
+
+class Rate(NamedTuple):
+    """How fast a product is; zeros where there is none."""
+
+    products: float  # multiply-adds a nanosecond
+    times: float  # as fast as float32
+
+
+@functools.cache
+def int8() -> Rate:
+    """Of `int8.sieved`, and how many times as fast as float32 it and `int8.product` both are."""
+    plain, sieved = _threads.on_one(lambda: [_compare(_linear_of(t)) for t in _LINEAR])
+    return Rate(sieved.products, min(plain.times, sieved.times))
+
+
+@functools.cache
+def float32() -> Rate:
+    """Of a product of float32."""
+    return _threads.on_one(lambda: _compare(_float32_of))
+
+
+@functools.cache
+def bfloat16() -> Rate:
+    """Of a product of bfloat16; zeros where torch has no fast one.
+
+    torch warns where it would take a slow one: it is asked before.
+    """
+    try:
+        there = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        there = False
+    return _threads.on_one(lambda: _compare(_bfloat16_of)) if there else Rate(0.0, 0.0)
+
+
+@functools.cache
+def mixed() -> float:
+    """How many times as fast as `int8.product` one query in bfloat16 is."""
+    return _threads.on_one(_mixed)
+
+
+_LINEAR = torch.float32, torch.uint8
+
+
+def _linear_of(dtype: torch.dtype) -> Callable[[int, int, int], Call]:
+    def made(n: int, q: int, d: int) -> Call:
+        rows, scale = torch.ones((n, d), dtype=torch.uint8), torch.ones(q)
+        packed = operators.pack(torch.ones((q, d), dtype=torch.int8))
+        return lambda: operators.linear(rows, 0, packed, scale, None, dtype)
+
+    return made
+
+
+def _bfloat16_of(n: int, q: int, d: int) -> Call:
+    rows, queries = (torch.ones((count, d), dtype=torch.bfloat16) for count in (n, q))
+    out = torch.empty((n, q), dtype=torch.bfloat16)
+    return lambda: operators.bfloat16(rows, queries, out)
+
+
+def _float32_of(n: int, q: int, d: int) -> Call:
+    rows, queries = torch.ones((n, d)), torch.ones((q, d))
+    return lambda: float_product.product(rows, queries)
+
+
+def _compare(made: Callable[[int, int, int], Call]) -> Rate:
+    """Measure a product of (n, d) and (q, d) beside that of float32."""
+    shape, (n, q, d) = _FIRST, _TRIAL
+    mine, usual = _quickest(made(*shape), _float32_of(*shape))
+    if mine * (n * q * d) / math.prod(shape) <= _LONGEST:
+        shape = _TRIAL
+        mine, usual = _quickest(made(*shape), _float32_of(*shape))
+    return Rate(math.prod(shape) / (mine * 1e9), usual / mine)
+
+
+def _mixed() -> float:
+    d = _TRIAL[2]
+    codes = torch.ones((_ROWS, d), dtype=torch.int8)
+    query = torch.ones((1, d), dtype=torch.bfloat16)
+    product = _linear_of(torch.float32)(_ROWS, 16, d)
+    mine, usual = _quickest(lambda: operators.mixed(query, codes), product)
+    return usual / mine
+
+
+def _quickest(*calls: Call) -> list[float]:
+    """The seconds of the quickest of a few runs of each call, which take turns."""
+    for call in calls:
+        call()  # makes its machine code
+    best = [float("inf")] * len(calls)
+    for _ in range(_RUNS):
+        for number, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            best[number] = min(best[number], time.perf_counter() - start)
+    return best

@@ -1,0 +1,409 @@
+"""Screens: cheap scores of every row with a proven error, and the choice among them.
+
+A screen gives V, about the cosine less a constant of the query, in units of its own:
+
+    |c - a_q - s_q s_B V| <= rho_q R_B + N_q rho_B + SLACK
+
+for a query q and a row of block B, by the inequality of Cauchy and Schwarz on
+<q̄ - q̂, y> + <q̂, y - ŷ>, where y = x̄ - m is a centred unit row (`codes`), q̂ and ŷ what was
+multiplied in their place, a_q = <q̄, m>, rho_q >= |q̄ - q̂|, N_q >= |q̂|, R_B >= |y| and
+rho_B >= |y - ŷ|, enlarged where the product rounds.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from cossim_fast._score.exact import WideRows
+from cossim_fast.retrieval import tuning
+from cossim_fast.retrieval.memory_map import let_go
+from cossim_fast.retrieval.screening import arithmetic, float_product, int8, operators, rates
+from cossim_fast.retrieval.screening.codes import BLOCK, UNIT_ROW_ERROR, Segment, unit_rows
+
+ScreenName = Literal["int8", "bfloat16", "float32"]
+NAMES: tuple[ScreenName, ...] = ("int8", "bfloat16", "float32")  # narrowest first
+_UNIT, _BFLOAT16 = 2.0**-24, 2.0**-8  # unit roundoffs
+# Beyond the bound in real numbers: what float64 loses in the terms of a query and in a score, less
+# than 2^-45 for any d that fits a memory, and subnormal products that a processor flushes.
+SLACK = 2.0**-40
+# The operator of `FewQueriesScreen` reads whole vectors: rows of another width would be read beyond
+# their end.
+FEW_QUERIES_WIDTH = 64
+# What a thread keeps to multiply in.
+_kept = threading.local()
+
+
+@dataclass(frozen=True)
+class QueryTerms:
+    """What a bound needs of each query, in float64, and the operand of the product."""
+
+    scale: Tensor  # (q,) s_q
+    residual: Tensor  # (q,) rho_q
+    norm: Tensor  # (q,) N_q
+    offset: Tensor  # (q,) a_q
+    operand: Tensor
+
+
+@dataclass(frozen=True)
+class CodedTerms(QueryTerms):
+    """What a product of codes z needs of each query besides, in float64."""
+
+    total: Tensor  # (q,) the sum of z
+    size: Tensor  # (q,) the sum of |z|
+
+
+@dataclass(frozen=True)
+class BlockTerms:
+    """What a bound needs of each block, in float64."""
+
+    scale: Tensor  # (blocks,) s_B
+    residual: Tensor  # (blocks,) rho_B
+    radius: Tensor  # (blocks,) R_B
+
+
+class Screen(Protocol):
+    """One way to score every row cheaply."""
+
+    name: ScreenName
+
+    def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
+        """Prepare queries."""
+
+    def blocks(self, segment: Segment, some: slice) -> BlockTerms:
+        """Return the terms of some of a segment's blocks."""
+
+    def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
+        """V (rows padded to whole blocks, q) in float32; anything may stand in the padding."""
+
+    def coded(self, segment: Segment) -> Segment | None:
+        """What holds the codes that a `Sieve` can multiply in the place of `product`, if any."""
+
+
+def unit_queries(queries: WideRows) -> Tensor:
+    """Unit queries (q, d) in float64; zeros for one that is not finite."""
+    return queries.unit().nan_to_num_(0.0, 0.0, 0.0)
+
+
+def _terms(unit: Tensor, coded: Tensor, scale: Tensor, centre: Tensor, op: Tensor) -> QueryTerms:
+    """Measure queries (q, d) in float64 against what was coded of them."""
+    return QueryTerms(
+        scale,
+        torch.linalg.vector_norm(unit - coded, dim=1) + SLACK,
+        torch.linalg.vector_norm(coded, dim=1) + SLACK,
+        unit @ centre.double(),
+        op,
+    )
+
+
+class Int8Screen:
+    """Codes of rows against codes of queries.
+
+    Queries are the packed operand, so that a corpus is multiplied from where its codes lie.
+
+    Args:
+        adjacent_code_limit: what two adjacent codes of a query may add up to (`arithmetic`).
+    """
+
+    name: ScreenName = "int8"
+
+    def __init__(self, adjacent_code_limit: int) -> None:
+        self._limit = adjacent_code_limit
+
+    def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
+        """Code queries by their largest entry, or by their largest two adjacent ones.
+
+        The two are seldom largest at once: 63 levels for each number would be 1.4 times as coarse.
+        """
+        unit = unit_queries(queries)
+        size = unit.abs()
+        if self._limit < arithmetic.ANY_CODES:
+            size = torch.nn.functional.pad(size, (0, size.shape[1] % 2))
+            size = size[:, ::2] + size[:, 1::2]
+        # Rounding may add a half to each of the two.
+        scale = size.amax(1) / 127
+        scale.masked_fill_(scale == 0, 1.0)
+        codes = (unit / scale[:, None]).round_()
+        packed = int8.pack(codes.to(torch.int8))
+        terms = _terms(unit, codes * scale[:, None], scale, centre, packed)
+        return CodedTerms(**vars(terms), total=codes.sum(1), size=codes.abs().sum(1))
+
+    def blocks(self, segment: Segment, some: slice) -> BlockTerms:
+        """What the codes miss, and what the product may be off by (`int8`).
+
+        That is SUM_ERROR s_q s_B sum |z|, where s_q sum |z| <= sqrt(d) s_q |z| <= sqrt(d) N_q, and
+        the rounding of s_q s_B D, which is <q̂, ŷ>.
+        """
+        assert segment.codes is not None
+        terms = coded_blocks(segment, some)
+        of_sums = int8.SUM_ERROR * segment.codes.shape[1] ** 0.5
+        return replace(terms, residual=terms.residual + of_sums * terms.scale)
+
+    def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
+        """Sums of codes times codes."""
+        return int8.product(_codes(segment, rows), terms.operand, len(terms.scale))
+
+    def coded(self, segment: Segment) -> Segment | None:
+        """The segment."""
+        return segment
+
+
+class FewQueriesScreen:
+    """Codes of rows against one or two queries in bfloat16, in bfloat16.
+
+    The int8 product has work for eight queries or more even where there is one. That of weights in
+    int8 with activations in bfloat16, made for language models that write word by word, reads
+    the codes at the speed of the memory: 8.9 ms for 200 000 rows of 384, on a core of Zen 3 that
+    takes 18 for the int8 product and 15.5 for float32 rows in FAISS. Where it is slower than the
+    int8 product it is not used (`_few_queries_work`).
+    """
+
+    name: ScreenName = "int8"
+
+    def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
+        """Round unit queries to bfloat16."""
+        unit = unit_queries(queries)
+        rounded = unit.bfloat16()
+        return _terms(unit, rounded.double(), torch.ones(len(unit)).double(), centre, rounded)
+
+    def blocks(self, segment: Segment, some: slice) -> BlockTerms:
+        """What the codes miss, and what the sums and the rounding of the result may lose."""
+        return coded_blocks(segment, some, _to_bfloat16(segment.rows.shape[1]))
+
+    def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
+        """Sums of codes times entries of unit queries, rounded to bfloat16."""
+        codes = _codes(segment, rows)
+        return operators.mixed(terms.operand.contiguous(), codes).mT.float().contiguous()
+
+    def coded(self, segment: Segment) -> Segment | None:
+        """Nothing that could be sieved."""
+        return None
+
+
+def _codes(segment: Segment, rows: slice) -> Tensor:
+    assert segment.codes is not None
+    return segment.codes[rows.start : -(-rows.stop // BLOCK) * BLOCK]
+
+
+def coded_blocks(segment: Segment, some: slice | Tensor, product: float = _UNIT) -> BlockTerms:
+    """The terms of some coded blocks, for a product that is off by a share of |q̂| |ŷ|."""
+    assert segment.scale is not None
+    assert segment.residual is not None
+    radius, residual = segment.radius[some].double(), segment.residual[some].double()
+    return BlockTerms(
+        segment.scale[some].double(), residual + product * (radius + residual), radius
+    )
+
+
+def _to_bfloat16(d: int) -> float:
+    """What a sum of d products may lose, as a share of the norms' product.
+
+    The sum is in float32, and may be truncated at every addition; the result is rounded once.
+    """
+    summed = 2 * d * _UNIT / (1 - 2 * d * _UNIT)
+    return summed + _BFLOAT16 * (1 + summed)
+
+
+class FloatScreen:
+    """The product itself, in float32 or bfloat16, of unit rows made as they are needed.
+
+    Factors that are rounded to bfloat16 are multiplied in float32 where no product of bfloat16 is
+    faster: their products are exact there, so what is lost is less.
+    """
+
+    def __init__(self, name: ScreenName) -> None:
+        self.name = name
+        self._dtype = torch.float32 if name == "float32" else torch.bfloat16
+        self._wide = name == "float32" or not _bfloat16_pays()
+
+    def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
+        """Round unit queries."""
+        unit = unit_queries(queries)
+        rounded = unit.to(self._dtype)
+        return _terms(unit, rounded.double(), torch.ones(len(unit)).double(), centre, rounded)
+
+    def blocks(self, segment: Segment, some: slice) -> BlockTerms:
+        """What rounding misses."""
+        radius = segment.radius[some].double()
+        d = segment.rows.shape[1]
+        if self._dtype == torch.float32:
+            residual = torch.full_like(radius, UNIT_ROW_ERROR)
+            # d roundings of a sum of d products (Higham, Accuracy and Stability, 2002, eq. 3.5).
+            product = d * _UNIT / (1 - d * _UNIT)
+        else:
+            residual = UNIT_ROW_ERROR + _BFLOAT16 * (radius + UNIT_ROW_ERROR)
+            product = _to_bfloat16(d)
+        return BlockTerms(torch.ones_like(radius), residual + product * (radius + residual), radius)
+
+    def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
+        """Cosines less the constant of the query."""
+        count = rows.stop - rows.start
+        operand = terms.operand.float() if self._wide else terms.operand
+        out = torch.empty((-(-count // BLOCK) * BLOCK, len(terms.scale)))
+        step = chunk_rows(centre.numel())
+        for start in range(0, count, step):
+            some = slice(rows.start + start, min(rows.start + start + step, rows.stop))
+            segment.touch(some)
+            y = unit_rows(segment.rows[some], segment.norms[some], centre).to(self._dtype)
+            if self._wide:
+                found = float_product.parts(y.float(), operand)
+            else:
+                found = float_product.in_few_shapes(y, operand, _narrow_product)
+            for at, values in found:
+                out[start + at.start : start + at.stop] = values
+            if segment.whole is not None:
+                # Else a pass over an index would hold all of its file: 130 MB of 150 000 float16
+                # rows of 384 numbers, and 29 so.
+                let_go(segment.whole, segment.rows[some])
+        return out
+
+    def coded(self, segment: Segment) -> Segment | None:
+        """Nothing that could be sieved."""
+        return None
+
+
+def chunk_rows(d: int) -> int:
+    """Rows that are made for a product of floats at a time: a power of two, so of few shapes."""
+    fitting = tuning.FLOAT_NUMBERS // max(d, 1)
+    return max(1 << max(fitting.bit_length() - 1, 0), BLOCK)
+
+
+def _narrow_product(rows: Tensor, queries: Tensor) -> Tensor:
+    """The product (r, c) of bfloat16, in memory of this thread's that the next one writes over."""
+    shape = len(rows), len(queries)
+    size = shape[0] * shape[1]
+    memory: Tensor | None = getattr(_kept, "memory", None)
+    if memory is None or memory.numel() < size:
+        memory = torch.empty(size, dtype=torch.bfloat16)
+        if size <= tuning.KEPT_SCORES:
+            _kept.memory = memory
+    out = memory[:size].view(shape)
+    operators.bfloat16(rows, queries, out)
+    return out
+
+
+# Of a check that sums of products are within their bound.
+_CHECKED = 6 * FEW_QUERIES_WIDTH
+
+
+@functools.cache
+def _few_queries_work() -> bool:
+    """Whether the product of `FewQueriesScreen` is there, keeps its bound, and is the faster."""
+    codes, query = _checked()
+    try:
+        found = operators.mixed(query[None], codes.to(torch.int8))[0]
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False  # a build of torch without the operator
+    return _keeps_bound(found, codes, query) and rates.mixed() > 1.0
+
+
+@functools.cache
+def _bfloat16_pays() -> bool:
+    """Whether products of bfloat16 are faster than those of float32, and keep their bound."""
+    if rates.bfloat16().times < rates.FASTER:
+        return False
+    codes, query = _checked()
+    found = torch.empty((BLOCK, 1), dtype=torch.bfloat16)
+    operators.bfloat16(codes.bfloat16(), query[None], found)
+    return _keeps_bound(found[:, 0], codes, query)
+
+
+def _checked() -> tuple[Tensor, Tensor]:
+    """Codes (n, d) of all kinds, of which the first lie along a query (d,) in bfloat16."""
+    codes = ((torch.arange(BLOCK * _CHECKED) * 7919) % 255 - 127).view(BLOCK, _CHECKED)
+    query = torch.linspace(-1, 1, _CHECKED).bfloat16()
+    codes[:2] = torch.outer(torch.tensor([127.0, -127.0]), query.float()).round()
+    return codes, query
+
+
+def _keeps_bound(found: Tensor, codes: Tensor, query: Tensor) -> bool:
+    """Whether products (n,) of codes (n, d) and a query (d,) are within `_to_bfloat16`."""
+    wide, asked = codes.double(), query.double()
+    allowed = _to_bfloat16(len(query)) * wide.norm(dim=1) * asked.norm()
+    return bool(((found.double() - wide @ asked).abs() <= allowed).all())
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a screen is here.
+
+    Attributes:
+        words: how it runs, and how fast that is.
+        there: whether it can be asked for.
+        fast: whether ``"auto"`` takes it.
+    """
+
+    words: str
+    there: bool
+    fast: bool
+
+
+def offer(name: ScreenName) -> Offer:
+    """Say what a screen is on this processor; what has to be measured is, once a process."""
+    if name == "float32":
+        return Offer("always there", there=True, fast=True)
+    if name == "bfloat16":
+        if _bfloat16_pays():
+            return Offer(_rated("bfloat16 products", rates.bfloat16().times), there=True, fast=True)
+        rate = rates.bfloat16().times
+        why = _rated("products", rate) if rate else "no instructions"
+        words = f"{why}; its factors are multiplied in float32"
+        return Offer(words, there=True, fast=False)
+    found = arithmetic.found()
+    if not found.adjacent_code_limit:
+        return Offer(found.words(0.0), there=False, fast=False)
+    rate = rates.int8().times
+    return Offer(_rated(found.words(rate), rate), there=True, fast=rate >= rates.FASTER)
+
+
+def _rated(words: str, rate: float) -> str:
+    return f"{words} ({rate:.2g}x float32)"
+
+
+def available() -> dict[ScreenName, str]:
+    """The screens that ``"auto"`` takes on this processor, narrowest first, and how they run."""
+    offers = {name: offer(name) for name in NAMES}
+    return {name: found.words for name, found in offers.items() if found.fast}
+
+
+def choose(d: int, wanted: str = "auto", *, queries: int | None = None) -> list[Screen]:
+    """The screens to try, each wider than the one before; a named one alone.
+
+    Args:
+        d: the width of the rows.
+        wanted: ``"auto"``, or a name: what is slow here is right, so it can be asked for.
+        queries: how many there are, if no more will come: one or two have a screen of their own.
+    """
+    names: list[ScreenName] = [name for name in NAMES if wanted in (name, "auto")]
+    if wanted == "auto":
+        names = [n for n in names if (n != "int8" or d <= int8.LONGEST_ROW) and offer(n).fast]
+    elif wanted == "int8":
+        _check_int8(d)
+    return [_made(name, d, queries) for name in names]
+
+
+def _check_int8(d: int) -> None:
+    if d > int8.LONGEST_ROW:
+        raise ValueError(
+            f"expected rows of at most {int8.LONGEST_ROW} numbers for screen='int8', whose sums "
+            f"are whole numbers of 32 bits, got d = {d}; pass screen='auto'"
+        )
+    if not arithmetic.found().adjacent_code_limit:
+        raise ValueError(
+            "expected a processor and a torch that multiply int8 within a known error for "
+            f"screen='int8', got {arithmetic.found().words(0.0)}; pass screen='auto'"
+        )
+
+
+def _made(name: ScreenName, d: int, queries: int | None) -> Screen:
+    if name != "int8":
+        return FloatScreen(name)
+    few = queries is not None and queries <= tuning.FEW_QUERIES and d % FEW_QUERIES_WIDTH == 0
+    if few and _few_queries_work():
+        return FewQueriesScreen()
+    return Int8Screen(arithmetic.found().adjacent_code_limit)

@@ -1,0 +1,1 @@
+"""Where vectors, codes and ids lie, in memory and in files."""

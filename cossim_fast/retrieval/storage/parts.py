@@ -1,0 +1,213 @@
+"""The parts that an index is made of, none of which is ever changed once it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cossim_fast._lazily import lazily
+from cossim_fast.retrieval.screening.codes import BLOCK, Segment, encode, large
+from cossim_fast.retrieval.screening.segment_projection import SegmentHeads
+from cossim_fast.retrieval.storage.growing_file import RowFile
+from cossim_fast.retrieval.storage.vectors import Rows
+
+# Rows that are compared when a file is opened again, so that another is noticed at once. Each may
+# take 2 MB for a moment, as much as some systems map at once.
+_COMPARED = 16
+
+
+@dataclass
+class Part:
+    """Consecutive rows of an index.
+
+    A position counts the rows of all parts, those that were removed too. A serial number is
+    counted as rows are added, and never given again.
+    """
+
+    rows: Rows
+    segment: Segment
+    serials: Tensor  # (n,) int64, ascending
+    names: np.ndarray[Any, Any] | None  # (n,) int64 or str: ids that are not the serials
+    alive: Tensor  # (n,) bool: not removed
+
+    def __post_init__(self) -> None:
+        # To read all of a file would take longer than the searches it serves.
+        if self.segment.heads is None and self.rows.owned and self.segment.codes is not None:
+            self.segment.heads = SegmentHeads()
+
+    def __len__(self) -> int:
+        return len(self.segment)
+
+    def ids(self) -> np.ndarray[Any, Any]:
+        """The id of each row."""
+        return self.serials.numpy() if self.names is None else self.names
+
+    @lazily
+    def live(self) -> int:
+        """How many rows were not removed."""
+        return int(self.alive.sum())
+
+    @lazily
+    def skipped(self) -> int:
+        """How many rows that were not removed hold NaN or an infinity."""
+        return int((self.alive & ~self.segment.norms.isfinite()).sum())
+
+    def without(self, row: Tensor) -> Part:
+        """The part after rows (by number within it) were removed."""
+        return replace(
+            self,
+            alive=self.alive.index_fill(0, row, False),
+            segment=without(self.segment, row),
+        )
+
+    def starting_at(self, first: int) -> Part:
+        """The part with its first row at another position."""
+        if self.segment.first == first:
+            return self
+        return replace(self, segment=replace(self.segment, first=first))
+
+    def compare(self) -> Part:
+        """Check that some rows still have the norms that they were coded with."""
+        row = torch.linspace(0, len(self) - 1, min(_COMPARED, len(self))).long()
+        self.rows.compare(row, self.segment.norms)
+        self.rows.let_go()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The vectors are pickled once; if they are in a file, by its name and their checksums.
+        self.rows.know_sums(self.segment.norms)
+        empty = torch.empty((0, 0), dtype=self.rows.tensor.dtype)
+        segment = replace(self.segment, rows=empty, whole=None, sums=None)
+        return {**self.__dict__, "segment": segment}
+
+    def __setstate__(self, held: dict[str, Any]) -> None:
+        self.__dict__.update(held)
+        rows = self.rows
+        self.segment = replace(self.segment, rows=rows.tensor, whole=rows.whole, sums=rows.sums)
+        self.compare()
+
+
+def without(segment: Segment, row: Tensor) -> Segment:
+    """A segment some of whose rows (by number within it) may not be returned."""
+    return replace(segment, eligible=segment.eligible.index_fill(0, row, False))
+
+
+def part_of(
+    rows: Rows,
+    serials: Tensor,
+    names: np.ndarray[Any, Any] | None,
+    centre: Tensor,
+    *,
+    codes: bool,
+    alive: Tensor | None = None,
+) -> Part:
+    """Encode rows into a part; borrowed ones are copied on the way."""
+    if rows.borrowed:
+        kept = large(tuple(rows.tensor.shape), rows.tensor.dtype)
+        segment = encode(rows.tensor, centre, codes=codes, into=kept)
+        rows = Rows(kept, owned=True)
+    else:
+        segment = replace(_encode(rows, centre, codes=codes), whole=rows.whole, sums=rows.sums)
+    part = Part(rows, segment, serials, names, torch.ones(len(segment), dtype=torch.bool))
+    return part if alive is None else part.without((~alive).nonzero()[:, 0])
+
+
+def _encode(rows: Rows, centre: Tensor, *, codes: bool) -> Segment:
+    """Encode rows; those of a file by blocks, whose memory is given back."""
+    n = len(rows.tensor)
+    whole: dict[str, Any] = {}
+    filled: dict[str, int] = {}
+    for block in rows.blocks():
+        piece = encode(block, centre, codes=codes)
+        if len(block) == n:
+            return piece
+        for name, values in tensors_of(piece).items():
+            if name not in whole:  # a block of rows is whole blocks of codes
+                most = len(values) * -(-n // BLOCK) // (len(block) // BLOCK)
+                whole[name] = values.new_empty((most, *values.shape[1:]))
+            first = filled.get(name, 0)
+            filled[name] = first + len(values)
+            whole[name][first : filled[name]] = values
+    return Segment(
+        first=0, rows=rows.tensor, **{name: whole[name][: filled[name]] for name in whole}
+    )
+
+
+def tensors_of(segment: Segment) -> dict[str, Tensor]:
+    """What a segment holds beside the rows, by name."""
+    held = {field.name: getattr(segment, field.name) for field in fields(segment)}
+    return {name: v for name, v in held.items() if isinstance(v, Tensor) and name != "rows"}
+
+
+def positions_of(parts: Sequence[Part], serials: Tensor) -> Tensor:
+    """Where rows are, by serial number; -1 for those that are not there any more."""
+    found = torch.full(serials.shape, -1)
+    for part in parts:
+        at = torch.searchsorted(part.serials, serials).clamp_max(len(part) - 1)
+        here = (part.serials[at] == serials) & part.alive[at]
+        found[here] = at[here] + part.segment.first
+    return found
+
+
+def ids_at(parts: Sequence[Part], positions: Tensor, missing: Any) -> np.ndarray[Any, Any]:
+    """The ids of rows, by position; ``missing`` for -1."""
+    kind = object if missing is None else np.int64
+    found, position = np.full(tuple(positions.shape), missing, kind), positions.numpy()
+    for part in parts:
+        at = position - part.segment.first
+        here = (position >= 0) & (at >= 0) & (at < len(part))
+        found[here] = part.ids().take(at[here])
+    return found
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows that are about to be a part."""
+
+    rows: Rows
+    serials: Tensor
+    names: np.ndarray[Any, Any] | None
+    alive: Tensor | None  # None: none was removed
+
+    def __len__(self) -> int:
+        return len(self.serials)
+
+
+def piece_of(part: Part) -> Piece:
+    """What a part is coded from."""
+    return Piece(part.rows, part.serials, part.names, part.alive)
+
+
+def join(pieces: Sequence[Piece], file: RowFile | None) -> Piece:
+    """Pieces that follow one another as one; in memory, without what was removed from them."""
+    if len(pieces) == 1 and (file is not None or pieces[0].alive is None):
+        return pieces[0]
+    alive = torch.cat([_alive(piece) for piece in pieces])
+    serials = torch.cat([piece.serials for piece in pieces])
+    named = [piece.names for piece in pieces if piece.names is not None]
+    names = np.concatenate(named) if named else None
+    if file is not None:
+        first = file.first_of(pieces[0].rows)
+        assert first is not None
+        return Piece(file.rows(first), serials, names, alive)
+    rows = torch.cat([piece.rows.tensor[_chosen(piece)] for piece in pieces])
+    kept = None if names is None else names[alive.numpy()]
+    return Piece(Rows(rows, owned=True), serials[alive], kept, None)
+
+
+def _alive(piece: Piece) -> Tensor:
+    if piece.alive is not None:
+        return piece.alive
+    return torch.ones(len(piece.serials), dtype=torch.bool)
+
+
+def _chosen(piece: Piece) -> Tensor | slice:
+    """What picks the rows that were not removed, without a copy where none was."""
+    if piece.alive is None or bool(piece.alive.all()):
+        return slice(None)
+    return piece.alive

@@ -1,0 +1,107 @@
+"""What an index holds at one moment, and what it holds after rows come or go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from cossim_fast.retrieval.screening.codes import centre_of
+from cossim_fast.retrieval.storage.growing_file import RowFile
+from cossim_fast.retrieval.storage.ids import Ids
+from cossim_fast.retrieval.storage.parts import Part, Piece, join, part_of, piece_of
+from cossim_fast.retrieval.storage.vectors import Rows
+
+
+@dataclass(frozen=True)
+class State:
+    """All that changes of an index, in one: what is added or removed is there or not, by one step.
+
+    Never changed: a search goes on with the state that it began with.
+    """
+
+    parts: tuple[Part, ...]
+    centre: Tensor  # (d,) what codes leave out
+    ids: Ids
+
+    def live(self) -> int:
+        """How many rows were not removed."""
+        return sum(part.live for part in self.parts)
+
+    def rows(self) -> int:
+        """How many rows there are, with those that were removed."""
+        return sum(len(part) for part in self.parts)
+
+    def skipped(self) -> int:
+        """How many rows hold NaN or an infinity."""
+        return sum(part.skipped for part in self.parts)
+
+
+def state_of(parts: Sequence[Part], centre: Tensor, ids: Ids) -> State:
+    """Number the rows of parts through; parts of which all is removed are left out."""
+    numbered: list[Part] = []
+    first = 0
+    for part in parts:
+        if part.live:
+            numbered.append(part.starting_at(first))
+            first += len(part)
+    return State(tuple(numbered), centre, ids)
+
+
+def with_rows(
+    state: State,
+    new: Rows,
+    names: np.ndarray[Any, Any] | None,
+    file: RowFile | None,
+    *,
+    codes: bool,
+) -> State:
+    """The state after rows were added; parts that one after the other are not much longer, joined.
+
+    Args:
+        state: before.
+        new: at least one row.
+        names: (n,) their ids, if they are not counted.
+        file: which they were appended to, if there is one.
+        codes: code rows in int8.
+    """
+    serials = state.ids.serials(len(new.tensor))
+    parts, last = list(state.parts), [Piece(new, serials, names, None)]
+    while parts and _joins(parts[-1], last[0], file) and len(parts[-1]) < 2 * sum(map(len, last)):
+        last.insert(0, piece_of(parts.pop()))
+    whole = join(last, file)
+    # Where every row is coded anew, it is time to look where they lie now.
+    centre = state.centre if parts else centre_of(whole.rows.sample())
+    part = part_of(whole.rows, whole.serials, whole.names, centre, codes=codes, alive=whole.alive)
+    return state_of([*parts, part], centre, state.ids.with_added(names, serials))
+
+
+def _joins(part: Part, piece: Piece, file: RowFile | None) -> bool:
+    """Whether a part and what follows it can be one."""
+    if part.rows.owned or piece.rows.owned or file is None:
+        return part.rows.owned and piece.rows.owned
+    first, second = file.first_of(part.rows), file.first_of(piece.rows)
+    return first is not None and second == first + len(part)
+
+
+def without_rows(
+    state: State, positions: Tensor, names: np.ndarray[Any, Any], *, codes: bool
+) -> State:
+    """The state after the rows at some positions, with these ids, were removed."""
+    parts = []
+    for part in state.parts:
+        row = positions - part.segment.first
+        row = row[(row >= 0) & (row < len(part))]
+        parts.append(_thinned(part.without(row), state.centre, codes=codes) if len(row) else part)
+    return state_of(parts, state.centre, state.ids.without(names))
+
+
+def _thinned(part: Part, centre: Tensor, *, codes: bool) -> Part:
+    """The part, without its removed rows if they are many and can go."""
+    if not part.rows.owned or not 0 < 2 * part.live < len(part):
+        return part
+    piece = join([piece_of(part)], None)
+    return part_of(piece.rows, piece.serials, piece.names, centre, codes=codes)

@@ -1,0 +1,194 @@
+"""Where the full vectors of an index lie: in memory, or in a file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cossim_fast import _checks
+from cossim_fast._score.exact import row_norms
+from cossim_fast.retrieval.memory_map import file_map, let_go, shared_map
+from cossim_fast.retrieval.storage.block_sums import BlockSums, Summing, raw_bytes
+from cossim_fast.retrieval.storage.corpus import ArrayCorpus, block_rows
+from cossim_fast.retrieval.storage.tensor_file import FileError, pieces
+
+
+class Rows:
+    """Full vectors (n, d): in memory, or in a file that is read where they are needed.
+
+    Pickling writes those in memory, and of those in a file its name and the place in it.
+
+    Args:
+        tensor: (n, d).
+        whole: the map that it lies in, if what the map holds is what the file holds.
+        sums: the checksums of all of it, compared where rows are read; None where they are not
+            known, or not to be compared.
+        owned: in memory, and nobody else's.
+        borrowed: in memory of somebody else's, of which who keeps them makes his own.
+    """
+
+    def __init__(
+        self,
+        tensor: Tensor,
+        whole: np.memmap[Any, Any] | None = None,
+        sums: BlockSums | None = None,
+        *,
+        owned: bool = False,
+        borrowed: bool = False,
+    ) -> None:
+        self.tensor, self.whole, self.sums, self.borrowed = tensor, whole, sums, borrowed
+        self.owned = owned or borrowed
+
+    def place(self) -> tuple[Path, int] | None:
+        """The file and the first byte in it, if all bytes of the rows lie there in a row."""
+        whole = self.whole
+        if whole is None or whole.filename is None or not self.tensor.is_contiguous():
+            return None
+        begin = self.tensor.data_ptr() - int(whole.__array_interface__["data"][0])
+        return Path(whole.filename), int(whole.offset) + begin
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield all rows by blocks; those of a file take no memory once they were looked at."""
+        n, d = self.tensor.shape
+        step = n if self.whole is None else block_rows(d)
+        for start in range(0, n, max(step, 1)):
+            block = self.tensor[start : start + step]
+            if self.sums is not None:
+                self.sums.check(slice(start, start + step))
+            yield block
+            if self.whole is not None:
+                let_go(self.whole, block)
+
+    def sample(self, count: int = 1024) -> Tensor:
+        """Rows spread over all of them, at least so many if there are."""
+        step = max(len(self.tensor) // count, 1)
+        return torch.cat([rows[::step].clone() for rows in self.blocks()])
+
+    def let_go(self) -> None:
+        """Give back the memory of pages of a file that were read."""
+        if self.whole is not None:
+            let_go(self.whole, self.tensor)
+
+    def summing(self, norms: Tensor, summed: Summing) -> Iterator[Tensor]:
+        """Yield all rows by blocks, adding up their checksums on the way.
+
+        Rows of a file must be those that were coded: they have the checksums that are known, or
+        else the norms (n,).
+        """
+        first = 0
+        for block in self.blocks():
+            for piece in pieces(block):
+                summed.add(piece)
+            if self.whole is not None and self.sums is None:
+                self.compare(slice(first, first + len(block)), norms)
+            first += len(block)
+            yield block
+        if self.sums is not None and not np.array_equal(self.sums.sums, summed.sums()):
+            raise self._other()
+
+    def compare(self, row: slice | Tensor, norms: Tensor) -> None:
+        """Check that some rows have the norms, of all, that they were coded with."""
+        if self.sums is not None:
+            self.sums.check(row)
+        found = row_norms(self.tensor[row]).nan_to_num_(-1.0, -1.0, -1.0)
+        coded = norms[row].nan_to_num(-1.0, -1.0, -1.0)
+        if not torch.allclose(found, coded, rtol=2.0**-40, atol=0):
+            raise self._other()
+
+    def _other(self) -> FileError:
+        place = self.place()
+        return FileError(
+            f"{place[0] if place else 'the file'} is damaged, or holds other vectors than "
+            "those that were coded"
+        )
+
+    def know_sums(self, norms: Tensor) -> None:
+        """Read rows of a file once for their checksums, unless they are known."""
+        place = self.place()
+        if place is not None and self.sums is None:
+            summed = Summing(self.tensor.shape[1] * self.tensor.itemsize)
+            for _ in self.summing(norms, summed):
+                pass
+            self.sums = BlockSums(
+                raw_bytes(self.tensor), len(self.tensor), summed.sums(), place[0], compared=True
+            )
+
+    def __reduce__(self) -> tuple[Callable[..., Rows], tuple[Any, ...]]:
+        place = self.place()
+        if place is None:
+            return _in_memory, (self.tensor.contiguous(),)
+        sums = None if self.sums is None else self.sums.sums
+        return map_rows, (*place, tuple(self.tensor.shape), self.tensor.dtype, sums)
+
+
+def _in_memory(tensor: Tensor) -> Rows:
+    return Rows(tensor, owned=True)
+
+
+def map_rows(
+    path: Path,
+    offset: int,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    sums: NDArray[np.uint32] | None,
+) -> Rows:
+    """Map rows of a file; their checksums are compared as they are first read."""
+    end = offset + math.prod(shape) * dtype.itemsize
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        if size < end:
+            raise FileError(f"{path} is truncated: {size} bytes, at least {end} expected")
+        whole = np.memmap(file, np.uint8, "r", offset, (end - offset,))
+    return rows_of_map(whole, shape, dtype, sums)
+
+
+def rows_of_map(
+    whole: np.memmap[Any, Any],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    sums: NDArray[np.uint32] | None = None,
+    *,
+    compared: bool = False,
+) -> Rows:
+    """Rows that are all the bytes of a map; ``compared`` says that their checksums were."""
+    raw = _checks.as_tensor("rows", whole)
+    held = None
+    if sums is not None:
+        held = BlockSums(raw.numpy(), shape[0], sums, whole.filename, compared=compared)
+    return Rows(raw.view(dtype).view(shape), whole, held)
+
+
+def converted(rows: Any, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Yield rows by blocks in another dtype.
+
+    Raises:
+        ValueError: at a number that it cannot hold.
+    """
+    first = 0
+    for block in ArrayCorpus(rows).blocks():
+        held = block.to(dtype)
+        if held.dtype != block.dtype:
+            _checks.still_finite(block, held, first)
+        first += len(block)
+        yield held
+
+
+def rows_of(given: Any, dtype: torch.dtype) -> Rows:
+    """Rows of one dtype; a memory map that has it stays where it is, and memory is borrowed."""
+    rows = _checks.embedding_rows("embeddings", given)
+    if rows.dtype == dtype and file_map(given) is None:
+        return Rows(rows, borrowed=True)
+    if rows.dtype == dtype and rows.data_ptr() == given.ctypes.data:
+        return Rows(rows, shared_map(given))
+    held, first = torch.empty(tuple(rows.shape), dtype=dtype), 0
+    for block in converted(given, dtype):
+        held[first : first + len(block)] = block
+        first += len(block)
+    return Rows(held, owned=True)

@@ -1,0 +1,226 @@
+"""The commands: their results against float64, in every format that they write."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from cli_run import run, run_on_terminal
+
+from cossim_fast import CosineIndex
+from cossim_fast.retrieval.screening.screens import offer
+
+GENERATOR = torch.Generator().manual_seed(5)
+X = torch.randn(70, 5, generator=GENERATOR).numpy()
+Q = torch.randn(6, 5, generator=GENERATOR).numpy()
+
+
+def cosines(a, b):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return a @ b.T / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "q.npy", Q)
+    (tmp_path / "x.txt").write_text("".join(f"text {i} é\n" for i in range(70)), encoding="utf-8")
+    (tmp_path / "q.txt").write_text("\n".join(f"question {i}" for i in range(6)))
+    return tmp_path
+
+
+def read(path):
+    """What was written, as columns."""
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pydict()
+    if path.suffix == ".npz":
+        with np.load(path) as held:
+            return {name: held[name].tolist() for name in held.files}
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+FORMATS = (".parquet", ".npz", ".jsonl")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_topk(suffix, folder):
+    out = folder / f"out{suffix}"
+    status, printed, said = run(
+        "topk", folder / "q.npy", folder / "x.npy", "-k", 4, "-o", out,
+        "--texts", folder / "x.txt", "--query-texts", folder / "q.txt",
+    )  # fmt: skip
+    assert (status, printed) == (0, "")
+    assert said == f"cossim: wrote {out}: 24 rows for 6 queries\n"
+    found, exact = read(out), cosines(Q, X)
+    best = np.argsort(-exact, axis=1)[:, :4]
+    assert found["query"] == np.repeat(np.arange(6), 4).tolist()
+    assert found["rank"] == [1, 2, 3, 4] * 6
+    assert found["row"] == best.reshape(-1).tolist()
+    np.testing.assert_allclose(
+        found["score"], np.take_along_axis(exact, best, 1).reshape(-1), atol=1e-7
+    )
+    assert found["text"] == [f"text {row} é" for row in found["row"]]
+    assert found["query_text"] == [f"question {query}" for query in found["query"]]
+    assert sorted(p.name for p in folder.iterdir() if p.suffix != ".txt") == sorted(
+        ["x.npy", "q.npy", out.name]
+    )
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_pairs(suffix, folder):
+    out = folder / f"out{suffix}"
+    status, _, said = run("pairs", folder / "x.npy", "--threshold", 0.9, "-o", out)
+    found, exact = read(out), cosines(X, X)
+    i, j = np.nonzero(np.triu(exact >= 0.9, 1))
+    assert status == 0
+    assert f"{len(i)} pairs of 70 rows reach 0.9" in said
+    assert len(i) > 5
+    assert (found["i"], found["j"]) == (i.tolist(), j.tolist())
+    np.testing.assert_allclose(found["score"], exact[i, j], atol=1e-7)
+
+
+@pytest.mark.parametrize("keep", ["first", "last"])
+def test_dedup(keep, folder):
+    out = folder / "out.npz"
+    arguments = ["dedup", folder / "x.npy", "--threshold", 0.9, "--keep", keep]
+    status, _, said = run(*arguments, "-o", out)
+    assert status == 0
+    exact, kept = cosines(X, X), []
+    for row in range(70) if keep == "first" else range(69, -1, -1):
+        if not any(exact[row, other] >= 0.9 for other in kept):
+            kept.append(row)
+    found = {name: np.array(column) for name, column in read(out).items()}
+    itself = found["kept_row"] == found["row"]
+    assert found["row"][itself].tolist() == sorted(kept)
+    assert np.isnan(found["score"][itself]).all()
+    for row, by, score in zip(*(column[~itself] for column in found.values()), strict=True):
+        before = [other for other in kept if (other < row) == (keep == "first")]
+        assert by == before[int(np.argmax([exact[row, other] for other in before]))]
+        assert score == pytest.approx(exact[row, by], abs=1e-7)
+    assert f"{len(kept)} of 70 rows kept, {70 - len(kept)} dropped" in said
+    # Without a file: the dropped rows alone.
+    lines = [json.loads(line) for line in run(*arguments)[1].splitlines()]
+    assert [line["row"] for line in lines] == found["row"][~itself].tolist()
+
+
+def test_an_index_finds_what_topk_finds(folder):
+    assert run("index", "build", folder / "x.npy", "-o", folder / "x.index")[0] == 0
+    by_index = run("index", "search", folder / "q.npy", folder / "x.index", "-k", 3)
+    assert by_index == run("topk", folder / "q.npy", folder / "x.npy", "-k", 3)
+    assert by_index[0] == 0
+    assert len(by_index[1].splitlines()) == 18
+
+
+def ids_files(folder, kind):
+    """Files of the same ids, and the options that read them."""
+    names = [f"gloss {i}é" for i in range(70)] if kind == "strings" else list(range(500, 570))
+    np.save(folder / "ids.npy", np.array(names))
+    columns = {"id": names, "other": list(range(70))}
+    pq.write_table(pa.table(columns), folder / "two.parquet")
+    pq.write_table(pa.table({"id": names}), folder / "one.parquet")
+    files = [("ids.npy",), ("two.parquet", "--ids-key", "id"), ("one.parquet",)]
+    if kind == "strings":
+        (folder / "ids.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+        files.append(("ids.txt",))
+    return names, files
+
+
+@pytest.mark.parametrize("kind", ["strings", "whole numbers"])
+def test_an_index_with_ids_finds_ids(kind, folder):
+    names, files = ids_files(folder, kind)
+    exact = cosines(Q, X)
+    best = np.argsort(-exact, axis=1)[:, :3].reshape(-1)
+    for name, *options in files:
+        status, _, said = run(
+            "index", "build", folder / "x.npy", "-o", folder / "x.index",
+            "--ids", folder / name, *options,
+        )  # fmt: skip
+        assert status == 0, said
+        for suffix in FORMATS:
+            out = folder / f"out{suffix}"
+            status, _, said = run(
+                "index", "search", folder / "q.npy", folder / "x.index", "-k", 3, "-o", out,
+                "--texts", folder / "x.txt",
+            )  # fmt: skip
+            assert status == 0, said
+            found = read(out)
+            assert list(found) == ["query", "rank", "id", "score", "text"]
+            assert found["id"] == [names[row] for row in best]
+            assert found["text"] == [f"text {row} é" for row in best]
+    _, out, _ = run_on_terminal("index", "search", folder / "q.npy", folder / "x.index")
+    assert str(names[best[0]]) in out
+
+
+def test_texts_stand_beside_their_rows_after_some_were_removed(folder):
+    index = CosineIndex(X)
+    index.remove([0, 5])
+    index.save(folder / "x.index")
+    left = [i for i in range(70) if i not in (0, 5)]
+    (folder / "left.txt").write_text("".join(f"text {i}\n" for i in left))
+    command = ["index", "search", folder / "q.npy", folder / "x.index", "-k", 68]
+    _, out, _ = run(*command, "--texts", folder / "left.txt")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert len(lines) == 6 * 68
+    assert all(line["text"] == f"text {line['id']}" for line in lines)
+
+
+def test_a_terminal_gets_a_table_of_its_width(folder):
+    status, out, _ = run_on_terminal(
+        "topk", folder / "q.npy", folder / "x.npy", "--texts", folder / "x.txt", "--show", 2
+    )
+    head, first, second, more = out.splitlines()
+    assert status == 0
+    assert head.split() == ["query", "rank", "row", "score", "text"]
+    exact = cosines(Q, X)[0]
+    for rank, line in enumerate((first, second)):
+        row = int(np.argsort(-exact)[rank])
+        assert line.split() == f"0 {rank + 1} {row} {exact[row]:.6f} text {row} é".split()
+    assert more == "... 58 more; -o FILE keeps all"
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_long_texts_are_cut_and_numbers_are_not(folder):
+    (folder / "long.txt").write_text("long words " * 20 + "\n" + "x\n" * 69)
+    arguments = ["pairs", folder / "x.npy", "--threshold=-1", "--texts", folder / "long.txt"]
+    _, out, _ = run_on_terminal(*arguments, "--show", 3)
+    head, *lines, _ = out.splitlines()
+    assert head.split() == ["i", "j", "score", "text_i", "text_j"]
+    exact = cosines(X, X)
+    expected = [["0", str(j), f"{exact[0, j]:.6f}"] for j in (1, 2, 3)]
+    assert [line.split()[:3] for line in lines] == expected
+    assert all("…" in line and len(line) <= 80 for line in lines)
+
+
+def test_rows_with_nan_can_be_left_out(folder):
+    bad = X.copy()
+    bad[3, 2] = np.nan
+    np.save(folder / "bad.npy", bad)
+    status, out, _ = run("topk", folder / "q.npy", folder / "bad.npy", "-k", 70, "--skip-nan")
+    rows = [json.loads(line)["row"] for line in out.splitlines()]
+    assert status == 0
+    assert len(rows) == 6 * 69
+    assert 3 not in rows
+
+
+def test_bench_times_what_agrees(folder):
+    status, out, err = run("bench", folder / "x.npy", "--rounds", 2)
+    assert (status, err) == (0, "")
+    assert out.startswith("70 rows of 5, 2 rounds")
+    apart = [line.split()[-1] for line in out.splitlines() if "rows  " in line or "quer" in line]
+    assert len(apart) == 3
+    assert float(apart[0]) < 1e-6
+    assert out.count("0 pairs") == 1
+
+
+def test_info_names_the_screens(folder):
+    status, out, _ = run("info")
+    assert status == 0
+    assert f"torch            {torch.__version__}" in out
+    assert "screen float32   yes: always there" in out
+    for name in ("int8", "bfloat16"):
+        found = offer(name)  # measured once
+        assert f"screen {name}".ljust(17) + ("yes: " if found.fast else "no: ") + found.words in out
+    assert out.splitlines()[-1].startswith(("GPU", "kernels"))

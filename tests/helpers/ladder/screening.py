@@ -1,0 +1,146 @@
+"""Checks of the ops between block maxima and rescoring: bits of the CPU bodies, truth in float64.
+
+As in ``checks``, each takes ``load``, which imports a module of the kernels or of a mutant of them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cossim_fast._cpu import topk_ops
+from ladder import coding, oracle
+from ladder.checks import F32, Load, guards, on_device
+from ladder.runtime import DEVICE
+
+INT8 = torch.int8
+BLOCK = coding.BLOCK
+
+
+@dataclass(frozen=True)
+class Screen:
+    """A corpus and queries, their codes, what bounds them, and the exact cosines."""
+
+    queries: Tensor  # (n, d)
+    corpus: Tensor  # (m, d)
+    eligible: Tensor  # (m,)
+    query_codes: Tensor
+    query_terms: Tensor
+    corpus_codes: Tensor
+    block_terms: Tensor
+    cosines: Tensor  # (n, m) float64, -inf where not eligible
+
+    @property
+    def maxima(self) -> Tensor:
+        return topk_ops.block_max(self.query_codes, self.corpus_codes, BLOCK, self.eligible)
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds (n, blocks) of the best row of each block."""
+        terms = self.query_terms[:, :, None], self.block_terms[:, None]
+        return topk_ops.cosine_bounds(self.maxima, *terms)
+
+    def best_of_blocks(self) -> Tensor:
+        """The largest exact cosine (n, blocks) of each block."""
+        padded = F.pad(self.cosines, (0, -self.cosines.shape[1] % BLOCK), value=-torch.inf)
+        return padded.view(len(padded), -1, BLOCK).amax(2)
+
+
+def screen(queries: Tensor, corpus: Tensor, eligible: Tensor, dtype: torch.dtype = INT8) -> Screen:
+    """Code a corpus and queries, and compute what the codes are held to."""
+    codes, block_terms, mean = coding.code_corpus(corpus, eligible, dtype)
+    query_codes, query_terms = coding.code_queries(queries, mean, dtype)
+    cosines = coding.unit_rows(queries) @ coding.unit_rows(corpus).T
+    cosines = cosines.masked_fill(~eligible, -torch.inf)
+    return Screen(queries, corpus, eligible, query_codes, query_terms, codes, block_terms, cosines)
+
+
+def example(n: int = 11, m: int = 1403, d: int = 67, dtype: torch.dtype = INT8) -> Screen:
+    """Ragged, with rows and a whole block that are not eligible, and a query that holds NaN."""
+    queries, corpus = oracle.inputs(n, d, dtype=F32), oracle.inputs(m, d, dtype=F32, seed=1) + 0.3
+    eligible = torch.ones(m, dtype=torch.bool)
+    eligible[::7] = False
+    eligible[BLOCK : 2 * BLOCK] = False
+    queries[-1, 3] = torch.nan
+    return screen(queries, corpus, eligible, dtype)
+
+
+def check_block_thresholds(
+    load: Load, k: int = 3, groups: int = 16, dtype: torch.dtype = INT8, m: int = 1403
+) -> None:
+    s = example(m=m, dtype=dtype)
+    maxima = s.maxima
+    memory, outputs = guards()
+    with memory, outputs:
+        terms = s.query_terms.to(DEVICE), s.block_terms.to(DEVICE)
+        launch = load("thresholds").launch_block_thresholds
+        got = launch(on_device(maxima)[0], *terms, k, groups).cpu()
+    expected = topk_ops.block_thresholds(maxima, s.query_terms, s.block_terms, k, groups)
+    assert got.tolist() == expected.tolist()
+    # Valid: no larger than the k-th best cosine. Useful: what the groups give and no less.
+    kth = s.cosines.topk(min(k, m), dim=1).values[:, -1]
+    assert bool((got[:-1].double() <= kth[:-1]).all())
+    assert got[-1] == -torch.inf
+    if groups >= maxima.shape[1] >= k:
+        lower = s.bounds()[0][:-1]
+        assert got[:-1].tolist() == lower.topk(k, dim=1).values[:, -1].tolist()
+
+
+def check_block_candidates(
+    load: Load, capacity: int = 20, dtype: torch.dtype = INT8, quantile: float = 0.6
+) -> None:
+    s = example(dtype=dtype)
+    maxima = s.maxima
+    _, upper = s.bounds()
+    # Each query has a threshold that one block meets exactly, the first all of them.
+    thresholds = upper.nan_to_num(0.0).quantile(quantile, dim=1, interpolation="nearest")
+    thresholds[0] = -torch.inf
+    memory, outputs = guards()
+    with memory, outputs:
+        arguments = [x.to(DEVICE) for x in (s.query_terms, s.block_terms, thresholds)]
+        launch = load("candidates").launch_block_candidates
+        counts, found = launch(on_device(maxima)[0], *arguments, capacity)
+    counts, found = counts.cpu(), found.cpu()
+    present = s.best_of_blocks() > -torch.inf
+    for i in range(len(maxima)):
+        wanted = ((upper[i] >= thresholds[i]) & present[i]).nonzero().squeeze(1).tolist()
+        kept = found[i, : int(counts[i])].tolist()
+        assert int(counts[i]) == len(wanted), (counts[i], wanted)
+        assert len(kept) == len(set(kept)) == min(len(wanted), capacity)
+        assert set(kept) <= set(wanted)
+        assert found[i, len(kept) :].tolist() == [-1] * (capacity - len(kept))
+
+
+def check_recheck(
+    load: Load, dtype: torch.dtype = INT8, block: int = BLOCK, pairs: int = 77, d: int = 67
+) -> None:
+    s = example(d=d, dtype=dtype)
+    n, m = s.cosines.shape
+    terms = s.block_terms.repeat_interleave(BLOCK // block, 1)[:, : -(-m // block)]
+    generator = torch.Generator().manual_seed(3)
+    query_index = torch.randint(0, n, (pairs,), generator=generator)
+    block_index = torch.randint(0, terms.shape[1], (pairs,), generator=generator).sort().values
+    block_index[-3:] = terms.shape[1] - 1
+    block_index[5] = 2
+    thresholds = torch.linspace(-0.3, 0.3, n)
+    thresholds[1] = -torch.inf
+    arguments = (s.query_terms, terms, thresholds, query_index, block_index)
+    memory, outputs = guards()
+    with memory, outputs:
+        codes = on_device(s.query_codes, s.corpus_codes)
+        rest = [x.to(DEVICE) for x in arguments]
+        launch = load("recheck").launch_recheck
+        got = launch(*codes, *rest, block, s.eligible.to(DEVICE)).cpu()
+    expected = topk_ops.recheck(s.query_codes, s.corpus_codes, *arguments, block, s.eligible)
+    assert got.shape == expected.shape
+    if dtype == INT8:
+        assert bool((got == expected).all())
+    # Valid: every eligible row whose cosine reaches the threshold stays. Useful: not all do.
+    rows = block_index[:, None] * block + torch.arange(block)
+    inside = rows < m
+    cosine = s.cosines[query_index[:, None], rows.clamp_max(m - 1)]
+    may = inside & (cosine > -torch.inf) & (query_index != n - 1)[:, None]
+    must = may & (cosine >= thresholds[query_index, None])
+    assert bool(got[must].all())
+    assert not bool(got[~may].any())
+    assert int(must.sum()) <= int(got.sum()) < 0.9 * int(inside.sum())

@@ -1,0 +1,277 @@
+"""Seeded bugs that the checks on values and memory must catch: the proof that they can fail."""
+
+import pytest
+from ladder import checks, screening
+from ladder.checks import BF16, F16, F32
+from ladder.mutants import Mutant, mutated
+from ladder.runtime import needs_interpreter
+from triton.runtime.errors import InterpreterError
+
+pytestmark = [pytest.mark.kernel_mutants, needs_interpreter]
+
+MUTANTS = [
+    (
+        Mutant(
+            "row mask off by one",
+            "row_norm",
+            "row_mask = row < ROWS",
+            "row_mask = row <= ROWS",
+        ),
+        checks.check_pairwise_fwd,
+    ),
+    (
+        Mutant(
+            "mask of the last columns off by one",
+            "rowwise",
+            "mask = mask_n[:, None] & (start + column < D)[None, :]\n"
+            "        x = tl.load(x_row[:, None] + (start + column)[None, :] * stride_xd, mask=mask,"
+            " other=0.0)\n        y",
+            "mask = mask_n[:, None] & (start + column <= D)[None, :]\n"
+            "        x = tl.load(x_row[:, None] + (start + column)[None, :] * stride_xd, mask=mask,"
+            " other=0.0)\n        y",
+        ),
+        checks.check_rowwise_fwd,
+    ),
+    (
+        Mutant(
+            "last columns not masked",
+            "tiles",
+            "mask=(row < N)[:, None] & (column < D)[None, :], other=0.0",
+            "mask=(row < N)[:, None] & (column < D + BLOCK_D)[None, :], other=0.0",
+        ),
+        checks.check_pairwise_fwd,
+    ),
+    (
+        Mutant(
+            "tail of d forgotten",
+            "pairwise",
+            "for k in range(0, D, BLOCK_K):",
+            "for k in range(0, D - D % BLOCK_K, BLOCK_K):",
+        ),
+        checks.check_pairwise_fwd,
+    ),
+    (
+        Mutant(
+            "offset unlike its mask's",
+            "pairwise",
+            "out = batch_ptr + row[:, None] * stride_on + column[None, :] * stride_om",
+            "out = batch_ptr + row[:, None] * stride_on + (column[None, :] + 1) * stride_om",
+        ),
+        checks.check_pairwise_fwd,
+    ),
+    (
+        Mutant(
+            "last tile of columns never started",
+            "tiles",
+            "return first_n + within % rows, within // rows",
+            "return first_n + within % rows, min(within // rows, TILES_M - 2)",
+        ),
+        lambda load: checks.check_pairwise_fwd(load, F16, (1, 40, 300, 67)),
+    ),
+    (
+        Mutant(
+            "mirror without the first diagonal",
+            "pairwise",
+            "below = column[:, None] < row[None, :]",
+            "below = column[:, None] < row[None, :] - 1",
+        ),
+        lambda load: checks.check_pairwise_with_itself(load, BF16),
+    ),
+    (
+        Mutant(
+            "rows with exponents multiplied as they are",
+            "pairwise",
+            "wanted = largest > 0",
+            "wanted = largest > 1000",
+        ),
+        lambda load: checks.check_pairwise_with_itself(load, F32, scale=1e30),
+    ),
+    (
+        Mutant(
+            "norms of the first batch for all",
+            "pairwise",
+            "flat_column = tl.cast(batch, tl.int64) * M + column",
+            "flat_column = column",
+        ),
+        checks.check_pairwise_fwd,
+    ),
+    (
+        Mutant(
+            "32-bit offsets",
+            "tiles",
+            "row = tl.cast(first_n, tl.int64) + tl.arange(0, BLOCK_N)",
+            "row = first_n + tl.arange(0, BLOCK_N)",
+        ),
+        checks.check_offsets,
+    ),
+    (
+        Mutant(
+            "gradient not projected",
+            "rowwise",
+            "grad_x = factor_x[:, None] * (y * inverse_y[:, None] - x * along_x[:, None])",
+            "grad_x = factor_x[:, None] * (y * inverse_y[:, None])",
+        ),
+        checks.check_rowwise_bwd,
+    ),
+    (
+        Mutant(
+            "gradient rounded before it is scaled",
+            "pairwise_backward",
+            "grad *= power_of_two(-exponent_g)[:, None]\n",
+            "exponent_g = exponent_g * 0\n",
+        ),
+        checks.check_small_gradients,
+    ),
+    (
+        Mutant(
+            "unit rows not padded",
+            "row_norm",
+            "mask=inside[:, None] & (d < WIDTH)",
+            "mask=inside[:, None] & (d < D)",
+        ),
+        checks.check_pairwise_bwd,
+    ),
+    (
+        Mutant(
+            "sums of the last rows not written",
+            "pairwise_backward",
+            "tl.store(tile, acc, mask=(row < N)[:, None]",
+            "tl.store(tile, acc, mask=(row < N - 1)[:, None]",
+        ),
+        lambda load: checks.check_pairwise_bwd(load, BF16),
+    ),
+    (
+        Mutant(
+            "padding takes part in the maximum",
+            "topk",
+            "keep = column < M\n",
+            "keep = column < M + BLOCK_M\n",
+        ),
+        lambda load: checks.check_block_max(load, BF16, (3, 65, 40), some_eligible=False),
+    ),
+    (
+        Mutant(
+            "maxima of a block past the last",
+            "topk",
+            "(block < tl.cdiv(M, BLOCK))[None, :]",
+            "(block <= tl.cdiv(M, BLOCK))[None, :]",
+        ),
+        lambda load: checks.check_block_max(load, shape=(131, 190, 67)),
+    ),
+    (
+        Mutant(
+            "residual of a block forgotten",
+            "tiles",
+            "query_residual * block_radius + query_norm * block_residual",
+            "query_residual * block_radius",
+        ),
+        screening.check_block_thresholds,
+    ),
+    (
+        Mutant(
+            "last blocks forgotten",
+            "thresholds",
+            "for first in range(0, BLOCKS, GROUPS):",
+            "for first in range(0, BLOCKS - BLOCKS % GROUPS, GROUPS):",
+        ),
+        screening.check_block_thresholds,
+    ),
+    (
+        Mutant(
+            "upper bounds for lower ones",
+            "thresholds",
+            "lower, _ = cosine_bounds(",
+            "_, lower = cosine_bounds(",
+        ),
+        screening.check_block_thresholds,
+    ),
+    (
+        Mutant(
+            "an atomic one past the end",
+            "candidates",
+            "row_mask = row < N\n",
+            "row_mask = row <= N\n",
+        ),
+        screening.check_block_candidates,
+    ),
+    (
+        Mutant(
+            "one entry past the capacity",
+            "candidates",
+            "place < CAPACITY",
+            "place <= CAPACITY",
+        ),
+        lambda load: screening.check_block_candidates(load, 7),
+    ),
+    (
+        Mutant(
+            "a bound that meets the threshold is dropped",
+            "candidates",
+            "upper >= threshold",
+            "upper > threshold",
+        ),
+        screening.check_block_candidates,
+    ),
+    (
+        Mutant(
+            "rows past the last rechecked",
+            "recheck",
+            "keep = row < M\n",
+            "keep = row < M + BLOCK\n",
+        ),
+        screening.check_recheck,
+    ),
+    (
+        Mutant(
+            "products of another pair's block",
+            "recheck",
+            "tl.where(asked[None, :] & keep[:, None], acc, product)",
+            "tl.where(keep[:, None], acc, product)",
+        ),
+        screening.check_recheck,
+    ),
+    (
+        Mutant(
+            "one pair past the last rechecked",
+            "recheck",
+            "in_list = pair < P",
+            "in_list = pair <= P",
+        ),
+        screening.check_recheck,
+    ),
+    (
+        Mutant(
+            "float32 sums in the rescoring",
+            "rescore",
+            "c = tl.load(corpus_row[:, None] + d * stride_cd, mask=mask, other=0.0).to(tl.float64)",
+            "c = tl.load(corpus_row[:, None] + d * stride_cd, mask=mask, other=0.0)"
+            ".to(tl.float16).to(tl.float64)",
+        ),
+        checks.check_rescore,
+    ),
+    (
+        Mutant(
+            "one pair past the last",
+            "rescore",
+            "in_list = pair < P",
+            "in_list = pair <= P",
+        ),
+        checks.check_rescore,
+    ),
+]
+
+
+@pytest.mark.parametrize(("mutant", "check"), MUTANTS, ids=[mutant.name for mutant, _ in MUTANTS])
+def test_mutant_is_caught(mutant, check, tmp_path):
+    failures = (AssertionError, InterpreterError)
+    with mutated(mutant, tmp_path) as load, pytest.raises(failures) as caught:
+        check(load)
+    # Caught by a check on values or memory, not because the mutant does not even run.
+    if isinstance(caught.value, InterpreterError):
+        assert "OutOfBoundsError" in str(caught.value)
+
+
+def test_a_mutant_whose_line_has_changed_says_so(tmp_path):
+    stale = Mutant("stale", "tiles", "no such line", "")
+    with pytest.raises(ValueError, match="expected its line once"), mutated(stale, tmp_path):
+        pass

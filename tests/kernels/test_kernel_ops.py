@@ -1,0 +1,285 @@
+"""The ops that launch kernels: registered for CUDA, reached from the public functions, right."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from ladder import oracle, screening
+from ladder.checks import BF16, EPS, F16, F32, codes
+from ladder.reach import OPS, as_cuda  # noqa: F401  (a fixture)
+from ladder.runtime import DEVICE, INTERPRETING, needs_kernels
+from ladder.stub import compiled_for
+from torch.autograd.gradcheck import GradcheckError
+
+from cossim_fast import _ops, functional
+
+pytestmark = pytest.mark.kernel_contract
+# The interpreter replaces the compiler in its process, so one half runs in each.
+needs_compiler = pytest.mark.skipif(INTERPRETING, reason="compiles: run without TRITON_INTERPRET")
+
+
+def runs_kernels(test):
+    """Mark a test that runs kernels, interpreted or on a GPU, among those that compile them."""
+    return pytest.mark.kernel_logic(needs_kernels(test))
+
+
+ROWWISE = ["_rowwise_fwd_kernel", "_rowwise_bwd_kernel"]
+PAIRWISE_FWD = ["_row_norm_kernel"] * 2 + ["_pairwise_fwd_kernel", "_pairwise_fwd_scaled_kernel"]
+SCREEN = [
+    "_block_max_kernel", "_rescore_kernel", "_group_bounds_kernel", "_block_candidates_kernel",
+    "_recheck_kernel",
+]  # fmt: skip
+PAIRWISE_BWD = ["_row_norm_kernel"] * 2 + [
+    "_unit_rows_kernel",
+    "_pairwise_bwd_product_kernel",
+    "_pairwise_bwd_project_kernel",
+]
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_cuda_body_is_registered_with_the_dispatcher(name):
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert has_kernel(f"cossim_fast::{name}", "CUDA")
+
+
+@needs_compiler
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_public_functions_compile_and_launch_every_kernel(arch, as_cuda):  # noqa: F811
+    x = torch.ones(40, 64, dtype=BF16, requires_grad=True)
+    y = torch.ones(40, 64, dtype=BF16, requires_grad=True)
+    for function in (functional.cosine_similarity, functional.pairwise_cosine):
+        assert functional.explain(function, x, y).executor == "registered op"
+    with compiled_for(arch) as launches:
+        functional.cosine_similarity(x, y, dim=-1).sum().backward()
+        names = [launch.name for launch in launches]
+        assert names == ROWWISE
+        launches.clear()
+        functional.pairwise_cosine(x, y).sum().backward()
+        names = [launch.name for launch in launches]
+        assert names == PAIRWISE_FWD + PAIRWISE_BWD * 2
+        launches.clear()
+        torch.ops.cossim_fast.block_max(codes(40, 64, torch.int8, 0), codes(70, 64, torch.int8, 1),
+                                        64, torch.ones(70, dtype=torch.bool))  # fmt: skip
+        index = torch.arange(40)
+        torch.ops.cossim_fast.rescore(x.detach(), y.detach(), index, index)
+        for name, arguments in selection_arguments().items():
+            getattr(torch.ops.cossim_fast, name)(*arguments)
+        assert [launch.name for launch in launches] == SCREEN
+    binary = "hsaco" if arch.startswith("gfx") else "cubin"
+    assert all(launch.kernel.asm[binary] for launch in launches)
+    assert all(launch.cost["bytes"] > 0 for launch in launches)
+
+
+@needs_compiler
+def test_float64_and_empty_rows_are_left_to_torch(as_cuda):  # noqa: F811
+    x = oracle.inputs(5, 7, dtype=torch.float64)
+    empty = torch.empty(5, 0)
+    with compiled_for("sm_90") as launches:
+        c = functional.pairwise_cosine(x)
+        assert functional.cosine_similarity(empty, empty).tolist() == [0] * 5
+        found = [gradients_of(function, x) for function in (as_matrix, as_rows)]
+    assert launches == []
+    for got, paired in zip(found, (False, True), strict=True):
+        pair, grad = (x, x.flip(0)), x.new_ones(5) if paired else x.new_ones(1, 5, 5)
+        pair = pair if paired else [t[None] for t in pair]
+        expected = oracle.gradients(*(t.clone() for t in pair), grad, EPS, paired=paired)
+        for side, true in zip(got, expected, strict=True):
+            assert oracle.error(side, true.view(5, 7)) <= 2**-48
+    assert oracle.error(c, oracle.pairwise(x[None], x[None], EPS)[0]) <= 4 * 2**-53
+
+
+def as_matrix(x, y):
+    return functional.pairwise_cosine(x, y)
+
+
+def as_rows(x, y):
+    return functional.cosine_similarity(x, y, dim=-1)
+
+
+def gradients_of(function, x):
+    leaves = [t.clone().requires_grad_() for t in (x, x.flip(0))]
+    return torch.autograd.grad(function(*leaves).sum(), leaves)
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
+def test_public_functions_give_the_kernels_numbers(dtype, as_cuda):  # noqa: F811
+    x, y = oracle.inputs(31, 67, dtype=dtype), oracle.inputs(31, 67, dtype=dtype, seed=1)
+    a, b = (t.to(DEVICE, copy=True).requires_grad_() for t in (x, y))
+    rows = functional.cosine_similarity(a, b, dim=-1).detach().cpu()
+    oracle.assert_no_worse(rows, F.cosine_similarity(x, y, dim=-1), oracle.cosine(x, y, EPS))
+    matrix = functional.pairwise_cosine(a, b)
+    grad = oracle.inputs(1, 31, 31, dtype=dtype, seed=2)
+    found = torch.autograd.grad(matrix, (a, b), grad[0].to(DEVICE))
+    expected = oracle.gradients(x[None], y[None], grad, EPS, paired=False)
+    plain = oracle.torch_gradients(x[None], y[None], grad, EPS, paired=False)
+    for side in range(2):
+        oracle.assert_no_worse(found[side].cpu()[None], plain[side], expected[side])
+
+
+@runs_kernels
+def test_second_derivatives_go_through_differentiable_torch(as_cuda):  # noqa: F811
+    x, y = oracle.inputs(31, 67, dtype=F32), oracle.inputs(29, 67, dtype=F32, seed=1)
+
+    def second(function, x, y):
+        x = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(function(x, y).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    def plain(x, y):
+        return F.cosine_similarity(x[:, None], y[None], dim=-1)
+
+    got = second(functional.pairwise_cosine, x.to(DEVICE), y.to(DEVICE)).cpu()
+    expected = second(plain, x.double(), y.double())
+    assert oracle.error(got, expected) <= 2 * oracle.error(second(plain, x, y), expected)
+
+
+# Central differences err by step^2 / 6 of a third derivative, and by 2^-24 / step. Along random
+# directions, since an interpreted launch takes long.
+DIFFERENCES = {"eps": 2**-8, "atol": 2**-10, "rtol": 2**-10, "fast_mode": True}
+
+
+@runs_kernels
+@pytest.mark.filterwarnings("ignore:Input #. requires gradient and is not a double precision")
+@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("name", ["rowwise_fwd", "pairwise_fwd"])
+def test_derivatives_match_finite_differences(name, order, as_cuda):  # noqa: F811
+    """Torch's own check, of the kernels' float32: it finds a wrong factor, not a rounding."""
+    shape, rest = ((3, 5), (EPS,)) if name == "rowwise_fwd" else ((1, 3, 5), (EPS, "highest"))
+    x = oracle.inputs(*shape, dtype=F32).to(DEVICE).requires_grad_()
+    y = oracle.inputs(*shape, dtype=F32, seed=1).to(DEVICE).requires_grad_()
+    check = torch.autograd.gradcheck if order == "first" else torch.autograd.gradgradcheck
+    assert check(lambda x, y: getattr(_ops, name)(x, y, *rest), (x, y), **DIFFERENCES)
+
+
+@runs_kernels
+@pytest.mark.filterwarnings("ignore:Input #. requires gradient and is not a double precision")
+def test_the_check_of_derivatives_can_fail(monkeypatch, as_cuda):  # noqa: F811
+    """A hundredth too much is found."""
+    true = _ops.rowwise_bwd
+    monkeypatch.setattr(_ops, "rowwise_bwd", lambda *a: [side * 1.01 for side in true(*a)])
+    x = oracle.inputs(3, 5, dtype=F32).to(DEVICE).requires_grad_()
+    with pytest.raises(GradcheckError, match="Jacobian"):
+        torch.autograd.gradcheck(
+            lambda x: _ops.rowwise_fwd(x, x.detach().flip(0), EPS), (x,), **DIFFERENCES
+        )
+
+
+@runs_kernels
+def test_mixed_dtypes_are_promoted(as_cuda):  # noqa: F811
+    x, y = oracle.inputs(5, 16, dtype=F16), oracle.inputs(4, 16, dtype=F32, seed=1)
+    c = functional.pairwise_cosine(x.to(DEVICE), y.to(DEVICE)).cpu()
+    assert c.dtype == F32
+    assert oracle.error(c[None], oracle.pairwise(x[None], y[None], EPS)) <= 2**-22
+
+
+def screen_arguments():
+    eligible = torch.ones(70, dtype=torch.bool)
+    eligible[::7] = False
+    yield codes(5, 40, torch.int8, 0), codes(70, 40, torch.int8, 1), 32, eligible
+    yield codes(5, 40, BF16, 0), codes(70, 40, BF16, 1), 64, None
+
+
+def selection_arguments() -> dict:
+    """Arguments of the ops between block maxima and rescoring."""
+    s = screening.example()
+    terms, reach = (s.query_terms, s.block_terms), torch.zeros(len(s.queries))
+    index = torch.tensor([0, 1, 4])
+    return {
+        "block_thresholds": (s.maxima, *terms, 3, 16),
+        "block_candidates": (s.maxima, *terms, reach, 5),
+        "recheck": (
+            s.query_codes, s.corpus_codes, *terms, reach, index, index + 2, 64, s.eligible
+        ),
+    }  # fmt: skip
+
+
+@needs_compiler
+def test_screen_and_rescoring_keep_the_contract_of_an_op():
+    for arguments in screen_arguments():
+        torch.library.opcheck(_ops.block_max, arguments)
+    x = oracle.inputs(6, 130, dtype=F32)
+    index = torch.tensor([0, 3, 5, 1])
+    torch.library.opcheck(_ops.rescore, (x, x, index, index.flip(0)))
+    for name, arguments in selection_arguments().items():
+        torch.library.opcheck(getattr(_ops, name), arguments)
+
+
+@runs_kernels
+def test_kernels_keep_the_contract_of_an_op(monkeypatch):
+    """Schema, fake body, autograd and tracing, with kernels for bodies."""
+    if INTERPRETING:
+        for name in OPS:
+            bodies = getattr(_ops, name)._backend_fns
+            monkeypatch.setitem(bodies, None, bodies["cuda"])
+    x, y = (oracle.inputs(5, 16, dtype=F32, seed=seed).to(DEVICE) for seed in range(2))
+    for op, pair, rest in [
+        (_ops.rowwise_fwd, (x, y), (EPS,)),
+        (_ops.pairwise_fwd, (x[None], y[None]), (EPS, "highest")),
+    ]:
+        leaves = (t.clone().requires_grad_() for t in pair)
+        torch.library.opcheck(op, (*leaves, *rest))
+    torch.library.opcheck(_ops.rowwise_bwd, (x[:, 0], x, y, EPS))
+    torch.library.opcheck(
+        _ops.pairwise_bwd, (torch.ones(1, 5, 5, device=DEVICE), x[None], y[None], EPS, "highest")
+    )
+
+
+def on_device_under_test(op, arguments, monkeypatch):
+    with monkeypatch.context() as patch:
+        if INTERPRETING:
+            patch.setitem(op._backend_fns, None, op._backend_fns["cuda"])
+        moved = (x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in arguments)
+        return op(*moved).cpu()
+
+
+@runs_kernels
+def test_screen_agrees_with_its_cpu_body(monkeypatch):
+    for arguments in screen_arguments():
+        on_cpu = _ops.block_max(*arguments)
+        found = on_device_under_test(_ops.block_max, arguments, monkeypatch)
+        tolerance = 0 if on_cpu.dtype == torch.int32 else 2**-22
+        torch.testing.assert_close(found, on_cpu, rtol=0, atol=tolerance)
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", [torch.float64, F32, F16, BF16], ids=str)
+def test_rescoring_agrees_with_its_cpu_body(dtype, monkeypatch):
+    x = oracle.inputs(9, 300, dtype=dtype)
+    x[2] = 0
+    x[3, 7] = torch.nan
+    index = torch.arange(9)
+    for shift in range(9):
+        arguments = (x, x, index, index.roll(shift))
+        found = on_device_under_test(_ops.rescore, arguments, monkeypatch)
+        expected = _ops.rescore(*arguments)
+        torch.testing.assert_close(found, expected, rtol=0, atol=2**-48, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"corpus": torch.zeros(4, 9, dtype=torch.int8)}, ValueError, r"got \(3, 8\) and \(4, 9\)"),
+        ({"corpus": torch.zeros(4, 8)}, TypeError, "both int8 or both bfloat16"),
+        ({"block": 48}, ValueError, "32 or 64 rows, got 48"),
+        ({"eligible": torch.ones(3, dtype=torch.bool)}, ValueError, r"shape \(4,\)"),
+    ],
+)
+def test_screen_refuses_what_it_cannot_do(change, error, message):
+    arguments = {
+        "queries": torch.zeros(3, 8, dtype=torch.int8),
+        "corpus": torch.zeros(4, 8, dtype=torch.int8),
+        "block": 64,
+        "eligible": None,
+    }
+    with pytest.raises(error, match=message):
+        torch.ops.cossim_fast.block_max(**(arguments | change))
+
+
+def test_rescoring_refuses_what_it_cannot_do():
+    x, index = torch.zeros(3, 8), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(TypeError, match="one floating dtype"):
+        torch.ops.cossim_fast.rescore(x, x.double(), index, index)
+    with pytest.raises(TypeError, match=r"torch\.int64"):
+        torch.ops.cossim_fast.rescore(x, x, index, index.int())
+    with pytest.raises(ValueError, match=r"one shape \(p,\)"):
+        torch.ops.cossim_fast.rescore(x, x, index, index[:1])

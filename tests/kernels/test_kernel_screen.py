@@ -1,0 +1,49 @@
+"""Thresholds, candidates and the row-by-row check, between block maxima and rescoring."""
+
+import pytest
+import torch
+from ladder import screening
+from ladder.checks import BF16
+from ladder.runtime import DEVICE, kernels, needs_kernels
+from ladder.screening import INT8
+
+pytestmark = [pytest.mark.kernel_logic, needs_kernels]
+SCREENS = pytest.mark.parametrize("dtype", [INT8, BF16], ids=str)
+
+
+@SCREENS
+@pytest.mark.parametrize(("k", "groups"), [(1, 1), (3, 16), (3, 22), (5, 1024), (16, 16)])
+def test_thresholds_are_the_kth_of_the_groups_and_no_larger_than_the_kth_cosine(dtype, k, groups):
+    screening.check_block_thresholds(kernels, k, groups, dtype)
+
+
+@pytest.mark.parametrize("m", [1, 65, 20000])
+def test_thresholds_of_few_blocks_and_of_many(m):
+    screening.check_block_thresholds(kernels, 2, 300, m=m)
+
+
+@SCREENS
+@pytest.mark.parametrize("capacity", [1, 7, 20, 300])
+def test_candidates_are_counted_past_the_capacity(dtype, capacity):
+    screening.check_block_candidates(kernels, capacity, dtype)
+
+
+@SCREENS
+@pytest.mark.parametrize("block", [32, 64])
+@pytest.mark.parametrize(("pairs", "d"), [(77, 67), (1, 300), (16, 16)])
+def test_recheck_keeps_what_may_be_among_the_best(dtype, block, pairs, d):
+    screening.check_recheck(kernels, dtype, block, max(pairs, 8), d)
+
+
+def test_nothing_to_do():
+    terms = torch.zeros(4, 3, device=DEVICE), torch.zeros(3, 0, device=DEVICE)
+    maxima = torch.zeros(3, 0, dtype=torch.int32, device=DEVICE)
+    reach = kernels("thresholds").launch_block_thresholds(maxima, *terms, 1, 4)
+    assert reach.tolist() == [-torch.inf] * 3
+    counts, found = kernels("candidates").launch_block_candidates(maxima, *terms, reach, 2)
+    assert counts.tolist() == [0, 0, 0]
+    assert found.tolist() == [[-1, -1]] * 3
+    none = torch.empty(0, dtype=torch.int64, device=DEVICE)
+    codes = torch.zeros(3, 16, dtype=INT8, device=DEVICE)
+    got = kernels("recheck").launch_recheck(codes, codes[:0], *terms, reach, none, none)
+    assert got.shape == (0, 64)

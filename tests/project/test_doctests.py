@@ -1,0 +1,41 @@
+"""Every example in a docstring runs and prints what it says."""
+
+import doctest
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import cossim_fast
+
+MODULES = ["cossim_fast"] + [
+    found.name
+    for found in pkgutil.walk_packages(cossim_fast.__path__, "cossim_fast.")
+    if not found.name.startswith("cossim_fast.kernels.")  # need Triton, and a device
+    and found.name != "cossim_fast.integrations.langchain"  # in tests/faces, with the library
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in cossim_fast.__all__ if callable(getattr(cossim_fast, n))]
+)
+def test_each_public_function_has_one(name):
+    public = getattr(cossim_fast, name)
+    if isinstance(public, type) and issubclass(public, tuple):
+        return  # a record, shown in the example of the function that returns it
+    assert any(test.examples for test in doctest.DocTestFinder().find(public))
+
+
+def test_the_page_on_exact_search():
+    page = Path(__file__).parents[2] / "docs" / "exact-search.md"
+    failed, tried = doctest.testfile(str(page), module_relative=False)
+    assert failed == 0
+    assert tried > 0
