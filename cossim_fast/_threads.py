@@ -66,7 +66,7 @@ def processors() -> int:
     return max(math.ceil(min(there, processors_of_quota())), 1)
 
 
-def alone(work: Callable[..., Result], *arguments: Any) -> Result:
+def single_threaded(work: Callable[..., Result], *arguments: Any) -> Result:
     """Run `work`, keeping torch's elementwise operations on this thread, where OpenMP lets us.
 
     torch.set_num_threads would set the number for threads to come as well. OpenMP's own function
@@ -76,7 +76,7 @@ def alone(work: Callable[..., Result], *arguments: Any) -> Result:
     that Ctrl-C could fall into `__exit__`. Nothing can fall before the one call of `finally`.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or not can_be_alone():
+    if threads == 1 or not can_be_single_threaded():
         return work(*arguments)
     set_threads = _openmp()
     try:
@@ -87,7 +87,7 @@ def alone(work: Callable[..., Result], *arguments: Any) -> Result:
 
 
 @cache
-def can_be_alone() -> bool:
+def can_be_single_threaded() -> bool:
     """Whether torch takes its number of threads from the OpenMP that this process finds."""
     found = []
 
@@ -116,7 +116,7 @@ def _openmp() -> Callable[[int], None]:
     return found
 
 
-def together(threads: int, work: Callable[[], None]) -> None:
+def run_shared(threads: int, work: Callable[[], None]) -> None:
     """Run `work` on this thread and, at the same time, on up to `threads` - 1 others.
 
     Every run takes pieces from one iterator until none is left. So a helper that comes late, since
@@ -139,7 +139,7 @@ def together(threads: int, work: Callable[[], None]) -> None:
         future.result()
 
 
-def apart(threads: int, parts: Sequence[Callable[[], Result]]) -> list[Result]:
+def run_independent(threads: int, parts: Sequence[Callable[[], Result]]) -> list[Result]:
     """Run parts on so many threads, each on one from its beginning to its end; return the results.
 
     In inference mode if the caller is. Where a part fails, or the caller is interrupted, the others

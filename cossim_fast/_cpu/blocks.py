@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from cossim_fast._threads import alone, together, usable_threads
+from cossim_fast._threads import run_shared, single_threaded, usable_threads
 
 # Elements of one operand in a block of what is widened or strided: torch's ops start slowly, and
 # threads that meet at the interpreter's lock wait for each other. (100000, 384) float16 rows on two
@@ -48,7 +48,7 @@ def each_block(
     rows = -(-shape.numel() // max(blocks, 1)) or 1
     # Of a list, since threads may not ask a generator at the same time.
     left = iter(list(row_blocks(rows, shape, *tensors)))
-    together(threads, partial(alone, work, min(rows * width, elements), left))
+    run_shared(threads, partial(single_threaded, work, min(rows * width, elements), left))
 
 
 def norms_along_last(x: Tensor, squares: Scratch, out: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def all_in_bounds(norms: Tensor) -> bool:
     return smallest.item() >= low and largest.item() <= high
 
 
-def odd_rows(norms: Tensor, width: int) -> Iterator[tuple[Tensor, ...]]:
+def out_of_range_rows(norms: Tensor, width: int) -> Iterator[tuple[Tensor, ...]]:
     """Index the rows of which a norm (the first dimension lists them) is out of bounds."""
     low, high = NORM_BOUNDS[norms.dtype]
     odd = ~((norms >= low) & (norms <= high)).all(0)

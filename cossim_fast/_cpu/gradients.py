@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _composite
-from cossim_fast._cpu.blocks import NORM_BOUNDS, each_block, odd_rows, scratch_places
+from cossim_fast._cpu.blocks import NORM_BOUNDS, each_block, out_of_range_rows, scratch_places
 from cossim_fast._cpu.rows import Array, RowCosines
 from cossim_fast._quiet import quiet
-from cossim_fast._threads import alone
+from cossim_fast._threads import single_threaded
 
 
 def rows_gradients(
@@ -28,7 +28,7 @@ def rows_gradients(
 ) -> list[Tensor | None]:
     """The derivatives of <grad, cosines> by x and by y, where needed."""
     x, y = x.detach(), y.detach()
-    incoming = alone(grad.detach().to, rows.cosine.dtype)
+    incoming = single_threaded(grad.detach().to, rows.cosine.dtype)
     cosine, norm_x, norm_y = (t.numpy(force=True) for t in rows)
     cross, *own = _factors(incoming.numpy(), cosine, norm_x, norm_y, float(eps))
     results = [_like(t) if wanted else None for t, wanted in zip((x, y), needed, strict=True)]
@@ -39,7 +39,7 @@ def rows_gradients(
     low, high = NORM_BOUNDS[cross.dtype]
     both = norm_x, norm_y
     if not all(t.min(initial=high) >= low and t.max(initial=low) <= high for t in both):
-        for index in odd_rows(torch.stack(rows[1:]), x.shape[-1]):
+        for index in out_of_range_rows(torch.stack(rows[1:]), x.shape[-1]):
             a, b, g = (t[index].to(cross.dtype) for t in (x, y, incoming))
             for whole, this, other in zip(results, (a, b), (b, a), strict=True):
                 if whole is not None:

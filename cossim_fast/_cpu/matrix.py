@@ -65,7 +65,7 @@ def cosine_matrix(
 def _fill(x: Tensor, y: Tensor | None, eps: float, out: Tensor, precision: str) -> None:
     count, n, m, d = *out.shape, x.shape[2]
     size = (n + m) * d + n * m
-    each, all_together = threads_apart(n * m * d), threads_apart(count * n * m * d)
+    each, all_together = independent_threads(n * m * d), independent_threads(count * n * m * d)
     if count > 1 and size <= BLOCK:
         threads = _threads.usable_threads()
         apart = count * size >= SMALL_SHARED and threads <= _threads.MOST_THREADS
@@ -78,7 +78,7 @@ def _fill(x: Tensor, y: Tensor | None, eps: float, out: Tensor, precision: str) 
     tiles = Tiles(product, eps, each, _side(product, out.dtype, n * m * d))
     others = [None] * count if y is None else list(y)
     items = [partial(tiles.fill, *item) for item in zip(x, others, out, strict=True)]
-    _threads.apart(1 if each > 1 else all_together, items)
+    _threads.run_independent(1 if each > 1 else all_together, items)
 
 
 def _side(product: Product, result: torch.dtype, multiplications: int) -> int | None:
@@ -98,7 +98,7 @@ def is_shared(multiplications: int) -> bool:
     return multiplications >= SHARED_WORK and _threads.usable_threads() <= _threads.MOST_THREADS
 
 
-def threads_apart(multiplications: int) -> int:
+def independent_threads(multiplications: int) -> int:
     """How many threads of our own share so many multiplications."""
     return _threads.usable_threads() if is_shared(multiplications) else 1
 
@@ -114,7 +114,7 @@ def _fill_small(
         partial(_fill_items, x[some], None if y is None else y[some], eps, out[some], items)
         for some in spans
     ]
-    _threads.apart(threads, parts)
+    _threads.run_independent(threads, parts)
 
 
 def _fill_items(x: Tensor, y: Tensor | None, eps: float, out: Tensor, items: int) -> None:
@@ -162,7 +162,7 @@ class Tiles:
             else:
                 parts = self._triangle(b, columns[first:stop])
                 parts += self._rectangle(x[:first], b, columns[:first], out[first:stop])
-            _threads.apart(self._threads, parts)
+            _threads.run_independent(self._threads, parts)
 
     def _padded(self, rows: int) -> int:
         return self._product.padded(rows, self._side or rows)
@@ -174,7 +174,7 @@ class Tiles:
         blocks = [slice(start, start + step) for start in range(0, len(x), step)]
         prepare = self._product.prepare
         parts = [partial(prepare, x[some], self._eps, _rows(operand, some)) for some in blocks]
-        _threads.apart(self._threads, parts)
+        _threads.run_independent(self._threads, parts)
         return _padded_rows(memory, len(x), self._padded(len(x)))
 
     def _rectangle(self, x: Tensor, b: Operand, out: Tensor, mirror: Tensor | None) -> list[Part]:

@@ -79,13 +79,13 @@ class _Strips:
                     partial(self._add, _within(rows, some), columns, unit_y, t[some], last)
                     for some in _spans(len(t), self._strip)
                 ]
-                _threads.apart(self._threads, parts)
+                _threads.run_independent(self._threads, parts)
 
     def _prepare(self, y: Tensor, unit_y: Tensor) -> None:
         step = max(BLOCK // max(y.shape[1], 1), 1) if self._apart else len(y)
         spans = _spans(len(y), step)
         parts = [partial(normalize, y[some], self._eps, unit_y[some]) for some in spans]
-        _threads.apart(self._threads, parts)
+        _threads.run_independent(self._threads, parts)
 
     def _add(self, rows: slice, columns: slice, unit_y: Tensor, t: Tensor, last: bool) -> None:
         """Add a strip's product with a panel to its T; after the last one, finish the strip."""

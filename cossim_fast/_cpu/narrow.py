@@ -25,7 +25,7 @@ from cossim_fast._cpu.blocks import (
     Scratch,
     all_in_bounds,
     norms_along_last,
-    odd_rows,
+    out_of_range_rows,
     row_blocks,
 )
 from cossim_fast._cpu.products import LARGE, Operand, Product, TileProduct, full_product
@@ -63,7 +63,7 @@ class NarrowProduct(TileProduct):
             narrow.copy_(rows)
             torch.reciprocal(norms.clamp_min(eps), out=inverse)
             if not all_in_bounds(norms):
-                for (index,) in odd_rows(norms[None], x.shape[1]):
+                for (index,) in out_of_range_rows(norms[None], x.shape[1]):
                     narrow[index], inverse[index] = _any_range(source[index], eps)
 
     def write(self, a: Operand, b: Operand, out: Tensor) -> None:

@@ -21,13 +21,13 @@ from cossim_fast import _composite
 from cossim_fast._cpu.blocks import (
     NORM_BOUNDS,
     each_block,
-    odd_rows,
+    out_of_range_rows,
     row_blocks,
     scratch_places,
 )
 from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast._quiet import quiet
-from cossim_fast._threads import alone, together, usable_threads
+from cossim_fast._threads import run_shared, single_threaded, usable_threads
 from cossim_fast._vecdot import vecdot
 
 # Elements of one operand in a block of numpy's. (200000, 384) float32 rows on one thread took 1.3
@@ -66,7 +66,7 @@ def cosine_rows(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     result = torch.empty(shape, dtype=dtype, device=x.device)
     for x_part, y_part, part in row_blocks(STATISTICS, shape, x, y, result):
         cosine, _ = _statistics(x_part, y_part, eps, dtype)
-        alone(part.copy_, torch.from_numpy(cosine.clip(-1.0, 1.0, out=cosine)))
+        single_threaded(part.copy_, torch.from_numpy(cosine.clip(-1.0, 1.0, out=cosine)))
     return result
 
 
@@ -81,7 +81,7 @@ def _clamped(cosine: Array, out: Array, dtype: torch.dtype) -> Tensor:
     found = torch.from_numpy(np.minimum(np.maximum(cosine, -1.0, out=out), 1.0, out=out))
     if found.dtype is dtype:
         return found
-    return alone(found.to, dtype)
+    return single_threaded(found.to, dtype)
 
 
 def row_cosines(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> RowCosines:
@@ -119,7 +119,7 @@ def _statistics(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> tuple[A
     cosine = np.asarray(sums[0] / (bounded[0] * bounded[1]))
     low, high = NORM_BOUNDS[wide]
     if not (smallest >= low and norms.max(initial=0.0) <= high):
-        for index in odd_rows(torch.from_numpy(norms), x.shape[-1]):
+        for index in out_of_range_rows(torch.from_numpy(norms), x.shape[-1]):
             odd = _composite.cosine_rows(x[index], y[index], -1, eps, wide)
             torch.from_numpy(cosine)[index] = odd.detach()
     return cosine, norms
@@ -154,7 +154,7 @@ def _share_dots(x: Array, y: Array, sums: Array) -> None:
     blocks = threads * -(-x.size // (threads * CACHED))
     step = -(-len(x) // max(blocks, 1)) or 1
     starts = iter(range(0, len(x), step))
-    together(threads, partial(_fill_dots, x, y, sums, starts, step))
+    run_shared(threads, partial(_fill_dots, x, y, sums, starts, step))
 
 
 @quiet

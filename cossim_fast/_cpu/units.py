@@ -11,7 +11,7 @@ from cossim_fast._cpu.blocks import (
     Scratch,
     all_in_bounds,
     norms_along_last,
-    odd_rows,
+    out_of_range_rows,
     row_blocks,
 )
 
@@ -37,7 +37,7 @@ def normalize(x: Tensor, eps: float, out: Tensor) -> Tensor:
         norms_along_last(source, squares, norm.squeeze(-1))
         torch.div(source, norm.clamp_min(eps), out=unit)
     if not all_in_bounds(norms):
-        for index in odd_rows(norms.squeeze(-1)[None], width):
+        for index in out_of_range_rows(norms.squeeze(-1)[None], width):
             rows = x[index].to(out.dtype)
             out[index] = _composite.unit_rows(rows, -1, eps)
             norms[index] = _composite.row_norms(rows, -1)

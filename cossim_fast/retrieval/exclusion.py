@@ -18,7 +18,7 @@ from cossim_fast.retrieval.storage.ids import Ids
 from cossim_fast.retrieval.storage.parts import Part, without
 
 
-class Hidden:
+class Banned:
     """Rows that one search may not return.
 
     Args:

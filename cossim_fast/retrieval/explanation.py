@@ -75,7 +75,7 @@ def reason_for(wanted: str, tried: tuple[str, ...], *, ranked: bool = False, hea
     return f"the narrowest that runs fast here; {words}"
 
 
-def joined_traces(traces: list[Trace]) -> Trace:
+def merged_traces(traces: list[Trace]) -> Trace:
     """What several searches did."""
     whole = Trace()
     for trace in traces:

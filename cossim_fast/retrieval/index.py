@@ -14,11 +14,11 @@ from torch import Tensor
 from cossim_fast import _checks
 from cossim_fast._threads import one_thread_after_fork, watch
 from cossim_fast.retrieval import tuning
-from cossim_fast.retrieval.exclusion import Hidden
-from cossim_fast.retrieval.explanation import SearchExplanation, joined_traces, reason_for
+from cossim_fast.retrieval.exclusion import Banned
+from cossim_fast.retrieval.explanation import SearchExplanation, merged_traces, reason_for
 from cossim_fast.retrieval.joins.pairs import range_search
 from cossim_fast.retrieval.joins.sweep import Found
-from cossim_fast.retrieval.nearest.batches import Batches, threads_apart
+from cossim_fast.retrieval.nearest.batches import Batches, independent_threads
 from cossim_fast.retrieval.nearest.scan import Trace
 from cossim_fast.retrieval.progress import Progress
 from cossim_fast.retrieval.results import (
@@ -28,15 +28,15 @@ from cossim_fast.retrieval.results import (
     RangeHits,
     TopK,
     assemble,
-    joined,
     like,
+    merged,
 )
-from cossim_fast.retrieval.storage.growing_file import RowFile
+from cossim_fast.retrieval.storage.growing_file import VectorFile
 from cossim_fast.retrieval.storage.ids import Ids
 from cossim_fast.retrieval.storage.index_file import load_parts, save_parts
 from cossim_fast.retrieval.storage.parts import ids_at
-from cossim_fast.retrieval.storage.snapshot import State, state_of, with_rows, without_rows
-from cossim_fast.retrieval.storage.vectors import Rows, rows_of
+from cossim_fast.retrieval.storage.snapshot import Snapshot, snapshot_of, with_rows, without_rows
+from cossim_fast.retrieval.storage.vectors import Vectors, vectors_of
 
 
 class CosineIndex:
@@ -100,8 +100,8 @@ class CosineIndex:
     screen: str
     dtype: torch.dtype
     d: int
-    _file: RowFile | None
-    _state: State
+    _file: VectorFile | None
+    _state: Snapshot
 
     def __init__(
         self,
@@ -120,11 +120,11 @@ class CosineIndex:
         _checks.index_device(device)
         dtype = given.dtype if store is None else _checks.stored_dtype(store)
         self._start(screen, dtype, given.shape[1])
-        names = self._state.ids.accept((), ids, len(given))
+        names = self._snapshot.ids.accept((), ids, len(given))
         if path is None:
-            self._append(rows_of(source, self.dtype), names)
+            self._append(vectors_of(source, self.dtype), names)
             return
-        self._file = RowFile.create(Path(path), self.d, self.dtype)
+        self._file = VectorFile.create(Path(path), self.d, self.dtype)
         try:
             self._file.append(source)
             self._append(self._file.rows(0), names)
@@ -137,7 +137,7 @@ class CosineIndex:
         self.screen, self.dtype, self.d = screen, dtype, d
         self._codes = screen in ("auto", "int8")
         self._file = None
-        self._state = State((), torch.zeros(d), Ids())
+        self._snapshot = Snapshot((), torch.zeros(d), Ids())
         self._share()
 
     def _share(self) -> None:
@@ -147,7 +147,7 @@ class CosineIndex:
 
     def __len__(self) -> int:
         """How many rows there are, without those that were removed."""
-        return self._state.live()
+        return self._snapshot.live_count()
 
     def __repr__(self) -> str:
         return f"CosineIndex({len(self)} rows of {self.d}, {self.dtype}, screen {self.screen!r})"
@@ -155,12 +155,12 @@ class CosineIndex:
     @property
     def skipped(self) -> int:
         """How many rows hold NaN or an infinity, and are never returned."""
-        return self._state.skipped()
+        return self._snapshot.skipped()
 
     @property
     def ids(self) -> np.ndarray[Any, Any]:
         """The ids of all rows, in the order in which they were added."""
-        held = [part.ids()[part.alive.numpy()] for part in self._state.parts]
+        held = [part.ids()[part.live.numpy()] for part in self._snapshot.parts]
         return np.concatenate(held) if held else np.empty(0, np.int64)
 
     def add(self, embeddings: Any, ids: Any = None) -> None:
@@ -189,28 +189,28 @@ class CosineIndex:
         source = embeddings if isinstance(embeddings, np.ndarray) else rows
         _checks.index_width(rows.shape[1], self.d)
         with self._lock:
-            names = self._state.ids.accept(self._state.parts, ids, len(rows))
+            names = self._snapshot.ids.accept(self._snapshot.parts, ids, len(rows))
             file = self._own_file()
             if file is None:
-                self._append(rows_of(source, self.dtype), names)
+                self._append(vectors_of(source, self.dtype), names)
             else:
-                before, first = self._state, file.count
+                before, first = self._snapshot, file.count
                 try:
                     file.append(source)
                     self._append(file.rows(first), names)
                 except BaseException:
-                    if self._state is before:
+                    if self._snapshot is before:
                         file.take_back(first)
                     raise
 
-    def _own_file(self) -> RowFile | None:
+    def _own_file(self) -> VectorFile | None:
         """The file that takes what is added, if there is one and it is this process's."""
         return self._file if self._file is not None and self._file.writable() else None
 
-    def _append(self, new: Rows, names: np.ndarray[Any, Any] | None) -> None:
+    def _append(self, new: Vectors, names: np.ndarray[Any, Any] | None) -> None:
         if not len(new.tensor):
             return
-        self._state = with_rows(self._state, new, names, self._own_file(), codes=self._codes)
+        self._snapshot = with_rows(self._snapshot, new, names, self._own_file(), codes=self._codes)
 
     def remove(self, ids: Any) -> None:
         """Remove the rows with these ids (1-D).
@@ -224,10 +224,10 @@ class CosineIndex:
         one_thread_after_fork()
         names = _checks.row_ids("ids", ids)
         with self._lock:
-            state = self._state
+            state = self._snapshot
             positions = state.ids.positions(state.parts, names)
             _checks.known_ids(names, (positions >= 0).numpy())
-            self._state = without_rows(state, positions, names, codes=self._codes)
+            self._snapshot = without_rows(state, positions, names, codes=self._codes)
 
     def search(
         self,
@@ -297,17 +297,17 @@ class CosineIndex:
         _checks.same_width(asked.shape[1], self.d)
         threshold = _checks.threshold(threshold)
         with self._lock:
-            state = self._state
-            hidden = Hidden(state.ids, state.parts, exclude, len(asked))
+            state = self._snapshot
+            banned = Banned(state.ids, state.parts, exclude, len(asked))
         double = torch.float64 in (asked.dtype, self.dtype)
-        segments = hidden.segments([part.segment for part in state.parts])
+        segments = banned.segments([part.segment for part in state.parts])
         blocks = [
-            hidden.left(block)
+            banned.left(block)
             for block in range_search(
                 asked, segments, state.centre, threshold, screen=self.screen, double=double
             )
         ]
-        found = Found.join(blocks, torch.float64 if double else torch.float32)
+        found = Found.concatenate(blocks, torch.float64 if double else torch.float32)
         lims = torch.searchsorted(found.query, torch.arange(len(asked) + 1))
         ids = ids_at(state.parts, found.position, state.ids.missing())
         named = ids if ids.dtype == object else like(queries, torch.from_numpy(ids))
@@ -325,7 +325,7 @@ class CosineIndex:
         asked, best, _, state = self._search(
             queries, k, certify=False, exclude=None, progress=False, traces=traces
         )
-        seconds, trace = time.perf_counter() - begin, joined_traces(traces)
+        seconds, trace = time.perf_counter() - begin, merged_traces(traces)
         return SearchExplanation(
             queries=len(asked),
             k=k,
@@ -352,19 +352,19 @@ class CosineIndex:
         exclude: Any,
         progress: bool,
         traces: list[Trace],
-    ) -> tuple[Tensor, Best, Oracle, State]:
+    ) -> tuple[Tensor, Best, Oracle, Snapshot]:
         one_thread_after_fork()
         asked = _checks.embedding_rows("queries", queries)
         _checks.same_width(asked.shape[1], self.d)
         with self._lock:
-            state = self._state
-            hidden = Hidden(state.ids, state.parts, exclude, len(asked))
-        _checks.number_of_neighbours(k, state.live())
-        segments = hidden.segments([part.segment for part in state.parts])
+            state = self._snapshot
+            banned = Banned(state.ids, state.parts, exclude, len(asked))
+        _checks.number_of_neighbours(k, state.live_count())
+        segments = banned.segments([part.segment for part in state.parts])
         found: list[Best] = []
         with Progress(progress, "search", len(asked), unit="queries") as bar:
             # Queries take 8 d bytes in float64: not all at once.
-            step = tuning.MOST_QUERIES * threads_apart(len(asked), k)
+            step = tuning.MOST_QUERIES * independent_threads(len(asked), k)
             for start in range(0, max(len(asked), 1), step):
                 some = slice(start, start + step)
                 batches = Batches(
@@ -372,7 +372,7 @@ class CosineIndex:
                     k,
                     self.screen,
                     centre=state.centre,
-                    forbidden=hidden.pairs(some),
+                    forbidden=banned.pairs(some),
                     certify=certify,
                     exact=torch.float64 in (asked.dtype, self.dtype),
                 )
@@ -381,9 +381,9 @@ class CosineIndex:
                 traces += batches.traces()
                 bar.update(len(asked[some]))
                 for part in state.parts:
-                    part.rows.let_go()
-        best = joined(found, skipped=state.skipped())
-        return asked, best, hidden.oracle(asked, segments), state
+                    part.rows.release_pages()
+        best = merged(found, skipped=state.skipped())
+        return asked, best, banned.oracle(asked, segments), state
 
     def save(self, path: str | Path) -> None:
         """Write the index to a safetensors file: vectors, codes, ids and all.
@@ -393,7 +393,7 @@ class CosineIndex:
         file are copied by blocks, and need no memory.
         """
         with self._lock:
-            state = self._state
+            state = self._snapshot
         save_parts(
             Path(path),
             state.parts,
@@ -425,11 +425,11 @@ class CosineIndex:
             FileError: a ValueError that says whether it is truncated, damaged, another kind of
                 file, or of a later version.
         """
-        parts, centre, said = load_parts(Path(path), mapped=mmap, verify=verify)
+        parts, centre, metadata = load_parts(Path(path), mapped=mmap, verify=verify)
         index = cls.__new__(cls)
-        index._start(said["screen"], getattr(torch, said["dtype"]), int(said["width"]))
-        ids = Ids(said["ids"] or None, int(said["count"]))  # type: ignore[arg-type]
-        index._state = state_of(parts, centre, ids)
+        index._start(metadata["screen"], getattr(torch, metadata["dtype"]), int(metadata["width"]))
+        ids = Ids(metadata["ids"] or None, int(metadata["count"]))  # type: ignore[arg-type]
+        index._snapshot = snapshot_of(parts, centre, ids)
         return index
 
     @classmethod
@@ -448,15 +448,15 @@ class CosineIndex:
         Raises:
             FileNotFoundError: there is no such file.
             FileError: it is truncated, damaged, of another kind, or of another version.
-            BlockingIOError: an index of this process or another appends to it; which, is said.
+            BlockingIOError: an index of this process or another appends to it; which, is metadata.
         """
         one_thread_after_fork()
         _checks.screen_name(screen)
-        file = RowFile.reopen(Path(path))
+        file = VectorFile.reopen(Path(path))
         try:
             index = cls.__new__(cls)
             index._start(screen, file.dtype, file.d)
-            names = index._state.ids.accept((), ids, file.count)
+            names = index._snapshot.ids.accept((), ids, file.count)
             index._file = file
             index._append(file.rows(0), names)
         except BaseException:

@@ -22,18 +22,18 @@ def shared_map(corpus: Any) -> np.memmap[Any, Any] | None:
     return None if found is None or found.mode == "c" else found
 
 
-def let_go(whole: np.memmap[Any, Any], block: Tensor) -> None:
+def release_pages(mapping: np.memmap[Any, Any], block: Tensor) -> None:
     """Tell the system that pages of a file will not be needed soon, so memory in use stays small.
 
     They stay in its cache as long as there is room. Never done to a copy-on-write map, which
     would lose what was written.
     """
-    held = whole.base
+    held = mapping.base
     if not isinstance(held, mmap.mmap) or not hasattr(held, "madvise"):
         return
     # The array starts somewhere in the first pages of the map.
-    begin = block.data_ptr() - whole.__array_interface__["data"][0]
-    begin += whole.offset % mmap.ALLOCATIONGRANULARITY
+    begin = block.data_ptr() - mapping.__array_interface__["data"][0]
+    begin += mapping.offset % mmap.ALLOCATIONGRANULARITY
     end = begin + block.numel() * block.element_size()
     page = mmap.PAGESIZE
     begin, end = -(-begin // page) * page, end // page * page

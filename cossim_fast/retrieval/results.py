@@ -153,9 +153,9 @@ def assemble(
     """Give the result of a search the dtype and the kind of container that its caller gets."""
     scores = best.scores if double else _narrowed(best.scores)
     found = TopK(like(queries, scores), like(queries, best.positions))
-    if best.excluded is None:
+    if best.dropped_bound is None:
         return found
-    kth, excluded = best.scores[:, -1].cpu(), best.excluded.cpu()
+    kth, excluded = best.scores[:, -1].cpu(), best.dropped_bound.cpu()
     certificate = Certificate(
         kth_score=kth.numpy(),
         excluded_bound=excluded.numpy(),
@@ -200,22 +200,22 @@ class Best:
 
     scores: Tensor  # (q, k) float64, best first; NaN where there are no more
     positions: Tensor  # (q, k) int64; -1 where there are no more
-    excluded: Tensor | None  # (q,) float64: the largest upper bound of what was dropped
+    dropped_bound: Tensor | None  # (q,) float64: the largest upper bound of what was dropped
     rescored: Tensor  # (q,) int64
     rows: int  # searched
     skipped: int  # rows that are not finite
 
 
-def joined(found: Sequence[Best], *, skipped: int) -> Best:
+def merged(found: Sequence[Best], *, skipped: int) -> Best:
     """The results of several batches of queries as one."""
     if len(found) == 1:
         return replace(found[0], skipped=skipped)
-    bounds = [best.excluded for best in found if best.excluded is not None]
+    bounds = [best.dropped_bound for best in found if best.dropped_bound is not None]
     return replace(
         found[0],
         scores=torch.cat([best.scores for best in found]),
         positions=torch.cat([best.positions for best in found]),
-        excluded=torch.cat(bounds) if bounds else None,
+        dropped_bound=torch.cat(bounds) if bounds else None,
         rescored=torch.cat([best.rescored for best in found]),
         skipped=skipped,
     )

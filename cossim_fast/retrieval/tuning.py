@@ -151,15 +151,15 @@ FEW_LOST = 8
 # ---- joins (heads, sweep, rounds, dense) ----
 
 # Share of the time of a product of whole codes: that a head may take, to be worth its while.
-HEAD_WORTH = 0.8
+PROJECTION_WORTH = 0.8
 # Times d^2 pairs: there must be, to be worth the eigenvectors of a d x d matrix.
-HEAD_PAIRS = 512
+PROJECTION_PAIRS = 512
 # Numbers: of rows whose heads are made at a time; 1 MB.
-HEAD_NUMBERS = 1 << 18
+PROJECTION_NUMBERS = 1 << 18
 # Parts: for each thread, into which products and rows for heads are cut. Zen 5, two threads, ms
 # quiet and beside one busy process, to choose a head of 20 000 rows and to make their heads: 1 part
 # 85 and 140, 38 and 69; 4 parts 87 and 139, 39 and 64; by torch's threads 78 and 340, 33 and 200.
-HEAD_SHARE = 4
+PROJECTION_SHARE = 4
 # Pairs: of a round; about 24 bytes each while they are collected, as much again to sort them.
 ROUND_PAIRS = 1 << 21
 # Queries: multiplied together.

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from old_torch import REFUSES_EPS
 
 from cossim_fast import CosineSimilarity, cosine_similarity, explain, pairwise_cosine
+from old_torch import REFUSES_EPS
 
 FINE = torch.ones(6, 4)
 REFUSED_BY_TORCH = {

@@ -5,9 +5,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hostile_values import dense
 
 from cossim_fast import CosineIndex
+from hostile_values import dense
 
 ROWS = dense()
 N = len(ROWS)

@@ -10,6 +10,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
+from cossim_fast import (
+    CosineIndex,
+    CosineSimilarity,
+    communities,
+    cosine_similarity,
+    deduplicate,
+    diagnose,
+    explain,
+    iter_pairs_above,
+    pairs_above,
+    pairwise_cosine,
+    topk,
+)  # fmt: skip
+from cossim_fast.integrations import faiss, sentence_transformers
+from cossim_fast.integrations.mteb import CosineSearchIndex
 from hostile_values import (
     COO,
     FLOAT8_TENSORS,
@@ -29,22 +45,6 @@ from hostile_values import (
     in_float64,
     made,
 )  # fmt: skip
-
-from cossim_fast import (
-    CosineIndex,
-    CosineSimilarity,
-    communities,
-    cosine_similarity,
-    deduplicate,
-    diagnose,
-    explain,
-    iter_pairs_above,
-    pairs_above,
-    pairwise_cosine,
-    topk,
-)  # fmt: skip
-from cossim_fast.integrations import faiss, sentence_transformers
-from cossim_fast.integrations.mteb import CosineSearchIndex
 
 OTHER = dense(seed=1)
 THRESHOLD = 0.8

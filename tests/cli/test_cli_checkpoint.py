@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+
 from checkpoint_runs import ending_after
 from cli_run import run
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cli_run import run, run_on_terminal
 
+from cli_run import run, run_on_terminal
 from cossim_fast import CosineIndex
 from cossim_fast.retrieval.screening.screens import offer
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cli_run import run, run_on_terminal
 from rich.cells import cell_len
 
+from cli_run import run, run_on_terminal
 from cossim_fast import CosineIndex
 from cossim_fast._escaped import OBEYED, escaped, escaped_json
 from cossim_fast.cli import processor

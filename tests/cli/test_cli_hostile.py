@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+
 from cli_run import run
 from hostile_values import FLOAT_TENSORS, KINDS, dense, made
 

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cli_run import run
 
+from cli_run import run
 from cossim_fast.cli import outputs
 from cossim_fast.retrieval import tuning
 from cossim_fast.retrieval.joins import checkpoint as join_checkpoint

@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from cli_run import run
 
+from cli_run import run
 from cossim_fast import topk
 from cossim_fast.retrieval import InUseError
 

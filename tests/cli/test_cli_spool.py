@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+
 from checkpoint_runs import ROWS, ending_after
 from cli_run import run
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cli_run import run, run_on_terminal
 
+from cli_run import run, run_on_terminal
 from cossim_fast import CosineIndex, topk
 from cossim_fast.cli import outputs
 from cossim_fast.retrieval import tuning

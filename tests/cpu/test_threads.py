@@ -33,15 +33,15 @@ def shared(set_blocks):
 def runs(monkeypatch):
     """Record the threads of each call that are more than one."""
     found = []
-    together = _threads.together
+    run_shared = _threads.run_shared
 
     def recording(threads, work):
         if threads > 1:
             found.append(threads)
-        together(threads, work)
+        run_shared(threads, work)
 
     for module in ("blocks", "rows"):
-        monkeypatch.setattr(f"cossim_fast._cpu.{module}.together", recording)
+        monkeypatch.setattr(f"cossim_fast._cpu.{module}.run_shared", recording)
     return found
 
 
@@ -87,7 +87,7 @@ def way(request, set_blocks, monkeypatch):
     torch.set_num_threads(3)
     set_blocks(SMALL=-1, BLOCK=4096, PART=4096 if request.param == "shared out" else 1 << 40)
     if request.param == "where OpenMP cannot be asked":
-        monkeypatch.setattr(_threads, "can_be_alone", lambda: False)
+        monkeypatch.setattr(_threads, "can_be_single_threaded", lambda: False)
     yield request.param
     torch.set_num_threads(before)
 
@@ -148,7 +148,7 @@ def test_several_threads_call_at_once():
 
 def test_helpers_work_at_the_same_time():
     met = threading.Barrier(3, timeout=30)
-    _threads.together(3, met.wait)  # raises unless three come
+    _threads.run_shared(3, met.wait)  # raises unless three come
 
 
 @pytest.mark.parametrize("failing", ["the caller", "a helper"])
@@ -165,9 +165,9 @@ def test_an_error_reaches_the_caller_when_all_have_ended(failing):
         ended.append(True)
 
     with pytest.raises(ValueError, match=failing):
-        _threads.together(2, work)
+        _threads.run_shared(2, work)
     assert ended == [True]
-    _threads.together(2, lambda: None)  # and the helpers are fit for more
+    _threads.run_shared(2, lambda: None)  # and the helpers are fit for more
 
 
 def test_what_has_not_begun_is_called_off(monkeypatch):
@@ -176,7 +176,7 @@ def test_what_has_not_begun_is_called_off(monkeypatch):
     monkeypatch.setattr(_threads, "_helpers", pool)
     pool.submit(busy.wait)
     runs = []
-    _threads.together(2, lambda: runs.append(threading.current_thread()))  # does not wait for it
+    _threads.run_shared(2, lambda: runs.append(threading.current_thread()))  # does not wait for it
     busy.set()
     pool.shutdown()
     assert runs == [threading.current_thread()]
@@ -259,7 +259,7 @@ def two_threads():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's OpenMP may be out of reach")
 def test_a_thread_is_left_alone_and_no_other(two_threads):
-    assert _threads.can_be_alone()
+    assert _threads.can_be_single_threaded()
     others = []
 
     def stranger():
@@ -270,10 +270,10 @@ def test_a_thread_is_left_alone_and_no_other(two_threads):
         thread = threading.Thread(target=stranger)
         thread.start()
         thread.join()
-        assert _threads.alone(torch.get_num_threads) == 1
+        assert _threads.single_threaded(torch.get_num_threads) == 1
         assert torch.get_num_threads() == 1
 
-    _threads.alone(work)
+    _threads.single_threaded(work)
     assert (torch.get_num_threads(), others) == (2, [2])
 
 
@@ -282,13 +282,13 @@ def test_a_thread_is_left_alone_no_longer_after_a_failure(two_threads):
         raise ValueError("fails")
 
     with pytest.raises(ValueError, match="fails"):
-        _threads.alone(fail)
+        _threads.single_threaded(fail)
     assert torch.get_num_threads() == 2
 
 
 def test_where_openmp_is_out_of_reach_nothing_is_set(two_threads, monkeypatch):
-    monkeypatch.setattr(_threads, "can_be_alone", lambda: False)
-    assert _threads.alone(torch.get_num_threads) == 2
+    monkeypatch.setattr(_threads, "can_be_single_threaded", lambda: False)
+    assert _threads.single_threaded(torch.get_num_threads) == 2
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_where_openmp_is_out_of_reach_nothing_is_set(two_threads, monkeypatch):
 )
 def test_openmp_is_asked_before_it_is_relied_on(function, two_threads, monkeypatch):
     monkeypatch.setattr(_threads, "_openmp", lambda: function)
-    assert not _threads.can_be_alone.__wrapped__()
+    assert not _threads.can_be_single_threaded.__wrapped__()
 
 
 # Parts, each on a thread of its own.
@@ -314,7 +314,7 @@ def test_each_part_has_one_thread_and_nobody_else_loses_theirs():
 
     # New helpers: to make one sets the number of threads.
     _threads._forget_helpers()
-    found = _threads.apart(2, [part, part])
+    found = _threads.run_independent(2, [part, part])
     assert [count for _, count in found] == [1, 1]
     assert len({thread for thread, _ in found} | {threading.get_ident()}) == 3
     assert torch.get_num_threads() == 2
@@ -328,8 +328,8 @@ def test_each_part_has_one_thread_and_nobody_else_loses_theirs():
 @pytest.mark.parametrize("threads", [1, 2, 3, 50])
 def test_results_come_in_the_order_of_the_parts(threads):
     parts = [lambda number=number: number for number in range(20)]
-    assert _threads.apart(threads, parts) == list(range(20))
-    assert _threads.apart(threads, []) == []
+    assert _threads.run_independent(threads, parts) == list(range(20))
+    assert _threads.run_independent(threads, []) == []
 
 
 def test_no_more_parts_run_at_once_than_there_are_threads():
@@ -341,14 +341,14 @@ def test_no_more_parts_run_at_once_than_there_are_threads():
         threading.Event().wait(0.01)
         running.pop()
 
-    _threads.apart(2, [part] * 8)
+    _threads.run_independent(2, [part] * 8)
     assert max(most) <= 2
 
 
 @pytest.mark.parametrize("inference", [False, True])
 def test_parts_are_in_inference_mode_if_the_caller_is(inference):
     with torch.inference_mode(inference):
-        made = _threads.apart(2, [lambda: torch.ones(1)] * 2)
+        made = _threads.run_independent(2, [lambda: torch.ones(1)] * 2)
         made[0].add_(1)
     assert [tensor.is_inference() for tensor in made] == [inference] * 2
 
@@ -372,7 +372,7 @@ def test_a_part_that_fails_stops_the_others():
 
     parts = [lambda: _until_stopped(ended, met), failing, lambda: ended.append("begun")]
     with pytest.raises(ValueError, match="this one"):
-        _threads.apart(2, parts)
+        _threads.run_independent(2, parts)
     assert ended == [True]
     _threads.go_on()  # nobody has stopped the caller
 
@@ -391,7 +391,7 @@ def test_an_interrupted_caller_stops_the_parts_and_waits_for_them(monkeypatch):
     original = _threads.wait
     monkeypatch.setattr(_threads, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        _threads.apart(2, [lambda: _until_stopped(ended, met)] * 2)
+        _threads.run_independent(2, [lambda: _until_stopped(ended, met)] * 2)
     assert ended == [True, True]
 
 
@@ -411,7 +411,7 @@ def test_parts_do_not_wait_for_a_thread_that_has_not_begun(monkeypatch):
     monkeypatch.setattr(_threads, "_helpers", pool)
     found = []
     parts = [lambda: 1, lambda: 2, lambda: 3]
-    caller = threading.Thread(target=lambda: found.extend(_threads.apart(2, parts)))
+    caller = threading.Thread(target=lambda: found.extend(_threads.run_independent(2, parts)))
     caller.start()
     caller.join(timeout=30)
     ended = not caller.is_alive()
@@ -427,4 +427,4 @@ def test_the_caller_works_where_no_thread_can_be_had(monkeypatch):
     pool = _threads.ThreadPoolExecutor(1)
     pool.shutdown()
     monkeypatch.setattr(_threads, "_helpers", pool)
-    assert _threads.apart(2, [threading.get_ident] * 3) == [threading.get_ident()] * 3
+    assert _threads.run_independent(2, [threading.get_ident] * 3) == [threading.get_ident()] * 3

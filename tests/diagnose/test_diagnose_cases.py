@@ -1,7 +1,8 @@
 """No cause is confused with another, and no healthy set is flagged."""
 
-import diagnose_cases as known
 import pytest
+
+import diagnose_cases as known
 
 PAGE = known.ROOT / "docs/diagnose-confusion.md"
 

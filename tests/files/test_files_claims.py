@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cli_run import run
 
+from cli_run import run
 from cossim_fast import files
 
 X = np.arange(12, dtype=np.float32).reshape(4, 3)

@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from old_torch import set_setting
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, export
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -18,6 +17,7 @@ from cossim_fast import (
     testing,
 )
 from cossim_fast.testing import make_inputs
+from old_torch import set_setting
 
 # Nothing here sums more numbers.
 assert_close = partial(testing.assert_close, terms=128)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from old_torch import TORCH, needs_backend_settings, set_setting
 
 from cossim_fast import _fp32_setting, pairwise_cosine
+from old_torch import TORCH, needs_backend_settings, set_setting
 
 
 @pytest.fixture

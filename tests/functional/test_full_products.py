@@ -4,12 +4,11 @@ import os
 import threading
 import time
 
-import old_torch
 import pytest
-import rounding
 import torch
-from search_data import brute_force, make
 
+import old_torch
+import rounding
 from cossim_fast import (
     _fp32_setting,
     _ops,
@@ -23,6 +22,7 @@ from cossim_fast._cpu import products
 from cossim_fast._score.exact import widen
 from cossim_fast.retrieval.screening import codes, projection, screens
 from cossim_fast.testing import assert_close, make_inputs
+from search_data import brute_force, make
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,10 @@ from functools import partial
 
 import pytest
 import torch
-from precision import ROUNDING, check_bound
 
 from cossim_fast import _reference, pairwise_cosine, testing
 from cossim_fast.testing import LAYOUTS, make_inputs
+from precision import ROUNDING, check_bound
 
 # Nothing here sums more numbers.
 assert_close = partial(testing.assert_close, terms=33)

@@ -3,14 +3,14 @@
 import importlib.util
 from pathlib import Path
 
-import products
 import pytest
 import torch
 import torch.nn.functional as F
-from precision import check_bound
 
+import products
 from cossim_fast import _reference, pairwise_cosine
 from cossim_fast.testing import assert_close, derived_tolerance, make_inputs, measured_tolerance
+from precision import check_bound
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 

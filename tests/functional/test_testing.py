@@ -3,11 +3,11 @@
 import functools
 import math
 
-import products
 import pytest
 import torch
 import torch.nn.functional as F
 
+import products
 from cossim_fast import _reference
 from cossim_fast.testing import (
     LAYOUTS,

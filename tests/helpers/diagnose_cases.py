@@ -7,11 +7,10 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
+from cossim_fast import diagnose
 from diagnose_inputs import ROOT, Case
 from diagnose_pairs import PAIRS
 from diagnose_sets import SETS
-
-from cossim_fast import diagnose
 
 __all__ = ["PAIRS", "PAIR_FINDINGS", "ROOT", "SETS", "VERDICTS", "found", "page"]
 

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-import diagnose_networks as networks
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diagnose_inputs import Case, rand, randn, with_row, wordnet
 from torch import Tensor
+
+import diagnose_networks as networks
+from diagnose_inputs import Case, rand, randn, with_row, wordnet
 
 
 def _same(x: Any) -> tuple[Any, Any]:

@@ -3,11 +3,12 @@
 import functools
 from collections import Counter
 
-import diagnose_networks as networks
 import torch
 import torch.nn.functional as F
-from diagnose_inputs import ROOT, Case, rand, randn, rotation, with_row, wordnet
 from torch import Tensor
+
+import diagnose_networks as networks
+from diagnose_inputs import ROOT, Case, rand, randn, rotation, with_row, wordnet
 
 
 def _decaying(rate: float) -> Tensor:

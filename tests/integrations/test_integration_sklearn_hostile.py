@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("sklearn")
 
+from cossim_fast.integrations.sklearn import CosineNeighbors, cosine_similarity
 from hostile_values import (
     ARRAYS,
     FLOAT8_TENSORS,
@@ -23,8 +24,6 @@ from hostile_values import (
     in_float64,
     made,
 )  # fmt: skip
-
-from cossim_fast.integrations.sklearn import CosineNeighbors, cosine_similarity
 
 READ = {
     *FLOAT_TENSORS, *WHOLE_TENSORS, *UNSIGNED_TENSORS, *FLOAT8_TENSORS, *FLOAT_ARRAYS,

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from search_data import CORPORA, make
 
 import cossim_fast
 from cossim_fast import _ops, cosine_similarity, explain, pairwise_cosine
+from search_data import CORPORA, make
 
 pytestmark = [
     pytest.mark.kernel_contract,

@@ -15,6 +15,7 @@ from cossim_fast.kernels.recheck import launch_recheck
 from cossim_fast.kernels.rowwise import launch_rowwise_fwd
 from cossim_fast.kernels.thresholds import launch_block_thresholds
 from cossim_fast.kernels.topk import launch_block_max
+
 from ladder import interpreter, report
 from ladder.code import CodeFacts, innermost_loop, read_code
 from ladder.matrix import QUICK_ARCHS, cases

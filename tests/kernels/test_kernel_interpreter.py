@@ -5,9 +5,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.errors import InterpreterError
+
 from ladder import interpreter, memory
 from ladder.runtime import needs_interpreter
-from triton.runtime.errors import InterpreterError
 
 pytestmark = [pytest.mark.kernel_memory, needs_interpreter]
 

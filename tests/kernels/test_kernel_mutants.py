@@ -1,11 +1,12 @@
 """Seeded bugs that the checks on values and memory must catch: the proof that they can fail."""
 
 import pytest
+from triton.runtime.errors import InterpreterError
+
 from ladder import checks, screening
 from ladder.checks import BF16, F16, F32
 from ladder.mutants import Mutant, mutated
 from ladder.runtime import needs_interpreter
-from triton.runtime.errors import InterpreterError
 
 pytestmark = [pytest.mark.kernel_mutants, needs_interpreter]
 

@@ -1,6 +1,7 @@
 """Offsets of tensors with more than 2^31 elements, without the memory to hold them."""
 
 import pytest
+
 from ladder import checks
 from ladder.runtime import kernels, needs_interpreter
 

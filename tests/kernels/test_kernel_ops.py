@@ -3,14 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd.gradcheck import GradcheckError
+
+from cossim_fast import _ops, functional
 from ladder import oracle, screening
 from ladder.checks import BF16, EPS, F16, F32, codes
 from ladder.reach import OPS, as_cuda  # noqa: F401  (a fixture)
 from ladder.runtime import DEVICE, INTERPRETING, needs_kernels
 from ladder.stub import compiled_for
-from torch.autograd.gradcheck import GradcheckError
-
-from cossim_fast import _ops, functional
 
 pytestmark = pytest.mark.kernel_contract
 # The interpreter replaces the compiler in its process, so one half runs in each.

@@ -5,6 +5,7 @@ import torch
 import triton
 from cossim_fast.kernels.pairwise import launch_pairwise_fwd
 from cossim_fast.kernels.pairwise_backward import launch_pairwise_bwd
+
 from ladder import checks, oracle
 from ladder.checks import BF16, EPS, F16, F32
 from ladder.runtime import DEVICE, INTERPRETING, kernels, needs_kernels

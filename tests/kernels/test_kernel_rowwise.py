@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from cossim_fast.kernels.row_norm import launch_row_norm
 from cossim_fast.kernels.rowwise import launch_rowwise_bwd, launch_rowwise_fwd
+
 from ladder import checks, oracle
 from ladder.checks import BF16, EPS, F16, F32
 from ladder.runtime import DEVICE, kernels, needs_kernels

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from ladder import screening
 from ladder.checks import BF16
 from ladder.runtime import DEVICE, kernels, needs_kernels

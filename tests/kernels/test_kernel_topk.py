@@ -4,6 +4,7 @@ import pytest
 import torch
 from cossim_fast.kernels.rescore import launch_rescore
 from cossim_fast.kernels.topk import launch_block_max
+
 from ladder import checks, oracle
 from ladder.checks import BF16, F16, F32
 from ladder.runtime import DEVICE, kernels, needs_kernels

@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from old_torch import set_setting
 
 from cossim_fast import (
     _fp32_setting,
@@ -16,6 +15,7 @@ from cossim_fast import (
     testing,
 )
 from cossim_fast.testing import make_inputs
+from old_torch import set_setting
 
 # Nothing here sums more numbers.
 assert_close = partial(testing.assert_close, terms=128)

@@ -10,7 +10,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from search_data import brute_force, make
 
 from cossim_fast import (
     CosineIndex,
@@ -25,6 +24,7 @@ from cossim_fast import (
 )
 from cossim_fast.retrieval.screening import operators
 from cossim_fast.testing import assert_close
+from search_data import brute_force, make
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"),

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from hostile import flips, harness, kills, settings, truth
 from hostile.harness import Attack
 from hostile.tries import Child, Done, WrongError, leftovers
@@ -155,7 +154,6 @@ def test_a_save_in_place_is_found_out(monkeypatch):
 
 def test_a_setting_that_is_lowered_is_found_out(monkeypatch):
     import torch
-
     from hostile import forks
 
     def lowered(self):

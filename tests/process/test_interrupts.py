@@ -162,7 +162,7 @@ def calls():
     yield lambda: index.search(wide[:3], 4)
     yield lambda: CosineIndex(wide)
     yield lambda: topk(wide[:3], wide, 4)
-    yield lambda: _threads.alone(sum, range(300))
+    yield lambda: _threads.single_threaded(sum, range(300))
 
 
 rows_1 = rows(1, 1)
@@ -197,7 +197,7 @@ def signals():
 @pytest.mark.parametrize("number", range(len(list(calls()))))
 def test_settings_are_as_they_were(number, signals):
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)  # so that `alone` has something to do
+    torch.set_num_threads(2)  # so that `single_threaded` has something to do
     call = list(calls())[number]
     call()
     before = state()

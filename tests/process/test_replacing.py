@@ -11,8 +11,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from cli_run import run
 
+from cli_run import run
 from cossim_fast import CosineIndex, _replacing, diagnose
 from cossim_fast._replacing import check_place, replacing
 

@@ -5,12 +5,11 @@ import threading
 import time
 
 import numpy as np
-import old_torch
 import pytest
-import rounding
 import torch
-from search_data import brute_force, make
 
+import old_torch
+import rounding
 from cossim_fast import (
     CosineIndex,
     _fp32_setting,
@@ -22,6 +21,7 @@ from cossim_fast import (
     topk,
 )
 from cossim_fast.testing import assert_close, make_inputs
+from search_data import brute_force, make
 
 SCREENS = ["float32", "bfloat16", "int8", "auto"]
 

@@ -5,13 +5,13 @@ import multiprocessing
 import pickle
 import threading
 
-import arithmetic as models
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import arithmetic as models
 from cossim_fast import CosineIndex, _threads, topk
 from cossim_fast.retrieval import FileError, VerificationError, tuning
 from cossim_fast.retrieval.screening import screens
@@ -247,11 +247,11 @@ def test_removed_rows_take_no_part_in_thresholds(k, corpus, queries):
 def test_memory_of_removed_rows_is_given_back(corpus):
     index = CosineIndex(corpus)
     index.remove(range(349))
-    assert [len(part) for part in index._state.parts] == [700]
+    assert [len(part) for part in index._snapshot.parts] == [700]
     index.remove(range(349, 352))
-    assert [len(part) for part in index._state.parts] == [348]
+    assert [len(part) for part in index._snapshot.parts] == [348]
     index.remove(range(352, 700))
-    assert index._state.parts == ()
+    assert index._snapshot.parts == ()
     index.add(corpus[:1])
     assert index.ids.tolist() == [700]
 
@@ -358,7 +358,7 @@ def test_many_small_adds_lie_in_few_parts_and_are_coded_few_times(corpus, monkey
     index = CosineIndex(corpus[:1])
     for row in corpus[1:]:
         index.add(row[None])
-    lengths = [len(part) for part in index._state.parts]
+    lengths = [len(part) for part in index._snapshot.parts]
     assert all(later * 2 <= earlier for earlier, later in itertools.pairwise(lengths))
     assert sum(coded) < 700 * 12
 
@@ -451,7 +451,7 @@ def test_verify_catches_a_corrupted_residual(queries, processor):
     x = rows(3000)
     index = CosineIndex(x, screen="int8")
     right = index.search(queries, 5)
-    segment = index._state.parts[0].segment
+    segment = index._snapshot.parts[0].segment
     segment.codes.neg_()  # as if every row lay on the other side, and nothing were lost by it
     segment.residual.zero_()
     found = index.search(queries, 5, certify=True)
@@ -464,7 +464,7 @@ def test_explain_says_what_a_search_did(corpus, queries):
     index = grown(corpus)
     said = index.explain(queries, 4)
     assert (said.queries, said.k, said.rows) == (9, 4, 700)
-    assert said.segments == len(index._state.parts)
+    assert said.segments == len(index._snapshot.parts)
     assert said.emitted >= said.rescored.mean() >= 4
     assert said.seconds > 0
     assert f"rescored  {said.rescored.mean():.1f} rows a query" in str(said)

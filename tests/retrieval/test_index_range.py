@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from search_data import CORPORA, make
 
 from cossim_fast import CosineIndex
 from cossim_fast._score.exact import score_pairs, widen
+from search_data import CORPORA, make
 
 
 def brute_force(queries, corpus, threshold):

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from search_data import CORPORA, brute_force, make
 
 from cossim_fast import CosineIndex, topk
 from cossim_fast._score import near as near_module
 from cossim_fast._score.exact import row_norms, score_pairs, widen
 from cossim_fast._score.near import near_error, near_scores, sampled_product_works, undecided
+from search_data import CORPORA, brute_force, make
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -45,7 +45,7 @@ class JoinCheckpoint(Checkpoint):
             said: what else makes it the same join.
             dtype: of the scores.
         """
-        nothing = 0, Found.join([], dtype)
+        nothing = 0, Found.concatenate([], dtype)
         if self.path is None:
             return nothing
         of = dict(said)
@@ -79,7 +79,7 @@ class JoinCheckpoint(Checkpoint):
         began = time.monotonic()
         if self.path is None or (began < self._next and not last):
             return
-        held = Found.join(found, dtype)._asdict()
+        held = Found.concatenate(found, dtype)._asdict()
         self._write(held, {"done": done, "beside": self.beside})
         ended = time.monotonic()
         self._next = ended + _WAIT * (ended - began)

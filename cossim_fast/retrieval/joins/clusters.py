@@ -225,7 +225,7 @@ def _count(join: _SelfJoin, itself: Tensor, progress: bool) -> tuple[Tensor, Fou
             held = [*held, found] if held is not None and pairs <= KEPT_PAIRS else None
             bar.update(rounds.done - done)
             done = rounds.done
-    return counts, None if held is None else Found.join(held, join.dtype)
+    return counts, None if held is None else Found.concatenate(held, join.dtype)
 
 
 # Centres with their neighbours, others than themselves, by position.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cossim_fast.retrieval.screening import arithmetic
 from cossim_fast.retrieval.screening.codes import Segment, centre_of, encode
-from cossim_fast.retrieval.screening.projection import choose_head
+from cossim_fast.retrieval.screening.projection import choose_projection
 from cossim_fast.retrieval.screening.screens import choose
 from cossim_fast.retrieval.storage.corpus import ArrayCorpus, block_rows
 
@@ -50,7 +50,7 @@ class CodedRows:
         self._head = None
         if screen == "auto" and self._codes:
             limit = arithmetic.found().adjacent_code_limit
-            self._head = choose_head(queries, source.rows, self.centre, threshold, limit)
+            self._head = choose_projection(queries, source.rows, self.centre, threshold, limit)
         if self._head is not None:
             self.screens.insert(0, self._head)
 

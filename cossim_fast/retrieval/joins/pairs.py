@@ -121,7 +121,7 @@ def pairs_above(
                 assert max_pairs is not None
                 scores = torch.cat([*(found.scores for found in held), error.scores])
                 raise _too_many(scores, max_pairs, join) from None
-        result = Found.join(held, join.sweep.dtype)
+        result = Found.concatenate(held, join.sweep.dtype)
         kept.remove()
     return _pairs(x, result)
 

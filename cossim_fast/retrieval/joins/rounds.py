@@ -80,7 +80,9 @@ class Rounds:
             if finished < places.numel():
                 stop = int(places[finished])
             ordered = [partial(in_order, part.batch, part.found) for part in parts]
-            found = Found.join(_threads.apart(self._threads, ordered), self._sweep.dtype)
+            found = Found.concatenate(
+                _threads.run_independent(self._threads, ordered), self._sweep.dtype
+            )
             # As many as there promises to be room for, but not many more at once.
             count, size = found.scores.numel(), stop - self.done
             size = max(
@@ -148,10 +150,10 @@ class Rounds:
                     self._count(known)
             return found
 
-        sweeps = [self._sweep.aside() for _ in made]
+        sweeps = [self._sweep.for_thread() for _ in made]
         parts = [partial(through, *each) for each in zip(made, sweeps, strict=True)]
-        ahead = _threads.apart(self._threads, parts)
-        self._sweep.go_on_as(sweeps[-1])
+        ahead = _threads.run_independent(self._threads, parts)
+        self._sweep.begin_as(sweeps[-1])
         return ahead
 
     def _count(self, found: list[Found]) -> None:
@@ -187,7 +189,7 @@ def _held(made: list[_Part]) -> int:
 
 def in_order(batch: Batch, parts: list[Found]) -> Found:
     """What a batch found, query by query, positions in the order in which they came."""
-    found = Found.join(parts, torch.float32 if not parts else parts[0].scores.dtype)
+    found = Found.concatenate(parts, torch.float32 if not parts else parts[0].scores.dtype)
     if not found.in_order():
         # numpy sorts 16-bit numbers by their digits.
         keys = found.query.numpy().astype(np.uint16)

@@ -35,7 +35,7 @@ class Found(NamedTuple):
     scores: Tensor  # float32 or float64
 
     @classmethod
-    def join(cls, parts: Sequence[Found], dtype: torch.dtype) -> Found:
+    def concatenate(cls, parts: Sequence[Found], dtype: torch.dtype) -> Found:
         """One after another; nothing of a dtype where there are none."""
         if len(parts) == 1:
             return parts[0]
@@ -140,18 +140,18 @@ class Sweep:
         """Of scores."""
         return torch.float64 if self.double else torch.float32
 
-    def aside(self) -> Sweep:
+    def for_thread(self) -> Sweep:
         """A sweep for another thread, which begins with the screen that this one has come to."""
         other = replace(self, compared=0)
-        other.go_on_as(self)
+        other.begin_as(self)
         return other
 
-    def go_on_as(self, other: Sweep) -> None:
+    def begin_as(self, other: Sweep) -> None:
         """Begin with the screen that another has come to."""
         self._level = other._level
 
     def note(self, other: Sweep) -> None:
-        """Count what one aside did."""
+        """Count what one for_thread did."""
         self.compared += other.compared
         self.levels = [a + b for a, b in zip(self.levels, other.levels, strict=True)]
 
@@ -179,7 +179,7 @@ class Sweep:
                 before = before * kept // len(batch)
                 batch.cut(kept)
                 parts = [part.of_first(kept) for part in parts]
-        return self._scored(batch, segment, Found.join(parts, self.dtype))
+        return self._scored(batch, segment, Found.concatenate(parts, self.dtype))
 
     def whole(self, batch: Batch, segment: Segment, room: int, before: int = 0) -> Found | None:
         """What `through` gives, or None where that would cut the batch."""
@@ -190,7 +190,7 @@ class Sweep:
             self.compared += len(batch) * (rows.stop - rows.start)
             if before + _expected(parts, tiles, number, room - before) > room:
                 return None
-        return self._scored(batch, segment, Found.join(parts, self.dtype))
+        return self._scored(batch, segment, Found.concatenate(parts, self.dtype))
 
     def _tiles(self, batch: Batch, segment: Segment) -> list[slice]:
         start = 0
@@ -228,7 +228,7 @@ class Sweep:
             return few_above(self._screen(batch, segment, rows, level), self.threshold, cost)
         product.aim(torch.full((len(batch),), self.threshold, dtype=torch.float64))
         values = product.tile(rows)
-        segment.hide(rows, values, 0)
+        segment.mask_banned(rows, values, 0)
         return few_filtered(values, cost)
 
     def _pair_cost(self, level: int) -> float:
@@ -259,7 +259,7 @@ class Sweep:
     def _screen(self, batch: Batch, segment: Segment, rows: slice, level: int) -> Tile:
         screen, terms = self.screens[level], batch.terms(level)
         values = screen.product(segment, rows, self.centre, terms)
-        segment.hide(rows, values, -torch.inf)
+        segment.mask_banned(rows, values, -torch.inf)
         if not bool(batch.finite.all()):
             values[:, ~batch.finite] = -torch.inf
         blocks = screen.blocks(segment, slice(rows.start // BLOCK, -(-rows.stop // BLOCK)))

@@ -16,7 +16,7 @@ from cossim_fast._numpy import places
 from cossim_fast._score.exact import WideRows, score_pairs, widen
 from cossim_fast._score.near import near_error, near_scores
 from cossim_fast.retrieval import tuning
-from cossim_fast.retrieval.memory_map import let_go
+from cossim_fast.retrieval.memory_map import release_pages
 from cossim_fast.retrieval.nearest import few_queries, ranked
 from cossim_fast.retrieval.nearest.pool import Pool
 from cossim_fast.retrieval.nearest.scan import Scan, Trace
@@ -52,7 +52,7 @@ class Scorer:
         return self._each(score_pairs, query, position)
 
     def _each(self, score: Callable[..., Tensor], query: Tensor, position: Tensor) -> Tensor:
-        if len(self._segments) == 1 and self._segments[0].whole is None:
+        if len(self._segments) == 1 and self._segments[0].mapping is None:
             (segment,) = self._segments
             return score(
                 self._queries, segment.rows, query, position - segment.first, segment.norms
@@ -74,7 +74,7 @@ def _stretches(segment: Segment, row: Tensor, here: Tensor) -> Iterator[Tensor]:
     20 000 pairs anywhere in 3.7 GB map all of it, since the system maps what lies around a page
     too; in order, and let go by stretches, they hold 152 MB, and take no longer.
     """
-    if segment.whole is None:
+    if segment.mapping is None:
         yield here
         return
     here = here[row[here].argsort()]
@@ -84,7 +84,7 @@ def _stretches(segment: Segment, row: Tensor, here: Tensor) -> Iterator[Tensor]:
         if begin < end:
             segment.touch(row[here[begin:end]])
             yield here[begin:end]
-            let_go(segment.whole, segment.rows[number * step : (number + 1) * step])
+            release_pages(segment.mapping, segment.rows[number * step : (number + 1) * step])
 
 
 class Search:
@@ -97,7 +97,7 @@ class Search:
         screen: a screen's name, or ``"auto"``.
         forbidden: what may not be returned.
         certify: whether bounds on what is dropped are kept.
-        exact: whether scores are kept as they are, see `Pool.settle`.
+        exact: whether scores are kept as they are, see `Pool.finalize`.
 
     Attributes:
         trace: what it did.
@@ -135,31 +135,31 @@ class Search:
             return
         before, exact = self.pool.state(), self._exact or not last
         for segment in segments:
-            if not self._by_heads(segment, score):
+            if not self._by_projection(segment, score):
                 self._scan.through(segment, total, score)
-        self.pool.settle(score, exact=exact)
+        self.pool.finalize(score, exact=exact)
         for segment in segments:
-            if self._may_use_heads(segment):
+            if self._may_use_projection(segment):
                 few_queries.note(segment, self._queries, self.pool.threshold)
         failed = self.pool.refuted()
         if failed.numel():
             self._repeat(failed, segments, total, before, exact=exact)
 
-    def _may_use_heads(self, segment: Segment) -> bool:
+    def _may_use_projection(self, segment: Segment) -> bool:
         """Whether few queries are asked of a long segment of an index, and no more than answers."""
-        free = self._screen == "auto" and self.pool.excluded is None
+        free = self._screen == "auto" and self.pool.dropped_bound is None
         return free and few_queries.suits(len(self._queries.norms), self.pool.k, segment)
 
-    def _by_heads(self, segment: Segment, score: Scorer) -> bool:
+    def _by_projection(self, segment: Segment, score: Scorer) -> bool:
         """Put what may be among the best into the pool, if heads say what that is."""
-        if not self._may_use_heads(segment):
+        if not self._may_use_projection(segment):
             return False
-        head = few_queries.head_of(segment, self._centre)
+        head = few_queries.projection_of(segment, self._centre)
         if head is None:
             return False
         # Two threads take as long, and beside a busy process wait for each other (Zen 5, 200 000
         # rows of 384: 3.9 and 3.7 ms quiet, 4.2 and 11.1 beside one).
-        return _threads.alone(
+        return _threads.single_threaded(
             few_queries.through,
             *(head, segment, self._queries, self.pool, score.error, self.trace, self._forbidden),
         )
@@ -170,7 +170,7 @@ class Search:
 
     def _is_ranked(self, segments: Sequence[Segment]) -> bool:
         """Whether all rows are ranked by one product: they lie in one segment, seen first."""
-        free = self._screen == "auto" and self.pool.excluded is None and not len(self.pool)
+        free = self._screen == "auto" and self.pool.dropped_bound is None and not len(self.pool)
         if not free or len(segments) != 1:
             return False
         return ranked.pays(self.pool.k, segments[0], len(self._queries.norms))
@@ -179,7 +179,7 @@ class Search:
         pool = self.pool
         seen = ranked.rank_all(self._queries, pool, segment, self._centre, score, self._forbidden)
         self.trace.note_ranked(len(segment), seen)
-        pool.settle(score, exact=self._exact)
+        pool.finalize(score, exact=self._exact)
 
     def resume(self, seen: int) -> None:
         """Go on after so many rows, whose best are in the pool."""
@@ -200,7 +200,9 @@ class Search:
         """
         self.trace.repeated += failed.numel()
         queries = WideRows(self._queries.rows[failed], self._queries.norms[failed])
-        pool = Pool(len(failed), self.pool.k, guess=False, certify=self.pool.excluded is not None)
+        pool = Pool(
+            len(failed), self.pool.k, guess=False, certify=self.pool.dropped_bound is not None
+        )
         pool.take(before, failed)
         forbidden = self._forbidden
         if forbidden is not None:
@@ -211,7 +213,7 @@ class Search:
         scan, score = self._new_scan(queries, pool, forbidden), Scorer(queries, segments)
         for segment in segments:
             scan.through(segment, total, score)
-        pool.settle(score, exact=exact)
+        pool.finalize(score, exact=exact)
         self.pool.replace(failed, pool)
 
 
@@ -246,8 +248,8 @@ class Batches:
         self._forbidden, self._certify = forbidden, certify
         self._exact = exact or certify
         self._searches: list[Search] = []
-        self._apart = threads_apart(len(queries), k)
-        self._spans = batches(len(queries), k, self._apart)
+        self._threads = independent_threads(len(queries), k)
+        self._spans = batches(len(queries), k, self._threads)
         self.centre = centre
         self.seen = self.skipped = 0
 
@@ -257,8 +259,8 @@ class Batches:
         costs.find_out()
         screens.choose(self._queries.shape[1], self._screen)
         # A batch is begun by the thread that goes on with it: to wait for all of them takes longer.
-        self._searches = _threads.apart(
-            self._apart,
+        self._searches = _threads.run_independent(
+            self._threads,
             [
                 partial(self._step, each, segments, last=last)
                 for each in self._searches or self._spans
@@ -328,8 +330,8 @@ class Batches:
             pool = search.pool
             pool.best(scores[some], rows[some])
             rescored[some] = pool.rescored.numpy()
-            if excluded is not None and pool.excluded is not None:
-                excluded[some] = pool.excluded.numpy()
+            if excluded is not None and pool.dropped_bound is not None:
+                excluded[some] = pool.dropped_bound.numpy()
         return Best(
             torch.from_numpy(scores),
             torch.from_numpy(rows),
@@ -340,7 +342,7 @@ class Batches:
         )
 
 
-def threads_apart(queries: int, k: int) -> int:
+def independent_threads(queries: int, k: int) -> int:
     """How many threads take batches of their own: all usable ones where queries are enough, or 1.
 
     Threads that share each of torch's operations wait for each other, and for what Python and numpy

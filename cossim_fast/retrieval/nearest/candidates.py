@@ -33,7 +33,7 @@ class Candidates(NamedTuple):
         return cls(whole, whole, np.empty(0), np.empty(0), np.empty(0, bool))
 
     @classmethod
-    def join(cls, parts: Sequence[Candidates]) -> Candidates:
+    def concatenate(cls, parts: Sequence[Candidates]) -> Candidates:
         """One after another."""
         columns: list[NDArray[Any]] = [np.concatenate(parts) for parts in zip(*parts, strict=True)]
         return cls(*columns)
@@ -57,7 +57,7 @@ class Candidates(NamedTuple):
 
 
 def kth_largest(
-    group: NDArray[np.int64], value: NDArray[np.float64], k: int, floor: NDArray[np.float64]
+    group: NDArray[np.int64], value: NDArray[np.float64], k: int, least: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Numbers (groups,) that k values of each group reach, and hardly more: -inf where none do.
 
@@ -67,12 +67,12 @@ def kth_largest(
         group: (p,), in any order.
         value: (p,).
         k: how many are to reach it.
-        floor: (groups,) what a number is to exceed.
+        least: (groups,) what a number is to exceed.
     """
-    groups, floor = len(floor), np.minimum(floor, _TOP)
+    groups, least = len(least), np.minimum(least, _TOP)
     wanted = np.clip(8 * len(group) // max(groups, 1), 64, tuning.COUNTED_STEPS)
     steps = 1 << int(wanted - 1).bit_length()
-    width = (_TOP - floor) / steps
+    width = (_TOP - least) / steps
     per = np.divide(1.0, width, out=np.zeros(groups), where=width > 0)
     # Downwards, since numpy adds up rows that are reversed at a quarter of the speed. The first
     # step holds what lies above it too, the last one what lies below.

@@ -24,13 +24,13 @@ from cossim_fast.retrieval.nearest.scan import Trace
 from cossim_fast.retrieval.screening import costs
 from cossim_fast.retrieval.screening.codes import BLOCK, Segment
 from cossim_fast.retrieval.screening.screens import CodedTerms
-from cossim_fast.retrieval.screening.segment_projection import Head
+from cossim_fast.retrieval.screening.segment_projection import Projection
 from cossim_fast.retrieval.screening.tile import Tile, tile_rows, tiles
 
 
 def suits(queries: int, k: int, segment: Segment) -> bool:
     """Whether a search of so many queries may use heads, or say whether they pay."""
-    heads = segment.heads
+    heads = segment.projection
     if heads is None or heads.given_up or not 0 < queries <= tuning.FEW_QUERIES:
         return False
     d = segment.rows.shape[1]
@@ -40,18 +40,18 @@ def suits(queries: int, k: int, segment: Segment) -> bool:
     return 2 * _first(k) <= len(segment.radius)
 
 
-def head_of(segment: Segment, centre: Tensor) -> Head | None:
+def projection_of(segment: Segment, centre: Tensor) -> Projection | None:
     """The heads of a segment, if they are coded or it is time that they are."""
-    assert segment.heads is not None
-    return segment.heads.made(segment, centre)
+    assert segment.projection is not None
+    return segment.projection.made(segment, centre)
 
 
 def note(segment: Segment, queries: WideRows, threshold: Tensor) -> None:
     """Note that queries were searched, and the k-th best score (q,) of each."""
-    assert segment.heads is not None
+    assert segment.projection is not None
     known = threshold.isfinite()
-    if segment.heads.head is None and known.any():
-        segment.heads.note(queries.unit()[known], threshold[known])
+    if segment.projection.head is None and known.any():
+        segment.projection.note(queries.unit()[known], threshold[known])
 
 
 def _first(k: int) -> int:
@@ -60,7 +60,7 @@ def _first(k: int) -> int:
 
 
 def through(
-    head: Head,
+    head: Projection,
     segment: Segment,
     queries: WideRows,
     pool: Pool,
@@ -83,7 +83,7 @@ def through(
         False where to score all of them promises to take longer than to compare whole codes. None
         is in the pool then.
     """
-    assert segment.heads is not None
+    assert segment.projection is not None
     pool.close(~queries.norms.isfinite())
     n, d = segment.rows.shape
     most = int(n * d * tuning.FEW_CODE_NS / costs.pair(d))
@@ -100,24 +100,24 @@ def through(
             kth = np.partition(scores, len(scores) - pool.k)[len(scores) - pool.k] - error
             proven = np.full(pool.queries, -np.inf)
             proven[query] = kth
-            pool.lift(torch.from_numpy(proven), pool.k)
+            pool.raise_to(torch.from_numpy(proven), pool.k)
         values.reshape(-1)[first] = -np.inf
         least = tile.needed(pool.threshold).numpy()[:, query]
         rest = np.flatnonzero(values >= least[:, None])
         if len(rest) > most:
-            segment.heads.judge(helped=False)
+            segment.projection.judge(helped=False)
             return False
         found.append((query, first, scores))
         found.append((query, rest, _near(queries, segment, query, rest)))
     for query, row, scores in found:
         pool.add_scored(np.full(len(row), query), row + segment.first, scores, error)
-    segment.heads.judge(helped=True)
-    trace.note_heads(head.width, n, sum(len(row) for _, row, _ in found))
+    segment.projection.judge(helped=True)
+    trace.note_projection(head.width, n, sum(len(row) for _, row, _ in found))
     return True
 
 
 def _tile(
-    head: Head, segment: Segment, queries: WideRows, forbidden: tuple[Tensor, Tensor] | None
+    head: Projection, segment: Segment, queries: WideRows, forbidden: tuple[Tensor, Tensor] | None
 ) -> Tile:
     """What heads say of all rows of a segment; -inf where a row may not be returned."""
     n, count, screen = len(segment), len(queries.norms), head.screen
@@ -127,7 +127,7 @@ def _tile(
     values = torch.cat(
         [screen.product(head.split, rows, head.centre, terms) for rows in tiles(n, size)]
     )
-    segment.hide(slice(0, n), values, -torch.inf)
+    segment.mask_banned(slice(0, n), values, -torch.inf)
     if forbidden is not None:
         query, position = forbidden
         span = torch.tensor([segment.first, segment.first + n])

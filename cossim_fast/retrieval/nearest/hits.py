@@ -79,7 +79,7 @@ class Hits:
         threshold = (255 - down) * product.step + product.zero
         if rank >= pool.k:
             threshold -= product.error
-        pool.lift(torch.from_numpy(np.where(down < 256, threshold, -np.inf)), rank)
+        pool.raise_to(torch.from_numpy(np.where(down < 256, threshold, -np.inf)), rank)
 
     def _least(self, pool: Pool) -> NDArray[np.uint8]:
         """The values (q,) from which upper bounds reach the thresholds of a pool."""

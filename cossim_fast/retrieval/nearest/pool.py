@@ -53,9 +53,9 @@ class Pool:
         self._guess = guess
         self.threshold = torch.full((queries,), NO_THRESHOLD, dtype=torch.float64)
         self._guessed = torch.full_like(self.threshold, NO_THRESHOLD)
-        self.excluded = torch.full_like(self.threshold, -torch.inf) if certify else None
+        self.dropped_bound = torch.full_like(self.threshold, -torch.inf) if certify else None
         self.rescored = torch.zeros(queries, dtype=torch.int64)
-        self._held = Candidates.none()  # once settled, query by query
+        self._held = Candidates.none()  # once finalized, query by query
         self._new: list[Candidates] = []
         self.pending = 0  # rows added since thresholds were last raised
 
@@ -87,7 +87,7 @@ class Pool:
         """Let no row reach the queries of a mask (q,)."""
         self.threshold.masked_fill_(queries, torch.inf)
 
-    def lift(self, threshold: Tensor, rank: int) -> None:
+    def raise_to(self, threshold: Tensor, rank: int) -> None:
         """Raise thresholds to others (q,): guessed if ``rank`` is less than k, else proven."""
         torch.maximum(self.threshold, threshold, out=self.threshold)
         if rank < self.k:
@@ -105,12 +105,12 @@ class Pool:
         expected = self.k * seen / total
         return min(int(expected + 4 * expected**0.5 + 4), self.k)
 
-    def exclude(self, upper: Tensor) -> None:
+    def note_dropped(self, upper: Tensor) -> None:
         """Note upper bounds (q,) of rows that were never added."""
-        if self.excluded is not None:
-            torch.maximum(self.excluded, upper, out=self.excluded)
+        if self.dropped_bound is not None:
+            torch.maximum(self.dropped_bound, upper, out=self.dropped_bound)
 
-    def forget(self, first: int) -> None:
+    def discard_from(self, first: int) -> None:
         """Take out every row from position ``first`` on; thresholds stay."""
         self._gather()
         self._held = self._held.kept(self._held.row < first)
@@ -118,14 +118,14 @@ class Pool:
     def raise_thresholds(self, seen: int, total: int) -> None:
         """Raise thresholds by what is in the pool, and drop what misses them."""
         self._gather()
-        self._lift_to_kth(self.rank(seen, total))
+        self._raise_to_kth(self.rank(seen, total))
         self._drop_below()
 
-    def settle(self, score: Score, *, exact: bool) -> None:
+    def finalize(self, score: Score, *, exact: bool) -> None:
         """Score every row that could be among the k best, and keep the k best of each query.
 
         Args:
-            score: knows every row that was added since the pool was last settled exactly.
+            score: knows every row that was added since the pool was last finalized exactly.
             exact: keep scores as they are. Otherwise they may be near scores, of which it is sure
                 that they are ranked and rounded to float32 as the scores are.
         """
@@ -143,20 +143,20 @@ class Pool:
         self._score(score, held.upper >= least)
         reached = held.query.compress(held.known & (held.lower >= least))
         proven = np.bincount(reached, minlength=self.queries) >= self.k
-        self.lift(torch.from_numpy(np.where(proven, likely, -np.inf)), self.k)
+        self.raise_to(torch.from_numpy(np.where(proven, likely, -np.inf)), self.k)
         self._drop_below()
         if not self._held.known.all():
             # The errors of some query all lean one way.
-            self._lift_to_kth(self.k)
+            self._raise_to_kth(self.k)
             self._drop_below()
             self._score(score, ~self._held.known)
 
-    def _lift_to_kth(self, rank: int) -> None:
+    def _raise_to_kth(self, rank: int) -> None:
         """Raise thresholds to the rank-th best that is held of each query."""
         held = self._held
         value = held.lower if rank == self.k else held.middle()
         kth = kth_largest(held.query, value, rank, self.threshold.numpy())
-        self.lift(torch.from_numpy(kth), rank)
+        self.raise_to(torch.from_numpy(kth), rank)
 
     def _drop_below(self) -> None:
         """Drop what misses the thresholds."""
@@ -172,7 +172,7 @@ class Pool:
         return torch.from_numpy(np.flatnonzero(wrong & np.isfinite(self.threshold.numpy())))
 
     def best(self, scores: NDArray[np.float64], rows: NDArray[np.int64]) -> None:
-        """Write the k best of a settled pool to scores and positions (q, k).
+        """Write the k best of a finalized pool to scores and positions (q, k).
 
         Best first, ties by position. What stands where there are no more is left.
         """
@@ -269,9 +269,9 @@ class Pool:
         least = np.full(self.queries, -np.inf)
         least[enough] = value.take(first.take(enough) + self.k - 1) - 1.0625 * error
         low = value < least.take(query)
-        if self.excluded is not None and low.any():
+        if self.dropped_bound is not None and low.any():
             upper = value[low] + error / 2
-            self.excluded.scatter_reduce_(
+            self.dropped_bound.scatter_reduce_(
                 0, torch.from_numpy(query[low]), torch.from_numpy(upper), "amax"
             )
         return np.flatnonzero(~low)
@@ -284,32 +284,36 @@ class Pool:
         there = query >= 0
         row, score = (state[name].numpy()[there] for name in ("row", "score"))
         self._add_known(Candidates(query[there], row, score, score, np.ones(len(row), bool)))
-        if self.excluded is not None:
-            self.exclude(state["excluded"][queries])
+        if self.dropped_bound is not None:
+            self.note_dropped(state["dropped_bound"][queries])
 
     def replace(self, queries: Tensor, other: Pool) -> None:
-        """Put what another settled pool found for some queries in the place of what is here."""
+        """Put what another finalized pool found for some queries in the place of what is here."""
         replaced = np.zeros(self.queries, bool)
         replaced[queries.numpy()] = True
         self._held = self._held.kept(~replaced[self._held.query])
         self._add_known(other._held._replace(query=queries.numpy()[other._held.query]))
         self.threshold[queries] = other.threshold
         self.rescored[queries] += other.rescored
-        if self.excluded is not None and other.excluded is not None:
-            self.excluded[queries] = other.excluded
+        if self.dropped_bound is not None and other.dropped_bound is not None:
+            self.dropped_bound[queries] = other.dropped_bound
         self._sort()
 
     def _add_known(self, found: Candidates) -> None:
         """Add rows of other queries, whose scores are known."""
-        held = Candidates.join([self._held, found])
+        held = Candidates.concatenate([self._held, found])
         self._held = held.taken(stable_order(held.query))
 
     def state(self) -> dict[str, Tensor]:
-        """What a pool holds that was settled, by name; it does not change with the pool."""
+        """What a pool holds that was finalized, by name; it does not change with the pool."""
         query, row, *_ = (torch.from_numpy(column.copy()) for column in self._held)
         held = {"query": query, "row": row, "score": torch.from_numpy(self._held.middle())}
         held |= {"threshold": self.threshold.clone(), "rescored": self.rescored.clone()}
-        return held if self.excluded is None else {**held, "excluded": self.excluded.clone()}
+        return (
+            held
+            if self.dropped_bound is None
+            else {**held, "dropped_bound": self.dropped_bound.clone()}
+        )
 
     def restore(self, state: Mapping[str, Tensor], queries: Tensor) -> None:
         """Take back some queries of what `state` gave, thresholds and counts too."""
@@ -319,14 +323,14 @@ class Pool:
     def _gather(self) -> None:
         new, self._new, self.pending = self._new, [], 0
         if new:
-            self._held = Candidates.join([self._held, *new])
+            self._held = Candidates.concatenate([self._held, *new])
 
     def _drop(self, dropped: NDArray[np.bool_]) -> None:
         if not dropped.any():
             return
-        if self.excluded is not None:
+        if self.dropped_bound is not None:
             query, upper = (column[dropped] for column in (self._held.query, self._held.upper))
-            self.excluded.scatter_reduce_(
+            self.dropped_bound.scatter_reduce_(
                 0, torch.from_numpy(query), torch.from_numpy(upper), "amax"
             )
         self._held = self._held.kept(~dropped)

@@ -39,7 +39,7 @@ class Trace:
     ranked: bool = False  # whether all rows were ranked by one product
     head: int = 0  # numbers of a row's head, where heads were compared
 
-    def note_heads(self, width: int, rows: int, passed: int) -> None:
+    def note_projection(self, width: int, rows: int, passed: int) -> None:
         """Note that the heads of so many rows were compared, and how many rows were scored."""
         self.screens.append("int8")
         self.head, self.tile, self.group = width, max(self.tile, rows), 1
@@ -104,7 +104,7 @@ class Scan:
         total = max(total, self._seen + len(segment))
         while not self._passes(segment, total, score):
             # What the next screen sees again it sees with better bounds.
-            self._pool.forget(segment.first)
+            self._pool.discard_from(segment.first)
             self._use(self._screens.pop(0))
         self._seen += len(segment)
 
@@ -151,7 +151,7 @@ class Scan:
             if due:
                 self._next_raise = tuning.GROWTH * seen
             if crowded:
-                pool.settle(score, exact=False)
+                pool.finalize(score, exact=False)
         if self._hits is not None:
             self._hits.emit(pool, pool.rank(filtered, total))
         return True
@@ -191,7 +191,7 @@ class Scan:
         some += [self._tile(segment, r) for r in stretch[1:]]
         rank = pool.rank(seen, total)
         if self._clueless():
-            pool.lift(first_threshold(some, trace.group, rank, proven=rank == pool.k), rank)
+            pool.raise_to(first_threshold(some, trace.group, rank, proven=rank == pool.k), rank)
             self._fresh = False
         needed = [tile.needed(pool.threshold) for tile in some]
         times = max(map(passing, some, needed)) * seen / rank
@@ -207,7 +207,7 @@ class Scan:
         """Multiply a tile, and hold what passes the filter; False if a wider screen is cheaper."""
         hits.aim(self._pool.threshold)
         values = hits.product.tile(rows)
-        self._hide(segment, rows, values, 0)
+        self._mask_banned(segment, rows, values, 0)
         count = hits.add(rows.start, values)
         self._trace.emitted += count
         self._trace.tiles += 1
@@ -234,8 +234,8 @@ class Scan:
         return self._fresh or bool((self._pool.threshold.numpy() == NO_THRESHOLD).any())
 
     def _hits_of(self, segment: Segment) -> Hits | None:
-        """Hits of a filtered product with a segment, where it has one, and nothing else is asked."""
-        if self._pool.excluded is not None or self._clueless():
+        """What holds hits of a filtered product, where a segment has one and no bound is asked."""
+        if self._pool.dropped_bound is not None or self._clueless():
             return None
         coded = self._screen.coded(segment)
         if self._hits is None and coded is not None:
@@ -245,12 +245,12 @@ class Scan:
 
     def _tile(self, segment: Segment, rows: slice) -> Tile:
         values = self._screen.product(segment, rows, self._centre, self._terms)
-        self._hide(segment, rows, values, -torch.inf)
+        self._mask_banned(segment, rows, values, -torch.inf)
         blocks = self._screen.blocks(segment, slice(rows.start // BLOCK, -(-rows.stop // BLOCK)))
         return Tile(segment.first + rows.start, values, self._terms, blocks)
 
-    def _hide(self, segment: Segment, rows: slice, values: Tensor, nothing: float) -> None:
-        segment.hide(rows, values, nothing)
+    def _mask_banned(self, segment: Segment, rows: slice, values: Tensor, nothing: float) -> None:
+        segment.mask_banned(rows, values, nothing)
         if self._forbidden is not None:
             query, position = self._forbidden
             span = torch.tensor([segment.first + rows.start, segment.first + rows.stop])
@@ -332,9 +332,9 @@ def emit(pool: Pool, tile: Tile, needed: Tensor, group: int) -> int:
 
     maxima = tile.maxima(group).view(-1, per, width)
     reached = maxima >= needed[:, None]
-    if pool.excluded is not None:
+    if pool.dropped_bound is not None:
         over = maxima.masked_fill(reached, -torch.inf).amax(1).double()
-        pool.exclude((over * tile.scale + tile.margin).amax(0) + tile.offset)
+        pool.note_dropped((over * tile.scale + tile.margin).amax(0) + tile.offset)
     hit = places(reached.view(-1)).numpy()
     number = hit // width
     query = hit - number * width
@@ -343,9 +343,9 @@ def emit(pool: Pool, tile: Tile, needed: Tensor, group: int) -> int:
     else:
         found = tile.values.view(-1, group, width).numpy()[number, :, query]  # (hits, group)
         passed = found >= least[number // per * width + query][:, None]
-        if pool.excluded is not None:
+        if pool.dropped_bound is not None:
             upper, _ = bounds(np.where(passed, -np.inf, found).max(1), number, query, group)
-            pool.excluded.scatter_reduce_(
+            pool.dropped_bound.scatter_reduce_(
                 0, torch.from_numpy(query), torch.from_numpy(upper), "amax"
             )
         at = np.flatnonzero(passed)

@@ -30,12 +30,12 @@ from torch import Tensor
 from cossim_fast._lazily import lazily
 from cossim_fast._quiet import quiet
 from cossim_fast._score.exact import norms_over, row_norms, widened
-from cossim_fast._threads import alone, together, usable_threads
+from cossim_fast._threads import run_shared, single_threaded, usable_threads
 from cossim_fast._vecdot import vecdot
 from cossim_fast.retrieval import tuning
 
 if TYPE_CHECKING:
-    from cossim_fast.retrieval.screening.segment_projection import SegmentHeads
+    from cossim_fast.retrieval.screening.segment_projection import SegmentProjection
 
 # Rows that share a scale, a residual bound and a radius.
 BLOCK = 64
@@ -83,9 +83,9 @@ class Segment:
     codes: Tensor | None = None  # (64 blocks, d) int8, 0 where there is no row
     scale: Tensor | None = None  # (blocks,) float32
     residual: Tensor | None = None  # (blocks,) float32
-    whole: np.memmap[Any, Any] | None = None  # the map of a file that the rows lie in
+    mapping: np.memmap[Any, Any] | None = None  # the map of a file that the rows lie in
     sums: Checked | None = None  # of a file whose rows are to be compared as they are read
-    heads: SegmentHeads | None = None  # of an index: for searches of few queries
+    projection: SegmentProjection | None = None  # of an index: for searches of few queries
 
     def __len__(self) -> int:
         return self.rows.shape[0]
@@ -107,7 +107,7 @@ class Segment:
         """How many rows hold NaN or an infinity."""
         return int((~self.norms.isfinite()).sum())
 
-    def hide(self, rows: slice, values: Tensor, nothing: float) -> None:
+    def mask_banned(self, rows: slice, values: Tensor, nothing: float) -> None:
         """Write over values (whole blocks, q) of rows that may not be returned, or are not there.
 
         Args:
@@ -125,7 +125,7 @@ class Segment:
 
 def centre_of(rows: Tensor, sample: int = 1024) -> Tensor:
     """The mean unit row (d,), in float32, of a sample spread over the rows; any centre is valid."""
-    return alone(_mean_unit, rows[:: max(rows.shape[0] // sample, 1)])
+    return single_threaded(_mean_unit, rows[:: max(rows.shape[0] // sample, 1)])
 
 
 def _mean_unit(rows: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ def encode(
     # float64 is coded by torch's threads, and all else by ours.
     threads = usable_threads() if rows.is_cpu and rows.dtype != torch.float64 else 0
     body = partial(_encode, rows, centre, first, codes, into, threads)
-    return alone(body) if threads else body()
+    return single_threaded(body) if threads else body()
 
 
 def _encode(
@@ -280,7 +280,7 @@ def _share(
             deque(left, maxlen=0)  # so that the other threads stop
             raise
 
-    together(max(threads, 1), work)
+    run_shared(max(threads, 1), work)
 
 
 class _Coder:

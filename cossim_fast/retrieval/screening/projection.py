@@ -54,13 +54,13 @@ _UNIT = 2.0**-24
 
 
 @dataclass
-class SplitSegment(Segment):
+class ProjectedSegment(Segment):
     """A segment with the codes of T(y) beside those of its rows."""
 
     head: Segment | None = None
 
 
-class HeadScreen:
+class ProjectionScreen:
     """Codes of T(y) against codes of T(q).
 
     Args:
@@ -99,14 +99,14 @@ class HeadScreen:
         """The codes of T(y). What a sieve says from below does not hold for them."""
         return _head(segment)
 
-    def split(self, segment: Segment, centre: Tensor) -> SplitSegment:
+    def split(self, segment: Segment, centre: Tensor) -> ProjectedSegment:
         """Code T(y) of every row of a segment, as `encode` does y."""
         n, d = segment.rows.shape
         k = self._basis.shape[1]
         blocks = -(-n // BLOCK)
         codes = torch.empty((blocks * BLOCK, k + PARTS), dtype=torch.int8)
         scale, residual = torch.empty(blocks), torch.empty(blocks)
-        step = max(tuning.HEAD_NUMBERS // d // BLOCK, 1) * BLOCK
+        step = max(tuning.PROJECTION_NUMBERS // d // BLOCK, 1) * BLOCK
         usual = usual_scale(self._split_rows(segment, slice(0, n, max(n // _USUAL, 1)), centre))
 
         def fill(starts: Iterable[int]) -> None:
@@ -118,8 +118,10 @@ class HeadScreen:
                 scale[at], residual[at] = code(split, codes[start : start + len(split)], usual)
 
         threads, starts = _threads.usable_threads(), range(0, n, step)
-        parts = tuning.HEAD_SHARE * threads if threads > 1 else 1
-        _threads.apart(threads, [partial(fill, starts[number::parts]) for number in range(parts)])
+        parts = tuning.PROJECTION_SHARE * threads if threads > 1 else 1
+        _threads.run_independent(
+            threads, [partial(fill, starts[number::parts]) for number in range(parts)]
+        )
         # T grows a difference by 1 + e at most. Of a y of length 1, a product with P' and one with
         # P lose (d + k) u |P| each entry by entry, and |P| <= sqrt(k) (1 + e) by Frobenius; the
         # norm of the rest loses d u.
@@ -129,7 +131,7 @@ class HeadScreen:
         residual = residual * grown + lost * radius + UNIT_ROW_ERROR * (1 + self._skew)
         residual = residual + 2 * _UNIT * (radius + residual)
         head = replace(segment, codes=codes, scale=scale, residual=residual, radius=radius)
-        return SplitSegment(
+        return ProjectedSegment(
             **{f.name: getattr(segment, f.name) for f in fields(Segment)}, head=head
         )
 
@@ -139,7 +141,7 @@ class HeadScreen:
 
 
 def _head(segment: Segment) -> Segment:
-    assert isinstance(segment, SplitSegment)
+    assert isinstance(segment, ProjectedSegment)
     assert segment.head is not None
     return segment.head
 
@@ -160,9 +162,9 @@ def _split(y: Tensor, basis: Tensor) -> Tensor:
     return found
 
 
-def choose_head(
+def choose_projection(
     queries: Tensor, rows: Tensor, centre: Tensor, threshold: float, adjacent_code_limit: int
-) -> HeadScreen | None:
+) -> ProjectionScreen | None:
     """The number of directions that promises the fastest join, or None if none pays.
 
     Args:
@@ -174,7 +176,7 @@ def choose_head(
     """
     (n, d), m = queries.shape, rows.shape[0]
     # Rows and queries of the sample must be others, so at most every second row is drawn.
-    if min(n, m) < 2 * _SAMPLE or n * m < tuning.HEAD_PAIRS * d * d or d < 64:
+    if min(n, m) < 2 * _SAMPLE or n * m < tuning.PROJECTION_PAIRS * d * d or d < 64:
         return None
     step, price = m // _SAMPLE, costs.pair_cost(d, "int8")
     tried = queries[1 :: step * max(n // step // _TRIED, 1)]
@@ -182,10 +184,10 @@ def choose_head(
     threads = _threads.usable_threads()
     # Threads that torch has shared an operation among wait awake for the next one, on processors
     # that those apart could use.
-    basis = _threads.alone(
+    basis = _threads.single_threaded(
         _best_basis, rows[::step], tried, centre, threshold, levels, price, threads
     )
-    return None if basis is None else HeadScreen(basis, Int8Screen(adjacent_code_limit))
+    return None if basis is None else ProjectionScreen(basis, Int8Screen(adjacent_code_limit))
 
 
 def _best_basis(
@@ -214,7 +216,7 @@ def _best_basis(
         return None
     # Where so many pairs reach the threshold, no bound rules out enough.
     reached = _product(asked, unit.mT, threads) >= threshold
-    if price * _share(reached) >= tuning.HEAD_WORTH:
+    if price * _share(reached) >= tuning.PROJECTION_WORTH:
         return None
     y = unit.sub_(centre.double())
     # Largest first, and in one piece, which is multiplied in half the time.
@@ -236,8 +238,8 @@ def _best_basis(
 
     widths = [round(share * d / 32) * 32 for share in SHARES]
     tried = [partial(cost, width) for width in widths]
-    least, best = min(zip(_threads.apart(threads, tried), widths, strict=True))
-    if least >= tuning.HEAD_WORTH:
+    least, best = min(zip(_threads.run_independent(threads, tried), widths, strict=True))
+    if least >= tuning.PROJECTION_WORTH:
         return None
     return spread(along[:, : _directions(best)]).float()
 
@@ -249,7 +251,7 @@ def _directions(width: int) -> int:
 
 def _product(a: Tensor, b: Tensor, threads: int) -> Tensor:
     """The product of (n, d) and (d, m), of which threads take rows or columns apart."""
-    parts = tuning.HEAD_SHARE * threads if threads > 1 else 1
+    parts = tuning.PROJECTION_SHARE * threads if threads > 1 else 1
     found = a.new_empty((len(a), b.shape[1]))
     by_rows = len(a) >= b.shape[1]
 
@@ -258,7 +260,9 @@ def _product(a: Tensor, b: Tensor, threads: int) -> Tensor:
 
     cut = a.chunk(parts) if by_rows else b.chunk(parts, 1)
     places = found.chunk(parts, 0 if by_rows else 1)
-    _threads.apart(threads, [partial(fill, *each) for each in zip(cut, places, strict=True)])
+    _threads.run_independent(
+        threads, [partial(fill, *each) for each in zip(cut, places, strict=True)]
+    )
     return found
 
 

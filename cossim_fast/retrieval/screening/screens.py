@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cossim_fast._score.exact import WideRows
 from cossim_fast.retrieval import tuning
-from cossim_fast.retrieval.memory_map import let_go
+from cossim_fast.retrieval.memory_map import release_pages
 from cossim_fast.retrieval.screening import arithmetic, float_product, int8, operators, rates
 from cossim_fast.retrieval.screening.codes import BLOCK, UNIT_ROW_ERROR, Segment, unit_rows
 
@@ -256,10 +256,10 @@ class FloatScreen:
                 found = float_product.in_few_shapes(y, operand, _narrow_product)
             for at, values in found:
                 out[start + at.start : start + at.stop] = values
-            if segment.whole is not None:
+            if segment.mapping is not None:
                 # Else a pass over an index would hold all of its file: 130 MB of 150 000 float16
                 # rows of 384 numbers, and 29 so.
-                let_go(segment.whole, segment.rows[some])
+                release_pages(segment.mapping, segment.rows[some])
         return out
 
     def coded(self, segment: Segment) -> Segment | None:

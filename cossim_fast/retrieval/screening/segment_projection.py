@@ -15,28 +15,28 @@ from cossim_fast.retrieval.screening import costs, screens
 from cossim_fast.retrieval.screening.codes import Segment
 from cossim_fast.retrieval.screening.projection import (
     PARTS,
-    HeadScreen,
-    SplitSegment,
+    ProjectedSegment,
+    ProjectionScreen,
     finite,
     spread,
 )
 
 
 @dataclass(frozen=True)
-class Head:
+class Projection:
     """The heads of a segment.
 
     Their codes are those of all its rows, whatever may be returned of them: removing rows does not
     change them.
     """
 
-    screen: HeadScreen
+    screen: ProjectionScreen
     centre: Tensor  # (d,) that they leave out
-    split: SplitSegment
+    split: ProjectedSegment
     width: int  # numbers of a head
 
 
-class SegmentHeads:
+class SegmentProjection:
     """What belongs to one segment of an index: its heads once they are worth it.
 
     A copy and a pickled one begin anew. Searches in several threads may use it at once: one of them
@@ -44,17 +44,17 @@ class SegmentHeads:
     """
 
     def __init__(self) -> None:
-        self.head: Head | None = None
+        self.head: Projection | None = None
         self.given_up = False
         # Units of queries (q, d) in float64 and the k-th best scores (q,) of searches so far.
         self._searches: list[tuple[Tensor, Tensor]] = []
         self._lock = threading.Lock()
         self._lost = 0
 
-    def __reduce__(self) -> tuple[Callable[..., SegmentHeads], tuple[Any, ...]]:
-        return SegmentHeads, ()
+    def __reduce__(self) -> tuple[Callable[..., SegmentProjection], tuple[Any, ...]]:
+        return SegmentProjection, ()
 
-    def made(self, segment: Segment, centre: Tensor) -> Head | None:
+    def made(self, segment: Segment, centre: Tensor) -> Projection | None:
         """The heads, coded now if it is time."""
         if self.head is None and len(self._searches) >= tuning.FEW_SEARCHES:
             # Where another thread, or a thread of a process that forked this one, is at it.
@@ -81,7 +81,9 @@ class SegmentHeads:
             self.given_up, self.head = True, None
 
 
-def _code(segment: Segment, centre: Tensor, searches: list[tuple[Tensor, Tensor]]) -> Head | None:
+def _code(
+    segment: Segment, centre: Tensor, searches: list[tuple[Tensor, Tensor]]
+) -> Projection | None:
     """Code the heads that promise the fastest search, if that is worth it."""
     n, d = segment.rows.shape
     if screens.choose(d)[0].name != "int8":
@@ -111,5 +113,5 @@ def _code(segment: Segment, centre: Tensor, searches: list[tuple[Tensor, Tensor]
     width = best + PARTS
     (screen,) = screens.choose(width, "int8", queries=tuning.FEW_QUERIES)
     assert isinstance(screen, (screens.Int8Screen, screens.FewQueriesScreen))
-    head = HeadScreen(spread(along[:, :best]).float(), screen)
-    return Head(head, centre, head.split(segment, centre), width)
+    head = ProjectionScreen(spread(along[:, :best]).float(), screen)
+    return Projection(head, centre, head.split(segment, centre), width)

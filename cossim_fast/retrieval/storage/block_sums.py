@@ -79,7 +79,7 @@ class BlockSums:
         row_bytes = len(raw) // max(n, 1)
         self._rows = rows_a_sum(row_bytes)
         self._bytes = self._rows * row_bytes
-        self._state = np.full(len(sums), _FITS if compared else _UNKNOWN, np.uint8)
+        self._snapshot = np.full(len(sums), _FITS if compared else _UNKNOWN, np.uint8)
         self._left = 0 if compared else len(sums)
         self._turn = threading.Condition()
         watch(self)
@@ -87,8 +87,8 @@ class BlockSums:
     def forked(self) -> None:
         """Be fit for use in a child process: the threads that compare are not in it."""
         self._turn = threading.Condition()
-        self._state[self._state == _CLAIMED] = _UNKNOWN
-        self._left = int((self._state != _FITS).sum())
+        self._snapshot[self._snapshot == _CLAIMED] = _UNKNOWN
+        self._left = int((self._snapshot != _FITS).sum())
 
     def check(self, rows: slice | Tensor) -> None:
         """Compare the checksums of the blocks that rows lie in, each once.
@@ -110,10 +110,10 @@ class BlockSums:
             blocks = np.arange(first // self._rows, -(-last // self._rows) if last > first else 0)
         else:
             blocks = np.unique(rows.numpy() // self._rows)
-        blocks = blocks[self._state[blocks] != _FITS]
+        blocks = blocks[self._snapshot[blocks] != _FITS]
         while len(blocks):
             yield blocks
-            blocks = blocks[self._state[blocks] != _FITS]
+            blocks = blocks[self._snapshot[blocks] != _FITS]
 
     def _compare(self, blocks: NDArray[np.int64]) -> None:
         """Compare those that no other thread is at; wait for the others where there are none."""
@@ -121,9 +121,9 @@ class BlockSums:
         good: list[int] = []
         try:
             with self._turn:
-                mine = blocks[self._state[blocks] == _UNKNOWN]
-                self._state[mine] = _CLAIMED
-                if not len(mine) and (self._state[blocks] == _CLAIMED).any():
+                mine = blocks[self._snapshot[blocks] == _UNKNOWN]
+                self._snapshot[mine] = _CLAIMED
+                if not len(mine) and (self._snapshot[blocks] == _CLAIMED).any():
                     self._turn.wait(1.0)
             for block in mine.tolist():
                 some = self._raw[block * self._bytes : (block + 1) * self._bytes]
@@ -138,9 +138,9 @@ class BlockSums:
         finally:
             if len(mine):
                 with self._turn:
-                    self._state[mine[self._state[mine] == _CLAIMED]] = _UNKNOWN
-                    self._left -= int((self._state[good] != _FITS).sum())
-                    self._state[good] = _FITS
+                    self._snapshot[mine[self._snapshot[mine] == _CLAIMED]] = _UNKNOWN
+                    self._left -= int((self._snapshot[good] != _FITS).sum())
+                    self._snapshot[good] = _FITS
                     self._turn.notify_all()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
-from cossim_fast.retrieval.memory_map import let_go, shared_map
+from cossim_fast.retrieval.memory_map import release_pages, shared_map
 from cossim_fast.retrieval.screening.codes import BLOCK
 
 # Numbers of a block: 64 MB of float32, 16 MB of codes.
@@ -49,7 +49,7 @@ class ArrayCorpus:
             block = self.rows[first : min(first + step, stop)]
             yield block
             if self._map is not None:
-                let_go(self._map, block)
+                release_pages(self._map, block)
 
 
 class StreamCorpus:

@@ -33,7 +33,7 @@ class Digest:
         self._continue(view[:first])
         last = first + (len(view) - first) // _LEAF * _LEAF
         leaves = [partial(_leaf, view[at : at + _LEAF]) for at in range(first, last, _LEAF)]
-        for leaf in _threads.apart(_threads.usable_threads(), leaves):
+        for leaf in _threads.run_independent(_threads.usable_threads(), leaves):
             self._whole.update(leaf)
         self._continue(view[last:])
 

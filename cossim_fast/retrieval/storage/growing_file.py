@@ -32,7 +32,7 @@ import torch
 from cossim_fast._replacing import sync_folder
 from cossim_fast._threads import watch
 from cossim_fast.retrieval.storage.tensor_file import NAMES, PAGE, FileError, header, naming, pieces
-from cossim_fast.retrieval.storage.vectors import Rows, converted, rows_of_map
+from cossim_fast.retrieval.storage.vectors import Vectors, converted, vectors_of_map
 
 _KIND = "cossim_fast vectors"
 _RECORDS, _WRITER, _ROWS = PAGE, 3 * PAGE, 4 * PAGE
@@ -67,7 +67,7 @@ class _Commit:
         return None if dtype is None else cls(turn, count, d, dtype, total)
 
 
-class RowFile:
+class VectorFile:
     """A file that one index in one process appends to.
 
     `create` and `reopen` make it. Its descriptor is kept, and locked; a process that was forked
@@ -91,7 +91,7 @@ class RowFile:
         watch(self)
 
     @classmethod
-    def create(cls, path: Path, d: int, dtype: torch.dtype) -> RowFile:
+    def create(cls, path: Path, d: int, dtype: torch.dtype) -> VectorFile:
         """Make a file without rows.
 
         Raises:
@@ -118,7 +118,7 @@ class RowFile:
             raise
 
     @classmethod
-    def reopen(cls, path: Path) -> RowFile:
+    def reopen(cls, path: Path) -> VectorFile:
         """Go on with a file: what was not committed is cut off.
 
         Raises:
@@ -202,16 +202,16 @@ class RowFile:
                 self._write_commit(self._before.count, self._before.sum)
                 self._cut(self._end())
 
-    def rows(self, first: int) -> Rows:
+    def rows(self, first: int) -> Vectors:
         """The rows from one on."""
         shape, size = (self.count - first, self.d), self.d * self.dtype.itemsize
         if not shape[0] * size:
-            return Rows(torch.empty(shape, dtype=self.dtype), owned=True)
+            return Vectors(torch.empty(shape, dtype=self.dtype), owned=True)
         begin, length = _ROWS + first * size, shape[0] * size
         whole = np.memmap(self._unlocked, np.uint8, "r", begin, (length,))
-        return rows_of_map(whole, shape, self.dtype)
+        return vectors_of_map(whole, shape, self.dtype)
 
-    def first_of(self, rows: Rows) -> int | None:
+    def first_of(self, rows: Vectors) -> int | None:
         """Which row of the file is the first of these, if they lie in it."""
         place = rows.place()
         if place is None or place[0] != self.path:

@@ -100,9 +100,9 @@ class Ids:
             return self._serial
         table: dict[Any, int] = {}
         for part in parts:
-            alive = part.alive.numpy()
-            serials = part.serials.numpy()[alive].tolist()
-            table.update(zip(part.ids()[alive].tolist(), serials, strict=True))
+            live = part.live.numpy()
+            serials = part.serials.numpy()[live].tolist()
+            table.update(zip(part.ids()[live].tolist(), serials, strict=True))
         self._serial = table
         return table
 

@@ -27,7 +27,7 @@ from cossim_fast.retrieval.storage.tensor_file import (
     pieces,
     write_tensors,
 )
-from cossim_fast.retrieval.storage.vectors import Rows, rows_of_map
+from cossim_fast.retrieval.storage.vectors import Vectors, vectors_of_map
 
 _KIND = "cossim_fast index"
 _DTYPES = {
@@ -36,17 +36,19 @@ _DTYPES = {
 }
 
 
-def save_parts(path: Path, parts: Sequence[Part], centre: Tensor, said: Mapping[str, str]) -> None:
+def save_parts(
+    path: Path, parts: Sequence[Part], centre: Tensor, metadata: Mapping[str, str]
+) -> None:
     """Write parts, and text beside them."""
     held: dict[str, Tensor | Blocks] = {"centre": centre}
     for number, part in enumerate(parts):
-        named = {**_rows_and_sums(part), "serials": part.serials, "alive": part.alive}
+        named = {**_rows_and_sums(part), "serials": part.serials, "alive": part.live}
         named |= tensors_of(part.segment)
         if part.names is not None:
             named |= _names(part.names)
         held |= {f"{number}.{name}": value for name, value in named.items()}
     with naming(path):
-        write_tensors(path, _KIND, held, {**said, "parts": str(len(parts))})
+        write_tensors(path, _KIND, held, {**metadata, "parts": str(len(parts))})
 
 
 def load_parts(
@@ -80,20 +82,20 @@ def load_parts(
         if wanted != set(file.places):
             other = min(set(file.places) - wanted)
             raise FileError(f"{path} is damaged: it holds {other}, which belongs to no part")
-        return parts, file.read("centre"), file.said
+        return parts, file.read("centre"), file.metadata
 
 
 def _said(file: TensorFile) -> tuple[int, torch.dtype, int, int]:
     """Width, dtype, rows ever added and parts, of the text of an index, all of it checked."""
-    said = file.said
-    numbers = [said.get(key, "") for key in ("width", "count", "parts")]
-    dtype = _DTYPES.get(said.get("dtype", ""))
+    metadata = file.metadata
+    numbers = [metadata.get(key, "") for key in ("width", "count", "parts")]
+    dtype = _DTYPES.get(metadata.get("dtype", ""))
     kinds = ("", *get_args(Kind))
     if (
         not all(re.fullmatch("[0-9]{1,18}", number) for number in numbers)
         or dtype is None
-        or said.get("screen") not in _checks.SCREENS
-        or said.get("ids") not in kinds
+        or metadata.get("screen") not in _checks.SCREENS
+        or metadata.get("ids") not in kinds
     ):
         raise FileError(f"{file.path} is damaged: its header does not describe an index")
     width, count, parts = map(int, numbers)
@@ -117,14 +119,14 @@ def _part(
         "eligible": (torch.bool, (n,)),
         "radius": (torch.float32, (blocks,)),
     }
-    if file.said["screen"] in ("auto", "int8"):
+    if file.metadata["screen"] in ("auto", "int8"):
         shapes["codes"] = torch.int8, (blocks * BLOCK, d)
         shapes["scale"] = shapes["residual"] = torch.float32, (blocks,)
     if file.version > 1:
         shapes["sums"] = torch.uint8, (_sums(n, d, dtype), 4)
-    if file.said["ids"] == "whole numbers":
+    if file.metadata["ids"] == "whole numbers":
         shapes["numbers"] = torch.int64, (n,)
-    elif file.said["ids"] == "strings":
+    elif file.metadata["ids"] == "strings":
         shapes["ends"] = torch.int64, (n,)
         shapes["text"] = torch.uint8, file.shape(f"{begin}text")[:1]
     for name, (expected, shape) in shapes.items():
@@ -140,7 +142,7 @@ def _part(
     segment = Segment(
         first=0,
         rows=rows.tensor,
-        whole=rows.whole,
+        mapping=rows.mapping,
         sums=rows.sums,
         **coded,  # type: ignore[arg-type]
     )
@@ -153,20 +155,20 @@ def _part(
     return part, {f"{begin}{name}" for name in shapes}
 
 
-def _in_memory(file: TensorFile, begin: str, shape: tuple[int, int], *, verify: bool) -> Rows:
-    return Rows(file.read(f"{begin}rows", verify=verify), owned=True)
+def _in_memory(file: TensorFile, begin: str, shape: tuple[int, int], *, verify: bool) -> Vectors:
+    return Vectors(file.read(f"{begin}rows", verify=verify), owned=True)
 
 
-def _mapped(file: TensorFile, begin: str, shape: tuple[int, int], *, verify: bool) -> Rows:
+def _mapped(file: TensorFile, begin: str, shape: tuple[int, int], *, verify: bool) -> Vectors:
     """Rows that stay in the file, with their checksums if it has any, or if they are wanted."""
     dtype = file.dtype(f"{begin}rows")
     if not math.prod(shape):
-        return Rows(torch.empty(shape, dtype=dtype), owned=True)
+        return Vectors(torch.empty(shape, dtype=dtype), owned=True)
     whole = file.mapped(f"{begin}rows")
     if file.version > 1:
         sums = file.read(f"{begin}sums").numpy().view("<u4")[:, 0]
-        return rows_of_map(whole, shape, dtype, sums, compared=not verify)
-    rows = rows_of_map(whole, shape, dtype)
+        return vectors_of_map(whole, shape, dtype, sums, compared=not verify)
+    rows = vectors_of_map(whole, shape, dtype)
     if not verify:
         return rows
     # Version 1 had one checksum for all rows.
@@ -177,7 +179,7 @@ def _mapped(file: TensorFile, begin: str, shape: tuple[int, int], *, verify: boo
             summed.add(piece)
     if total != file.sums[f"{begin}rows"]:
         raise FileError(f"{file.path} is damaged: the checksum of {begin}rows does not fit")
-    return rows_of_map(whole, shape, dtype, summed.sums(), compared=True)
+    return vectors_of_map(whole, shape, dtype, summed.sums(), compared=True)
 
 
 def _rows_and_sums(part: Part) -> dict[str, Tensor | Blocks]:

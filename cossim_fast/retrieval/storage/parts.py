@@ -12,9 +12,9 @@ from torch import Tensor
 
 from cossim_fast._lazily import lazily
 from cossim_fast.retrieval.screening.codes import BLOCK, Segment, encode, large
-from cossim_fast.retrieval.screening.segment_projection import SegmentHeads
-from cossim_fast.retrieval.storage.growing_file import RowFile
-from cossim_fast.retrieval.storage.vectors import Rows
+from cossim_fast.retrieval.screening.segment_projection import SegmentProjection
+from cossim_fast.retrieval.storage.growing_file import VectorFile
+from cossim_fast.retrieval.storage.vectors import Vectors
 
 # Rows that are compared when a file is opened again, so that another is noticed at once. Each may
 # take 2 MB for a moment, as much as some systems map at once.
@@ -29,16 +29,16 @@ class Part:
     counted as rows are added, and never given again.
     """
 
-    rows: Rows
+    rows: Vectors
     segment: Segment
     serials: Tensor  # (n,) int64, ascending
     names: np.ndarray[Any, Any] | None  # (n,) int64 or str: ids that are not the serials
-    alive: Tensor  # (n,) bool: not removed
+    live: Tensor  # (n,) bool: not removed
 
     def __post_init__(self) -> None:
         # To read all of a file would take longer than the searches it serves.
-        if self.segment.heads is None and self.rows.owned and self.segment.codes is not None:
-            self.segment.heads = SegmentHeads()
+        if self.segment.projection is None and self.rows.owned and self.segment.codes is not None:
+            self.segment.projection = SegmentProjection()
 
     def __len__(self) -> int:
         return len(self.segment)
@@ -48,20 +48,20 @@ class Part:
         return self.serials.numpy() if self.names is None else self.names
 
     @lazily
-    def live(self) -> int:
+    def live_count(self) -> int:
         """How many rows were not removed."""
-        return int(self.alive.sum())
+        return int(self.live.sum())
 
     @lazily
     def skipped(self) -> int:
         """How many rows that were not removed hold NaN or an infinity."""
-        return int((self.alive & ~self.segment.norms.isfinite()).sum())
+        return int((self.live & ~self.segment.norms.isfinite()).sum())
 
     def without(self, row: Tensor) -> Part:
         """The part after rows (by number within it) were removed."""
         return replace(
             self,
-            alive=self.alive.index_fill(0, row, False),
+            live=self.live.index_fill(0, row, False),
             segment=without(self.segment, row),
         )
 
@@ -75,20 +75,20 @@ class Part:
         """Check that some rows still have the norms that they were coded with."""
         row = torch.linspace(0, len(self) - 1, min(_COMPARED, len(self))).long()
         self.rows.compare(row, self.segment.norms)
-        self.rows.let_go()
+        self.rows.release_pages()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         # The vectors are pickled once; if they are in a file, by its name and their checksums.
         self.rows.know_sums(self.segment.norms)
         empty = torch.empty((0, 0), dtype=self.rows.tensor.dtype)
-        segment = replace(self.segment, rows=empty, whole=None, sums=None)
+        segment = replace(self.segment, rows=empty, mapping=None, sums=None)
         return {**self.__dict__, "segment": segment}
 
     def __setstate__(self, held: dict[str, Any]) -> None:
         self.__dict__.update(held)
         rows = self.rows
-        self.segment = replace(self.segment, rows=rows.tensor, whole=rows.whole, sums=rows.sums)
+        self.segment = replace(self.segment, rows=rows.tensor, mapping=rows.mapping, sums=rows.sums)
         self.compare()
 
 
@@ -98,26 +98,26 @@ def without(segment: Segment, row: Tensor) -> Segment:
 
 
 def part_of(
-    rows: Rows,
+    rows: Vectors,
     serials: Tensor,
     names: np.ndarray[Any, Any] | None,
     centre: Tensor,
     *,
     codes: bool,
-    alive: Tensor | None = None,
+    live: Tensor | None = None,
 ) -> Part:
     """Encode rows into a part; borrowed ones are copied on the way."""
     if rows.borrowed:
         kept = large(tuple(rows.tensor.shape), rows.tensor.dtype)
         segment = encode(rows.tensor, centre, codes=codes, into=kept)
-        rows = Rows(kept, owned=True)
+        rows = Vectors(kept, owned=True)
     else:
-        segment = replace(_encode(rows, centre, codes=codes), whole=rows.whole, sums=rows.sums)
+        segment = replace(_encode(rows, centre, codes=codes), mapping=rows.mapping, sums=rows.sums)
     part = Part(rows, segment, serials, names, torch.ones(len(segment), dtype=torch.bool))
-    return part if alive is None else part.without((~alive).nonzero()[:, 0])
+    return part if live is None else part.without((~live).nonzero()[:, 0])
 
 
-def _encode(rows: Rows, centre: Tensor, *, codes: bool) -> Segment:
+def _encode(rows: Vectors, centre: Tensor, *, codes: bool) -> Segment:
     """Encode rows; those of a file by blocks, whose memory is given back."""
     n = len(rows.tensor)
     whole: dict[str, Any] = {}
@@ -149,7 +149,7 @@ def positions_of(parts: Sequence[Part], serials: Tensor) -> Tensor:
     found = torch.full(serials.shape, -1)
     for part in parts:
         at = torch.searchsorted(part.serials, serials).clamp_max(len(part) - 1)
-        here = (part.serials[at] == serials) & part.alive[at]
+        here = (part.serials[at] == serials) & part.live[at]
         found[here] = at[here] + part.segment.first
     return found
 
@@ -169,10 +169,10 @@ def ids_at(parts: Sequence[Part], positions: Tensor, missing: Any) -> np.ndarray
 class Piece:
     """Rows that are about to be a part."""
 
-    rows: Rows
+    rows: Vectors
     serials: Tensor
     names: np.ndarray[Any, Any] | None
-    alive: Tensor | None  # None: none was removed
+    live: Tensor | None  # None: none was removed
 
     def __len__(self) -> int:
         return len(self.serials)
@@ -180,34 +180,34 @@ class Piece:
 
 def piece_of(part: Part) -> Piece:
     """What a part is coded from."""
-    return Piece(part.rows, part.serials, part.names, part.alive)
+    return Piece(part.rows, part.serials, part.names, part.live)
 
 
-def join(pieces: Sequence[Piece], file: RowFile | None) -> Piece:
+def merge(pieces: Sequence[Piece], file: VectorFile | None) -> Piece:
     """Pieces that follow one another as one; in memory, without what was removed from them."""
-    if len(pieces) == 1 and (file is not None or pieces[0].alive is None):
+    if len(pieces) == 1 and (file is not None or pieces[0].live is None):
         return pieces[0]
-    alive = torch.cat([_alive(piece) for piece in pieces])
+    live = torch.cat([_live(piece) for piece in pieces])
     serials = torch.cat([piece.serials for piece in pieces])
     named = [piece.names for piece in pieces if piece.names is not None]
     names = np.concatenate(named) if named else None
     if file is not None:
         first = file.first_of(pieces[0].rows)
         assert first is not None
-        return Piece(file.rows(first), serials, names, alive)
+        return Piece(file.rows(first), serials, names, live)
     rows = torch.cat([piece.rows.tensor[_chosen(piece)] for piece in pieces])
-    kept = None if names is None else names[alive.numpy()]
-    return Piece(Rows(rows, owned=True), serials[alive], kept, None)
+    kept = None if names is None else names[live.numpy()]
+    return Piece(Vectors(rows, owned=True), serials[live], kept, None)
 
 
-def _alive(piece: Piece) -> Tensor:
-    if piece.alive is not None:
-        return piece.alive
+def _live(piece: Piece) -> Tensor:
+    if piece.live is not None:
+        return piece.live
     return torch.ones(len(piece.serials), dtype=torch.bool)
 
 
 def _chosen(piece: Piece) -> Tensor | slice:
     """What picks the rows that were not removed, without a copy where none was."""
-    if piece.alive is None or bool(piece.alive.all()):
+    if piece.live is None or bool(piece.live.all()):
         return slice(None)
-    return piece.alive
+    return piece.live

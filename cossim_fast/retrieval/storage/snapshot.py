@@ -10,14 +10,14 @@ import numpy as np
 from torch import Tensor
 
 from cossim_fast.retrieval.screening.codes import centre_of
-from cossim_fast.retrieval.storage.growing_file import RowFile
+from cossim_fast.retrieval.storage.growing_file import VectorFile
 from cossim_fast.retrieval.storage.ids import Ids
-from cossim_fast.retrieval.storage.parts import Part, Piece, join, part_of, piece_of
-from cossim_fast.retrieval.storage.vectors import Rows
+from cossim_fast.retrieval.storage.parts import Part, Piece, merge, part_of, piece_of
+from cossim_fast.retrieval.storage.vectors import Vectors
 
 
 @dataclass(frozen=True)
-class State:
+class Snapshot:
     """All that changes of an index, in one: what is added or removed is there or not, by one step.
 
     Never changed: a search goes on with the state that it began with.
@@ -27,9 +27,9 @@ class State:
     centre: Tensor  # (d,) what codes leave out
     ids: Ids
 
-    def live(self) -> int:
+    def live_count(self) -> int:
         """How many rows were not removed."""
-        return sum(part.live for part in self.parts)
+        return sum(part.live_count for part in self.parts)
 
     def rows(self) -> int:
         """How many rows there are, with those that were removed."""
@@ -40,25 +40,25 @@ class State:
         return sum(part.skipped for part in self.parts)
 
 
-def state_of(parts: Sequence[Part], centre: Tensor, ids: Ids) -> State:
+def snapshot_of(parts: Sequence[Part], centre: Tensor, ids: Ids) -> Snapshot:
     """Number the rows of parts through; parts of which all is removed are left out."""
     numbered: list[Part] = []
     first = 0
     for part in parts:
-        if part.live:
+        if part.live_count:
             numbered.append(part.starting_at(first))
             first += len(part)
-    return State(tuple(numbered), centre, ids)
+    return Snapshot(tuple(numbered), centre, ids)
 
 
 def with_rows(
-    state: State,
-    new: Rows,
+    state: Snapshot,
+    new: Vectors,
     names: np.ndarray[Any, Any] | None,
-    file: RowFile | None,
+    file: VectorFile | None,
     *,
     codes: bool,
-) -> State:
+) -> Snapshot:
     """The state after rows were added; parts that one after the other are not much longer, joined.
 
     Args:
@@ -70,16 +70,18 @@ def with_rows(
     """
     serials = state.ids.serials(len(new.tensor))
     parts, last = list(state.parts), [Piece(new, serials, names, None)]
-    while parts and _joins(parts[-1], last[0], file) and len(parts[-1]) < 2 * sum(map(len, last)):
+    while (
+        parts and _can_merge(parts[-1], last[0], file) and len(parts[-1]) < 2 * sum(map(len, last))
+    ):
         last.insert(0, piece_of(parts.pop()))
-    whole = join(last, file)
+    whole = merge(last, file)
     # Where every row is coded anew, it is time to look where they lie now.
     centre = state.centre if parts else centre_of(whole.rows.sample())
-    part = part_of(whole.rows, whole.serials, whole.names, centre, codes=codes, alive=whole.alive)
-    return state_of([*parts, part], centre, state.ids.with_added(names, serials))
+    part = part_of(whole.rows, whole.serials, whole.names, centre, codes=codes, live=whole.live)
+    return snapshot_of([*parts, part], centre, state.ids.with_added(names, serials))
 
 
-def _joins(part: Part, piece: Piece, file: RowFile | None) -> bool:
+def _can_merge(part: Part, piece: Piece, file: VectorFile | None) -> bool:
     """Whether a part and what follows it can be one."""
     if part.rows.owned or piece.rows.owned or file is None:
         return part.rows.owned and piece.rows.owned
@@ -88,20 +90,20 @@ def _joins(part: Part, piece: Piece, file: RowFile | None) -> bool:
 
 
 def without_rows(
-    state: State, positions: Tensor, names: np.ndarray[Any, Any], *, codes: bool
-) -> State:
+    state: Snapshot, positions: Tensor, names: np.ndarray[Any, Any], *, codes: bool
+) -> Snapshot:
     """The state after the rows at some positions, with these ids, were removed."""
     parts = []
     for part in state.parts:
         row = positions - part.segment.first
         row = row[(row >= 0) & (row < len(part))]
         parts.append(_thinned(part.without(row), state.centre, codes=codes) if len(row) else part)
-    return state_of(parts, state.centre, state.ids.without(names))
+    return snapshot_of(parts, state.centre, state.ids.without(names))
 
 
 def _thinned(part: Part, centre: Tensor, *, codes: bool) -> Part:
     """The part, without its removed rows if they are many and can go."""
-    if not part.rows.owned or not 0 < 2 * part.live < len(part):
+    if not part.rows.owned or not 0 < 2 * part.live_count < len(part):
         return part
-    piece = join([piece_of(part)], None)
+    piece = merge([piece_of(part)], None)
     return part_of(piece.rows, piece.serials, piece.names, centre, codes=codes)

@@ -74,7 +74,7 @@ def write_tensors(
     path: Path,
     kind: str,
     tensors: Mapping[str, Tensor | Blocks],
-    said: Mapping[str, str],
+    metadata: Mapping[str, str],
     *,
     mode: int = 0o666,
 ) -> None:
@@ -87,7 +87,7 @@ def write_tensors(
     shapes = {name: (tensors[name].dtype, tuple(tensors[name].shape)) for name in order}
     sums = dict.fromkeys(order, 0)
     with replacing(path, mode=mode) as file:
-        file.write(header(kind, shapes, said, sums))
+        file.write(header(kind, shapes, metadata, sums))
         for name in order:
             begin = file.tell()
             for piece in pieces(tensors[name]):
@@ -98,17 +98,17 @@ def write_tensors(
                     f"expected {_size(*shapes[name])} bytes of {name}, got {file.tell() - begin}"
                 )
         file.seek(0)
-        file.write(header(kind, shapes, said, sums))
+        file.write(header(kind, shapes, metadata, sums))
 
 
 def header(
     kind: str,
     shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-    said: Mapping[str, str],
+    metadata: Mapping[str, str],
     sums: Mapping[str, int],
 ) -> bytes:
     """The beginning of a file; its length does not depend on the checksums."""
-    text = {**said, "kind": kind, "version": str(VERSION)}
+    text = {**metadata, "kind": kind, "version": str(VERSION)}
     entries: dict[str, Any] = {}
     last = 0
     for name, (dtype, shape) in shapes.items():
@@ -122,9 +122,9 @@ def header(
     return len(coded).to_bytes(8, "little") + coded
 
 
-def _sum_of(said: Mapping[str, str], entries: Mapping[str, Any]) -> str:
+def _sum_of(metadata: Mapping[str, str], entries: Mapping[str, Any]) -> str:
     """The checksum of a header; those of the tensors check themselves."""
-    checked = {key: text for key, text in said.items() if "crc32" not in key}
+    checked = {key: text for key, text in metadata.items() if "crc32" not in key}
     return f"{zlib.crc32(json.dumps([checked, entries], sort_keys=True).encode()):08x}"
 
 
@@ -166,14 +166,16 @@ class TensorFile:
         if size < 8 or length > min(size - 8, _LONGEST_HEADER):
             raise FileError(f"{path} is truncated, or no safetensors file: {size} bytes")
         entries = self._json(self._file.read(length))
-        said = entries.pop("__metadata__", {})
-        if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
+        metadata = entries.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(
+            isinstance(text, str) for text in metadata.values()
+        ):
             raise FileError(f"{path} is damaged: its header cannot be read")
-        self.said: dict[str, str] = said
-        if said.get("kind") != kind:
-            got = said.get("kind", "a safetensors file of somebody else")
+        self.metadata: dict[str, str] = metadata
+        if metadata.get("kind") != kind:
+            got = metadata.get("kind", "a safetensors file of somebody else")
             raise FileError(f"expected {path} to be a {kind}, got {got}")
-        version = said.get("version", "")
+        version = metadata.get("version", "")
         self.version = int(version) if re.fullmatch("[0-9]{1,9}", version) else VERSION + 1
         if self.version > VERSION:
             raise FileError(
@@ -181,10 +183,10 @@ class TensorFile:
                 f"to {VERSION}; upgrade it"
             )
         try:
-            if said.pop("header_crc32") != _sum_of(said, entries):
+            if metadata.pop("header_crc32") != _sum_of(metadata, entries):
                 raise ValueError("its checksum does not fit")
             self.places = {name: _place(8 + length, entry) for name, entry in entries.items()}
-            sums = self._json(said.pop("crc32").encode())
+            sums = self._json(metadata.pop("crc32").encode())
             self.sums = {name: int(sums[name], 16) for name in entries}
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             if isinstance(error, FileError):
@@ -290,4 +292,4 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
         FileError: it is truncated, damaged, of another kind, or of a later version.
     """
     with TensorFile(path, kind) as file:
-        return {name: file.read(name) for name in file.places}, file.said
+        return {name: file.read(name) for name in file.places}, file.metadata

@@ -14,20 +14,20 @@ from torch import Tensor
 
 from cossim_fast import _checks
 from cossim_fast._score.exact import row_norms
-from cossim_fast.retrieval.memory_map import file_map, let_go, shared_map
+from cossim_fast.retrieval.memory_map import file_map, release_pages, shared_map
 from cossim_fast.retrieval.storage.block_sums import BlockSums, Summing, raw_bytes
 from cossim_fast.retrieval.storage.corpus import ArrayCorpus, block_rows
 from cossim_fast.retrieval.storage.tensor_file import FileError, pieces
 
 
-class Rows:
+class Vectors:
     """Full vectors (n, d): in memory, or in a file that is read where they are needed.
 
     Pickling writes those in memory, and of those in a file its name and the place in it.
 
     Args:
         tensor: (n, d).
-        whole: the map that it lies in, if what the map holds is what the file holds.
+        mapping: the map that it lies in, if what the map holds is what the file holds.
         sums: the checksums of all of it, compared where rows are read; None where they are not
             known, or not to be compared.
         owned: in memory, and nobody else's.
@@ -37,44 +37,44 @@ class Rows:
     def __init__(
         self,
         tensor: Tensor,
-        whole: np.memmap[Any, Any] | None = None,
+        mapping: np.memmap[Any, Any] | None = None,
         sums: BlockSums | None = None,
         *,
         owned: bool = False,
         borrowed: bool = False,
     ) -> None:
-        self.tensor, self.whole, self.sums, self.borrowed = tensor, whole, sums, borrowed
+        self.tensor, self.mapping, self.sums, self.borrowed = tensor, mapping, sums, borrowed
         self.owned = owned or borrowed
 
     def place(self) -> tuple[Path, int] | None:
         """The file and the first byte in it, if all bytes of the rows lie there in a row."""
-        whole = self.whole
-        if whole is None or whole.filename is None or not self.tensor.is_contiguous():
+        mapping = self.mapping
+        if mapping is None or mapping.filename is None or not self.tensor.is_contiguous():
             return None
-        begin = self.tensor.data_ptr() - int(whole.__array_interface__["data"][0])
-        return Path(whole.filename), int(whole.offset) + begin
+        begin = self.tensor.data_ptr() - int(mapping.__array_interface__["data"][0])
+        return Path(mapping.filename), int(mapping.offset) + begin
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield all rows by blocks; those of a file take no memory once they were looked at."""
         n, d = self.tensor.shape
-        step = n if self.whole is None else block_rows(d)
+        step = n if self.mapping is None else block_rows(d)
         for start in range(0, n, max(step, 1)):
             block = self.tensor[start : start + step]
             if self.sums is not None:
                 self.sums.check(slice(start, start + step))
             yield block
-            if self.whole is not None:
-                let_go(self.whole, block)
+            if self.mapping is not None:
+                release_pages(self.mapping, block)
 
     def sample(self, count: int = 1024) -> Tensor:
         """Rows spread over all of them, at least so many if there are."""
         step = max(len(self.tensor) // count, 1)
         return torch.cat([rows[::step].clone() for rows in self.blocks()])
 
-    def let_go(self) -> None:
+    def release_pages(self) -> None:
         """Give back the memory of pages of a file that were read."""
-        if self.whole is not None:
-            let_go(self.whole, self.tensor)
+        if self.mapping is not None:
+            release_pages(self.mapping, self.tensor)
 
     def summing(self, norms: Tensor, summed: Summing) -> Iterator[Tensor]:
         """Yield all rows by blocks, adding up their checksums on the way.
@@ -86,7 +86,7 @@ class Rows:
         for block in self.blocks():
             for piece in pieces(block):
                 summed.add(piece)
-            if self.whole is not None and self.sums is None:
+            if self.mapping is not None and self.sums is None:
                 self.compare(slice(first, first + len(block)), norms)
             first += len(block)
             yield block
@@ -120,49 +120,49 @@ class Rows:
                 raw_bytes(self.tensor), len(self.tensor), summed.sums(), place[0], compared=True
             )
 
-    def __reduce__(self) -> tuple[Callable[..., Rows], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., Vectors], tuple[Any, ...]]:
         place = self.place()
         if place is None:
             return _in_memory, (self.tensor.contiguous(),)
         sums = None if self.sums is None else self.sums.sums
-        return map_rows, (*place, tuple(self.tensor.shape), self.tensor.dtype, sums)
+        return map_vectors, (*place, tuple(self.tensor.shape), self.tensor.dtype, sums)
 
 
-def _in_memory(tensor: Tensor) -> Rows:
-    return Rows(tensor, owned=True)
+def _in_memory(tensor: Tensor) -> Vectors:
+    return Vectors(tensor, owned=True)
 
 
-def map_rows(
+def map_vectors(
     path: Path,
     offset: int,
     shape: tuple[int, int],
     dtype: torch.dtype,
     sums: NDArray[np.uint32] | None,
-) -> Rows:
+) -> Vectors:
     """Map rows of a file; their checksums are compared as they are first read."""
     end = offset + math.prod(shape) * dtype.itemsize
     with path.open("rb") as file:
         size = file.seek(0, 2)
         if size < end:
             raise FileError(f"{path} is truncated: {size} bytes, at least {end} expected")
-        whole = np.memmap(file, np.uint8, "r", offset, (end - offset,))
-    return rows_of_map(whole, shape, dtype, sums)
+        mapping = np.memmap(file, np.uint8, "r", offset, (end - offset,))
+    return vectors_of_map(mapping, shape, dtype, sums)
 
 
-def rows_of_map(
-    whole: np.memmap[Any, Any],
+def vectors_of_map(
+    mapping: np.memmap[Any, Any],
     shape: tuple[int, ...],
     dtype: torch.dtype,
     sums: NDArray[np.uint32] | None = None,
     *,
     compared: bool = False,
-) -> Rows:
+) -> Vectors:
     """Rows that are all the bytes of a map; ``compared`` says that their checksums were."""
-    raw = _checks.as_tensor("rows", whole)
+    raw = _checks.as_tensor("rows", mapping)
     held = None
     if sums is not None:
-        held = BlockSums(raw.numpy(), shape[0], sums, whole.filename, compared=compared)
-    return Rows(raw.view(dtype).view(shape), whole, held)
+        held = BlockSums(raw.numpy(), shape[0], sums, mapping.filename, compared=compared)
+    return Vectors(raw.view(dtype).view(shape), mapping, held)
 
 
 def converted(rows: Any, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -180,15 +180,15 @@ def converted(rows: Any, dtype: torch.dtype) -> Iterator[Tensor]:
         yield held
 
 
-def rows_of(given: Any, dtype: torch.dtype) -> Rows:
+def vectors_of(given: Any, dtype: torch.dtype) -> Vectors:
     """Rows of one dtype; a memory map that has it stays where it is, and memory is borrowed."""
     rows = _checks.embedding_rows("embeddings", given)
     if rows.dtype == dtype and file_map(given) is None:
-        return Rows(rows, borrowed=True)
+        return Vectors(rows, borrowed=True)
     if rows.dtype == dtype and rows.data_ptr() == given.ctypes.data:
-        return Rows(rows, shared_map(given))
+        return Vectors(rows, shared_map(given))
     held, first = torch.empty(tuple(rows.shape), dtype=dtype), 0
     for block in converted(given, dtype):
         held[first : first + len(block)] = block
         first += len(block)
-    return Rows(held, owned=True)
+    return Vectors(held, owned=True)

@@ -7,7 +7,7 @@ The stock interpreter of the versions named in ``KNOWN_VERSIONS``
 - runs a reduction with an unknown combine function one element at a time;
 - lets numpy warn where a device silently gives infinity or NaN.
 
-``harden()`` replaces these methods. tests/kernels/test_kernel_interpreter.py checks each replacement.
+``harden()`` replaces these methods; tests/kernels/test_kernel_interpreter.py checks each.
 """
 
 import dataclasses

@@ -8,13 +8,13 @@ import sys
 import threading
 import time
 
-import arithmetic as models
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import arithmetic as models
 from cossim_fast import _threads, iter_pairs_above, pairs_above
 from cossim_fast._score.exact import score_pairs, widen
 from cossim_fast.retrieval import Pairs, TooManyPairsError, tuning

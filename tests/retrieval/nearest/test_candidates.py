@@ -69,4 +69,4 @@ def test_candidates_are_taken_and_kept_by_column():
     some = Candidates(*columns)
     assert some.taken(np.array([3, 1])).row.tolist() == [30, 10]
     assert some.kept(some.query > 1).row.tolist() == [20, 30]
-    assert Candidates.join([Candidates.none(), some]).middle().tolist() == [0.5] * 4
+    assert Candidates.concatenate([Candidates.none(), some]).middle().tolist() == [0.5] * 4

@@ -3,19 +3,19 @@
 import pickle
 import threading
 
-import arithmetic as models
 import numpy as np
 import pytest
-import search_data
 import torch
 
+import arithmetic as models
+import search_data
 from cossim_fast import CosineIndex
 from cossim_fast._score.exact import score_pairs, widen
 from cossim_fast.retrieval import tuning
 from cossim_fast.retrieval.nearest import few_queries
 from cossim_fast.retrieval.screening import projection, screens
 from cossim_fast.retrieval.screening.codes import BLOCK, centre_of, encode
-from cossim_fast.retrieval.screening.segment_projection import SegmentHeads
+from cossim_fast.retrieval.screening.segment_projection import SegmentProjection
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 WIDTH = 100
@@ -44,7 +44,7 @@ def multiplied(request, monkeypatch, processor):
 
 
 def heads_of(index):
-    return [part.segment.heads.head for part in index._state.parts]
+    return [part.segment.projection.head for part in index._snapshot.parts]
 
 
 def with_heads(x, like, **options):
@@ -90,10 +90,10 @@ def test_no_cosine_is_above_its_bound(dtype, processor):
     queries[1] = x[7]
     centre = centre_of(x)
     segment = encode(x, centre)
-    segment.heads = SegmentHeads()
+    segment.projection = SegmentProjection()
     wide = widen(queries)
     few_queries.note(segment, wide, torch.tensor([0.5, 0.5]).double())
-    head = few_queries.head_of(segment, centre)
+    head = few_queries.projection_of(segment, centre)
     tile = few_queries._tile(head, segment, wide, None)
     by_row = [x.repeat_interleave(BLOCK, 0)[:300].mT for x in (tile.scale, tile.margin)]
     bare = tile.values[:300].mT.double() * by_row[0] + tile.offset[:, None]
@@ -199,8 +199,8 @@ def test_goes_on_with_whole_codes_where_too_many_pass(monkeypatch):
         assert heads_of(index)[0] is not None
         some = queries[number : number + 2]
         assert_brute(index.search(some, 5), some, x, 5)
-    (part,) = index._state.parts
-    assert part.segment.heads.given_up
+    (part,) = index._snapshot.parts
+    assert part.segment.projection.given_up
     assert_brute(index.search(queries[:1], 5), queries[:1], x, 5)
     assert "few queries" not in index.explain(queries[:1], 5).reason
 
@@ -216,7 +216,7 @@ def test_chosen_where_it_pays_alone(monkeypatch, int8_product):
             assert heads_of(index) == [None]
             index.search(rows[number][None], 3)
         assert (heads_of(index)[0] is not None) == pays
-        assert index._state.parts[0].segment.heads.given_up != pays
+        assert index._snapshot.parts[0].segment.projection.given_up != pays
     index = CosineIndex(x)
     for number in range(2 * tuning.FEW_SEARCHES):
         index.search(x[:3], 3)
@@ -234,7 +234,7 @@ def test_neither_pickled_nor_saved_nor_made_of_a_file(tmp_path):
     x, queries = varied(1500), varied(2, seed=1)
     index = with_heads(x, queries)
     plain = CosineIndex(x)
-    plain._state.parts[0].segment.heads.given_up = True
+    plain._snapshot.parts[0].segment.projection.given_up = True
     plain.search(queries, 1)
     held = pickle.dumps(index)
     assert len(held) == len(pickle.dumps(plain))
@@ -249,7 +249,7 @@ def test_neither_pickled_nor_saved_nor_made_of_a_file(tmp_path):
     mapped = CosineIndex.load(tmp_path / "index")
     for _ in range(3):
         assert_brute(mapped.search(queries, 5), queries, x, 5)
-    assert mapped._state.parts[0].segment.heads is None
+    assert mapped._snapshot.parts[0].segment.projection is None
 
 
 @pytest.mark.usefixtures("int8_product", "eager")
@@ -259,7 +259,7 @@ def test_threads_search_while_heads_are_coded(monkeypatch):
     index = CosineIndex(x)
     wanted = search_data.brute_force(queries, x, 5)[1]
     coding, others, coded = threading.Event(), threading.Event(), []
-    split = projection.HeadScreen.split
+    split = projection.ProjectionScreen.split
 
     def slow(*args):
         coded.append(threading.get_ident())
@@ -267,7 +267,7 @@ def test_threads_search_while_heads_are_coded(monkeypatch):
         assert others.wait(60)
         return split(*args)
 
-    monkeypatch.setattr(projection.HeadScreen, "split", slow)
+    monkeypatch.setattr(projection.ProjectionScreen, "split", slow)
     wrong = []
 
     def work():

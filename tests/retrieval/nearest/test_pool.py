@@ -17,7 +17,7 @@ def test_what_misses_a_raised_threshold_is_dropped_and_noted():
     assert held.threshold[1] <= 0.49
     assert held.threshold.tolist() == pytest.approx([0.19, 0.49], abs=0.05)
     assert len(held) == 4
-    assert held.excluded.tolist() == [-torch.inf, pytest.approx(0.11)]
+    assert held.dropped_bound.tolist() == [-torch.inf, pytest.approx(0.11)]
     assert held.pending == 0
 
 
@@ -53,7 +53,7 @@ def test_the_best_are_kept_however_the_errors_lean(k, likely, lean):
     query, row = np.divmod(draw.permutation(120), 40)
     held, known = Pool(3, k), Known(torch.from_numpy(scores), likely)
     held.add(query, row, middle[query, row] + 0.2, middle[query, row] - 0.2)
-    held.settle(known, exact=True)
+    held.finalize(known, exact=True)
     best, rows = np.full((3, k), np.nan), np.full((3, k), -1)
     held.best(best, rows)
     order = np.lexsort((np.arange(40) + 0 * scores, -scores), axis=1)[:, :k]

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from search_data import CORPORA, brute_force, make
 
 from cossim_fast import CosineIndex, _products, topk
 from cossim_fast.retrieval import tuning
 from cossim_fast.retrieval.nearest import ranked
 from cossim_fast.retrieval.screening import costs, float_product, rates
+from search_data import CORPORA, brute_force, make
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -86,7 +86,7 @@ def _without_margin(values, margin, k, passing=ranked._passing):
 
 def test_what_decides(monkeypatch):
     _, corpus = make("gaussian", 1600, 384, 20, torch.float32)
-    segment = CosineIndex(corpus)._state.parts[0].segment
+    segment = CosineIndex(corpus)._snapshot.parts[0].segment
     for name, rate in {"int8": 450.0, "float32": 128.0}.items():
         monkeypatch.setattr(rates, name, lambda rate=rate: rates.Rate(rate, rate / 128))
     monkeypatch.setattr(costs, "pair_ns", lambda: 140.0)

@@ -4,16 +4,16 @@ from math import isnan
 
 import pytest
 import torch
-from ladder import coding, oracle, screening
-from ladder.checks import BF16, F16, F32
-from ladder.reach import as_cuda  # noqa: F401  (a fixture)
-from ladder.runtime import DEVICE, needs_kernels
-from ladder.screening import INT8, Screen
 
 from cossim_fast import _ops
 from cossim_fast._cpu import topk_ops
 from cossim_fast.retrieval.nearest import screened_topk as screened_module
 from cossim_fast.retrieval.nearest.screened_topk import screened_topk
+from ladder import coding, oracle, screening
+from ladder.checks import BF16, F16, F32
+from ladder.reach import as_cuda  # noqa: F401  (a fixture)
+from ladder.runtime import DEVICE, needs_kernels
+from ladder.screening import INT8, Screen
 
 
 def brute_force(s: Screen, k: int) -> tuple[list, list]:

@@ -5,14 +5,13 @@ import platform
 import subprocess
 import sys
 
-import arithmetic as models
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from search_data import CORPORA, brute_force, make
 
+import arithmetic as models
 from cossim_fast import CosineIndex, _reference, topk
 from cossim_fast._score.exact import row_norms, score_pairs, widen
 from cossim_fast.retrieval import VerificationError, tuning
@@ -21,6 +20,7 @@ from cossim_fast.retrieval.nearest import pool, scan
 from cossim_fast.retrieval.nearest import topk as topk_module
 from cossim_fast.retrieval.screening import codes
 from cossim_fast.retrieval.storage import corpus as corpus_module
+from search_data import CORPORA, brute_force, make
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SCREENS = ["auto", "bfloat16", "float32"]
@@ -96,7 +96,7 @@ def batches_apart(monkeypatch):
 @pytest.mark.parametrize("kind", CORPORA)
 @pytest.mark.usefixtures("small_parts", "batches_apart")
 def test_every_kind_of_corpus_in_batches_apart(kind):
-    assert batches_module.threads_apart(20, 1) == 3
+    assert batches_module.independent_threads(20, 1) == 3
     assert [some.stop for some in batches_module.batches(20, 9, 3)] == [3, 6, 10, 13, 16, 20]
     dtype = torch.float64 if kind == "near" else torch.float32
     queries, corpus = make(kind, 1111, 24, 20, dtype)
@@ -108,7 +108,7 @@ def test_every_kind_of_corpus_in_batches_apart(kind):
 
 @pytest.mark.usefixtures("batches_apart")
 def test_fewer_queries_than_threads():
-    assert batches_module.threads_apart(2, 1) == 1
+    assert batches_module.independent_threads(2, 1) == 1
     queries, corpus = make("clustered", 300, 24, 2, torch.float32)
     assert_exact(topk(queries, corpus, 9), queries, corpus, 9)
     assert topk(queries[:0], corpus, 9).indices.shape == (0, 9)

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from search_data import CORPORA, brute_force, make
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cossim_fast import topk
 from cossim_fast.retrieval.nearest import topk as topk_module
 from cossim_fast.retrieval.nearest.gpu import device_oracle, search_on_device
 from cossim_fast.retrieval.results import assemble
+from search_data import CORPORA, brute_force, make
 
 
 @pytest.mark.parametrize("k", [1, 10, 70])
@@ -25,7 +25,7 @@ def test_every_kind_of_corpus(kind, k):
     found = assemble(queries, best, double=False, oracle=device_oracle(queries, corpus))
     found.certificate.verify(None)
     # The best of the others is scored.
-    assert torch.equal(best.excluded, scores[:, k].nan_to_num(-torch.inf))
+    assert torch.equal(best.dropped_bound, scores[:, k].nan_to_num(-torch.inf))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -6,12 +6,12 @@ import tracemalloc
 
 import pytest
 import torch
-from search_data import CORPORA, make
 
 from cossim_fast._score.exact import row_norms
 from cossim_fast.retrieval import tuning
 from cossim_fast.retrieval.screening import codes
 from cossim_fast.retrieval.screening.codes import BLOCK, centre_of, encode
+from search_data import CORPORA, make
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

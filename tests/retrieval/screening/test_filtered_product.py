@@ -1,11 +1,10 @@
 """What a sieve lets through, and what it says of it, pair by pair, against float64."""
 
-import arithmetic as models
 import numpy as np
 import pytest
 import torch
-from search_data import CORPORA, make
 
+import arithmetic as models
 from cossim_fast import CosineIndex, _reference, topk
 from cossim_fast._score.exact import widen
 from cossim_fast.retrieval import tuning
@@ -13,6 +12,7 @@ from cossim_fast.retrieval.nearest.hits import Hits
 from cossim_fast.retrieval.nearest.pool import Pool
 from cossim_fast.retrieval.screening import codes, int8, screens
 from cossim_fast.retrieval.screening.filtered_product import FilteredProduct, passed
+from search_data import CORPORA, make
 
 pytestmark = models.every_processor
 
@@ -217,8 +217,8 @@ def test_a_tile_is_cut_around_blocks_that_do_not_suit(odd, expected, processor):
     for block in odd:
         corpus[block * 64 : block * 64 + 64, 1:] *= 1e-3  # as long as one entry
     index = CosineIndex(corpus, screen="int8")
-    segment = index._state.parts[0].segment
-    terms = screens.choose(24, "int8")[0].queries(widen(queries), index._state.centre)
+    segment = index._snapshot.parts[0].segment
+    terms = screens.choose(24, "int8")[0].queries(widen(queries), index._snapshot.centre)
     parts = FilteredProduct(terms, segment).parts(slice(0, 640))
     assert [(part.start, part.stop) for part in parts] == expected
     assert torch.equal(index.search(queries, 5).indices, topk(queries, corpus, 5).indices)

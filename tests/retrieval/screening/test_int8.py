@@ -3,10 +3,10 @@
 import platform
 from concurrent.futures import ThreadPoolExecutor
 
-import arithmetic as models
 import pytest
 import torch
 
+import arithmetic as models
 from cossim_fast import CosineIndex, pairs_above, topk
 from cossim_fast._score.exact import widen
 from cossim_fast.retrieval import tuning
@@ -296,9 +296,9 @@ def test_names_of_other_processors(monkeypatch):
 @pytest.fixture
 def forgotten():
     """Nothing was found out of this process, before and after."""
-    models.forget()
+    models.discard_from()
     yield
-    models.forget()
+    models.discard_from()
 
 
 @pytest.mark.usefixtures("forgotten")

@@ -1,9 +1,9 @@
 """The screen on few directions: its bound holds, and joins that use it find every pair."""
 
-import arithmetic as models
 import pytest
 import torch
 
+import arithmetic as models
 from cossim_fast import _threads, deduplicate, iter_pairs_above, pairs_above
 from cossim_fast._score.exact import score_pairs, widen
 from cossim_fast.retrieval import tuning
@@ -31,7 +31,7 @@ def decaying(n, seed=0, dtype=torch.float32):
 def screen_of(x, k):
     y = projection.finite(x) - centre_of(x).double()
     along = torch.linalg.eigh(y.mT @ y).eigenvectors.flip(1)
-    return projection.HeadScreen(
+    return projection.ProjectionScreen(
         projection.spread(along[:, :k]).float(), Int8Screen(models.limit())
     )
 
@@ -39,7 +39,7 @@ def screen_of(x, k):
 def test_heads_do_not_depend_on_threads(monkeypatch, processor):
     """Threads make the heads of some rows each: of all rows together, and the same ones."""
     monkeypatch.setattr(_threads, "processors", lambda: 16)
-    monkeypatch.setattr(tuning, "HEAD_NUMBERS", 2 * BLOCK * D)
+    monkeypatch.setattr(tuning, "PROJECTION_NUMBERS", 2 * BLOCK * D)
     x = decaying(3000)
     screen, segment, before = screen_of(x, 28), encode(x, centre_of(x)), torch.get_num_threads()
     made = []
@@ -61,7 +61,7 @@ def test_no_cosine_is_above_its_bound(basis, dtype, processor):
     screen = screen_of(x, {"of the rows": 28, "all directions": D, "one": 1, "skewed": 28}[basis])
     if basis == "skewed":
         # Far from orthonormal: the bound must not lean on it.
-        screen = projection.HeadScreen(
+        screen = projection.ProjectionScreen(
             screen._basis + 0.02 * torch.randn(D, 28), Int8Screen(models.limit())
         )
     centre = centre_of(x)
@@ -87,11 +87,11 @@ def test_no_cosine_is_above_its_bound(basis, dtype, processor):
 def eager(monkeypatch):
     """Heads for small inputs, and a note of those that were chosen."""
     monkeypatch.setattr(projection, "_SAMPLE", 64)
-    monkeypatch.setattr(tuning, "HEAD_PAIRS", 0)
+    monkeypatch.setattr(tuning, "PROJECTION_PAIRS", 0)
     chosen = []
-    choose = projection.choose_head
+    choose = projection.choose_projection
     monkeypatch.setattr(
-        "cossim_fast.retrieval.joins.corpus.choose_head",
+        "cossim_fast.retrieval.joins.corpus.choose_projection",
         lambda *args: chosen.append(choose(*args)) or chosen[-1],
     )
     return chosen

@@ -1,14 +1,14 @@
 """The proven bound of every screen, pair by pair, against float64."""
 
-import arithmetic as models
 import pytest
 import torch
-from search_data import CORPORA, make
 
+import arithmetic as models
 from cossim_fast import _reference
 from cossim_fast._score.exact import widen
 from cossim_fast.retrieval.screening import arithmetic, codes, int8, screens
 from cossim_fast.retrieval.screening.tile import Tile
+from search_data import CORPORA, make
 
 MADE = {
     "float32": lambda: screens.FloatScreen("float32"),

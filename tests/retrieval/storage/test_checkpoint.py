@@ -9,8 +9,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from checkpoint_runs import ROWS, EndedError, ending_after, small_stretches
 
+from checkpoint_runs import ROWS, EndedError, ending_after, small_stretches
 from cossim_fast import iter_pairs_above, pairs_above, topk
 from cossim_fast.retrieval import FileError, InUseError
 from cossim_fast.retrieval.storage import own_files, tensor_file

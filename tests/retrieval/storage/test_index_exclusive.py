@@ -8,12 +8,12 @@ import sys
 
 import pytest
 import torch
-from index_data import QUERIES, assert_same, rows
 from safetensors.torch import load_file
 
 from cossim_fast import CosineIndex, topk
 from cossim_fast.retrieval import FileError
 from cossim_fast.retrieval.storage import growing_file
+from index_data import QUERIES, assert_same, rows
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 QUIET = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")

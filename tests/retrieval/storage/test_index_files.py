@@ -120,10 +120,10 @@ def test_a_memory_map_stays_where_it_is(mode, tmp_path):
     np.save(tmp_path / "x.npy", rows(500).numpy())
     given = np.load(tmp_path / "x.npy", mmap_mode=mode)[100:]
     index = CosineIndex(given)
-    assert index._state.parts[0].rows.tensor.data_ptr() == given.ctypes.data
+    assert index._snapshot.parts[0].rows.tensor.data_ptr() == given.ctypes.data
     for some in rows(900, seed=3).split(100):
         index.add(some)
-    assert index._state.parts[0].rows.tensor.data_ptr() == given.ctypes.data
+    assert index._snapshot.parts[0].rows.tensor.data_ptr() == given.ctypes.data
     x = torch.cat([rows(500)[100:], rows(900, seed=3)])
     assert_same(index.search(QUERIES, 9), topk(QUERIES, x, 9))
     assert_same(pickle.loads(pickle.dumps(index)).search(QUERIES, 9), topk(QUERIES, x, 9))
@@ -472,7 +472,7 @@ def test_pages_that_scoring_read_are_let_go_by_stretches(tmp_path, monkeypatch):
     mapped = CosineIndex(np.load(tmp_path / "x.npy", mmap_mode="r"))
     expected = CosineIndex(x).search(QUERIES, 9)
     done = []
-    score, let_go = score_pairs, batches_module.let_go
+    score, release_pages = score_pairs, batches_module.release_pages
 
     def scoring(queries, rows, query, row, norms):
         done.append(("scored", int(row.min()) // 64, int(row.max()) // 64))
@@ -481,11 +481,11 @@ def test_pages_that_scoring_read_are_let_go_by_stretches(tmp_path, monkeypatch):
     def letting_go(whole, rows):
         first = (rows.data_ptr() - whole.ctypes.data) // (16 * 4)
         done.append(("let go", first // 64, (first + len(rows) - 1) // 64))
-        let_go(whole, rows)
+        release_pages(whole, rows)
 
     monkeypatch.setattr(batches_module, "block_rows", lambda d: 64)
     monkeypatch.setattr(near_module, "score_pairs", scoring)
-    monkeypatch.setattr(batches_module, "let_go", letting_go)
+    monkeypatch.setattr(batches_module, "release_pages", letting_go)
     for index in (mapped, pickle.loads(pickle.dumps(mapped))):
         done.clear()
         assert_same(index.search(QUERIES, 9), expected)

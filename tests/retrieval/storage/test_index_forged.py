@@ -8,11 +8,11 @@ import zlib
 
 import numpy as np
 import pytest
-from index_data import QUERIES, assert_same, changed_index, put_together, rows, taken_apart
 
 from cossim_fast import CosineIndex
 from cossim_fast.retrieval import FileError
 from cossim_fast.retrieval.storage import growing_file
+from index_data import QUERIES, assert_same, changed_index, put_together, rows, taken_apart
 
 HOSTILE = [
     None, True, -1, 0, 1, 7, 1.5, 2**31, 2**62, 2**63, 2**64, 10**9, -(10**9), 10**30, "", "x",

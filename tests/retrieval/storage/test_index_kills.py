@@ -10,12 +10,12 @@ import sys
 
 import pytest
 import torch
-from index_data import QUERIES, assert_same, rows
 from safetensors.torch import load_file
 
 from cossim_fast import CosineIndex, topk
 from cossim_fast.retrieval import FileError
 from cossim_fast.retrieval.storage import growing_file
+from index_data import QUERIES, assert_same, rows
 
 KILLS = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 
@@ -107,7 +107,7 @@ AT_EACH_STEP = (
 def dying(step, share):
     # Kills itself in the middle of a write, or before a flush.
     def before():
-        write, fsync = growing.RowFile._write, os.fsync
+        write, fsync = growing.VectorFile._write, os.fsync
         left = step
 
         def count():
@@ -127,7 +127,7 @@ def dying(step, share):
                 os.kill(os.getpid(), signal.SIGKILL)
             fsync(number)
 
-        growing.RowFile._write, os.fsync = writes, flushes
+        growing.VectorFile._write, os.fsync = writes, flushes
     return before
 
 for step in range(18):
@@ -210,7 +210,7 @@ def test_a_page_of_the_head_that_was_half_written_is_made_anew(page, tmp_path):
 def test_an_interrupted_add_does_not_disturb_the_next(step, share, again, tmp_path, monkeypatch):
     path = tmp_path / "vectors"
     index = CosineIndex(rows(50), path=path)
-    write, left = growing_file.RowFile._write, step
+    write, left = growing_file.VectorFile._write, step
 
     def interrupted(self, place, piece):
         nonlocal left
@@ -221,7 +221,7 @@ def test_an_interrupted_add_does_not_disturb_the_next(step, share, again, tmp_pa
         write(self, place, piece)
 
     with monkeypatch.context() as patched:
-        patched.setattr(growing_file.RowFile, "_write", interrupted)
+        patched.setattr(growing_file.VectorFile, "_write", interrupted)
         if step < 3:  # rows, record, header
             with pytest.raises(KeyboardInterrupt):
                 index.add(rows(20, seed=3))
@@ -288,7 +288,7 @@ def test_a_disk_that_is_full_is_named(tmp_path, monkeypatch):
     def full(self, place, piece):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(growing_file.RowFile, "_write", full)
+    monkeypatch.setattr(growing_file.VectorFile, "_write", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*vectors'"):
         index.add(rows(5))
 
