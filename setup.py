@@ -42,8 +42,8 @@ EXTRAS = {
         "faiss-cpu>=1.13",
         "usearch>=2.20",
     ],
-    # Whole libraries and their conformance suites, for `make test-faces`.
-    "faces": [
+    # Whole libraries and their conformance suites, for `make test-adapters`.
+    "adapters": [
         "langchain-tests>=1",
         "mteb>=2",
         "datasets>=3",

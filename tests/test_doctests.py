@@ -13,7 +13,7 @@ MODULES = ["cossim_fast"] + [
     found.name
     for found in pkgutil.walk_packages(cossim_fast.__path__, "cossim_fast.")
     if not found.name.startswith("cossim_fast.kernels.")  # need Triton, and a device
-    and found.name != "cossim_fast.integrations.langchain"  # in tests/faces, with the library
+    and found.name != "cossim_fast.integrations.langchain"  # in tests/adapters, with the library
 ]
 
 

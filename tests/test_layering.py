@@ -75,8 +75,8 @@ AT_IMPORT = {"torch", "numpy", "cossim_fast", *sys.stdlib_module_names}
 IN_FUNCTIONS_OF = {"diagnose", "files", "integrations", "cli", "retrieval", "_ops"}
 # The commands stand on these; the room's own __init__ imports them when the command runs.
 AT_IMPORT_OF = {"cli": {"typer", "rich"}}
-# Faces that are subclasses of what they stand in for: nobody imports them who has not the library.
-FACES = {
+# Subclasses of what they stand in for: nobody imports them who has not the library.
+ADAPTERS = {
     "integrations/sklearn.py": {"sklearn", "scipy"},
     "integrations/langchain.py": {"langchain_core"},
 }
@@ -111,7 +111,7 @@ def room_of(path: Path) -> str:
 def broken_rules(room: str, source: str, path: str = "") -> list[str]:
     """Say what a source of that room imports against the rules."""
     broken = []
-    at_import = AT_IMPORT | AT_IMPORT_OF.get(room, set()) | FACES.get(path, set())
+    at_import = AT_IMPORT | AT_IMPORT_OF.get(room, set()) | ADAPTERS.get(path, set())
     rooms = set(RULES) | {"kernels"}
     for name, inside in imports_of(source):
         top, *rest = name.split(".")
