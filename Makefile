@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --e
 PACKAGING := setup.py pyproject.toml constraints.txt
 
 .PHONY: demo test test-processors test-oldest test-adapters test-model kernels gpu gpu-test \
-	gpu-install bench bench-full bench-report bench-compare confusion lint format clean
+	gpu-install bench bench-full bench-report bench-compare confusion docs lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
 	$(BIN)/python -P examples/demo.py
@@ -98,6 +98,11 @@ format: $(VENV)/.dev
 confusion: $(VENV)/.dev  ## what the diagnosis finds in cases of known cause
 	$(BIN)/python tests/diagnose_cases.py --write docs/diagnose-confusion.md
 
+# The variable silences the advertisement of a successor that mkdocs-material prints.
+docs: $(VENV)/.docs  ## the site of docs/ and the docstrings, in out/site; broken links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
+	@echo "wrote out/site/index.html"
+
 clean:
 	rm -rf $(VENV) $(OLDEST_VENV) build dist out *.egg-info
 
@@ -120,6 +125,10 @@ $(OLDEST_VENV)/.core: $(PACKAGING)
 
 $(VENV)/.adapters: $(BIN)/python $(PACKAGING)
 	$(INSTALL) ".[test,adapters]"
+	touch $@
+
+$(VENV)/.docs: $(BIN)/python $(PACKAGING)
+	$(INSTALL) ".[docs]"
 	touch $@
 
 $(VENV)/.bench: $(BIN)/python $(PACKAGING)

@@ -105,12 +105,14 @@ def test_doubling():
     assert growth.doubling(0.0) == "1.00×"
 
 
-def test_a_loss_is_shown_with_its_reason():
+def test_a_loss_comes_first_with_its_reason():
     lost = case(ours=2.0, theirs=1.0, why="Because of this.")
     page = tables.full(results(lost), "core.json")
-    line = "Because of this. So in paired rows (1000, 384), float32, 2 threads: theirs (0.5× (0.495"
-    assert line in page
-    assert "**0.5× (0.495 to 0.505)** theirs" in tables.headline(results(lost))
+    slower = page.index("## What is slower than a peer")
+    assert slower < page.index("## Growth") < page.index("## Targets") < page.index("## Every case")
+    reason = page.index("Because of this.\n")
+    line = "| paired rows (1000, 384), float32, 2 threads | theirs 0.5× (0.495 to 0.505) |"
+    assert slower < reason < page.index(line) < page.index("## Growth")
     lost["why"] = ""
     assert tables.UNEXPLAINED in tables.full(results(lost), "core.json")
 
@@ -118,11 +120,12 @@ def test_a_loss_is_shown_with_its_reason():
 def test_floors_and_approximate_contenders_win_no_race():
     found = case()
     found["contenders"]["roughly"] = entry(0.5, approximate=True)
-    assert tables.losses(results(found)) == []
-    assert tables.losses(results(case(theirs=1.005))) == [], "within the interval"
+    assert tables.losses(results(found)) == {}
+    assert "Nothing, beyond the interval." in tables.full(results(found), "x.json")
+    assert tables.losses(results(case(theirs=1.005))) == {}, "within the interval"
 
 
-def test_a_missed_target_is_in_readme():
+def test_a_missed_target_is_said_before_the_table():
     target = {
         "kind": "speed",
         "bound": 3.0,
@@ -132,15 +135,10 @@ def test_a_missed_target_is_in_readme():
         "measured": {"median": 2.0, "low": 1.9, "high": 2.1},
         "reached": False,
     }
-    missed = case(targets=[target], headline=False)
-    text = tables.headline(results(missed))
-    assert "at least 3× as fast as theirs: 2× (1.9 to 2.1) as fast" in text
-    assert "0 of 1 targets reached, 1 not" in text
-
-
-def test_ratios_to_the_fastest_peer_and_the_floor():
-    text = tables.headline(results(case()))
-    assert "| 1 s | 2× (1.98 to 2.02) theirs | 4× a read |" in text
+    page = tables.full(results(case(targets=[target])), "x.json")
+    missed = "Not reached:\n\n- paired rows (1000, 384), float32, 2 threads: at least 3× as fast"
+    assert f"{missed} as theirs: 2× (1.9 to 2.1) as fast\n" in page
+    assert "0 of 1 targets reached, 1 not" in page
 
 
 def test_what_was_left_out_or_not_run_is_said():
