@@ -192,8 +192,13 @@ def full(results: dict[str, Any], name: str) -> str:
     lines += [conditions(results["environment"]), "", *_slower(results), *_growth(results)]
     lines += ["", "## Error against time", "", f"![error against time]({ERRORS})", ""]
     lines += [*_targets(results), "", "## Every case"]
+    by_task: dict[str, list[dict[str, Any]]] = {}
     for case in results["cases"]:
-        lines += ["", *_section(case)]
+        by_task.setdefault(case["name"].partition(" (")[0], []).append(case)
+    for title, cases in by_task.items():
+        lines += ["", f"### {_capital(title)}"]
+        for case in cases:
+            lines += ["", *_section(case)]
     return "\n".join(lines)
 
 
@@ -244,10 +249,14 @@ def _growth(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _capital(words: str) -> str:
+    return words[0].upper() + words[1:]
+
+
 def _section(case: dict[str, Any]) -> list[str]:
-    lines = [f"### {case['name'][0].upper()}{case['name'][1:]}", ""]
+    lines = [f"#### {_capital(case['name'])}", ""]
     if (reason := not_measured(case)) is not None:
-        return [*lines, f"{reason[0].upper()}{reason[1:]}."]
+        return [*lines, f"{_capital(reason)}."]
     lines.append("| contender | median | interval | rounds | ours is faster | error | peak |")
     lines.append("| --- | ---: | --- | ---: | --- | ---: | ---: |")
     for name, entry in case["contenders"].items():

@@ -28,6 +28,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return re.sub(r"\[([^]]+)\]\(\.\./[^)]+\)", r"\1", markdown)
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Leave single cases out of the contents of the benchmarks: there are more than a hundred."""
+    if page.file.src_uri == "benchmarks.md":
+        for heading in page.toc:
+            for chapter in heading.children:
+                for section in chapter.children:
+                    section.children.clear()
+    return html
+
+
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     """Refuse a page that would load something from another host."""
     found = LOADED.search(output)
