@@ -98,10 +98,10 @@ format: $(VENV)/.dev
 confusion: $(VENV)/.dev  ## what the diagnosis finds in cases of known cause
 	$(BIN)/python tests/diagnose_cases.py --write docs/diagnose-confusion.md
 
-# The variable silences the advertisement of a successor that mkdocs-material prints.
+# Not --quiet, under which --strict overlooks broken links. The variable silences what
+# mkdocs-material prints about its successor.
 docs: $(VENV)/.docs  ## the site of docs/ and the docstrings, in out/site; broken links are errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
-	@echo "wrote out/site/index.html"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 clean:
 	rm -rf $(VENV) $(OLDEST_VENV) build dist out *.egg-info

@@ -140,7 +140,7 @@ def _where(found: dict[str, Any]) -> str:
 
 def _gpu_table(gpu: dict[str, Any]) -> list[str]:
     lines = [
-        f"| on an {gpu['device']} | ours | fastest peer "
+        f"| on one {gpu['device']} | ours | fastest peer "
         "| speed against the fastest peer (below 1: slower) |",
         "| --- | ---: | ---: | ---: |",
     ]

@@ -44,7 +44,7 @@ def test_a_gpus_row_is_beside_the_fastest_that_does_as_much():
     both = "2 ms | 1 ms normalize and matmul, compiled | 0.5×"
     sizes = "pairwise, float16 (8, 4) with (6, 4)"
     assert f"| matrix on GPU | {sizes}, A GPU | {both} | - |" in text
-    assert "| on an A GPU | ours |" in text
+    assert "| on one A GPU | ours |" in text
     assert f"| {sizes} | {both} |" in text
 
 
