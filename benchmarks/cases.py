@@ -87,7 +87,7 @@ class Case(NamedTuple):
     dtype: torch.dtype
     threads: int
     targets: tuple[Target, ...] = ()
-    headline: bool = True  # README shows it; other cases only where they miss a target
+    headline: bool = True  # the memory of its peers is measured too
     k: int = 0  # how many rows are wanted for each query
     threshold: float = 0.0  # of a join
     data: Data = "gaussian"

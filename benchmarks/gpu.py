@@ -392,7 +392,7 @@ def page(reports: list[dict]) -> str:
             f"Python {report['python']}. Roofline, measured in the same run: copy "
             f"{roofline['copy'] / 1e12:.2f} TB/s, {', '.join(rates)}.\n",
             "| case | contender | ms (quartiles) | GB/s | T/s | share | error |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
+            "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
         ]
         for name, row in report["cases"].items():
             sizes = " with ".join(str(tuple(shape)) for shape in row["shapes"].values())

@@ -68,7 +68,7 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Call]:
 
 
 def _to_compile(case: Case) -> bool:
-    """Compilation takes seconds: only for cases that README shows."""
+    """Compilation takes seconds: only for large cases whose peers are measured in full."""
     return case.headline and case.dtype == torch.float32 and case.shapes[0][0] >= 10000
 
 

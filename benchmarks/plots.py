@@ -82,6 +82,33 @@ def save(figure: Figure, path: Path, results: dict[str, Any]) -> Path:
     return path
 
 
+def draw_bars(ratios: dict[str, float], path: Path, results: dict[str, Any]) -> Path:
+    """Draw ratios of speeds as bars that start at 1, to the right where ours is faster."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 0.42 * len(ratios) + 1), layout="constrained")
+        axes = figure.add_subplot()
+        for place, ratio in enumerate(ratios.values()):
+            look = {"color": "black"} if ratio >= 1 else {"color": "white", "hatch": "////"}
+            axes.barh(place, ratio - 1, left=1, height=0.6, edgecolor="black", **look)
+            side = (
+                {"ha": "left", "xytext": (4, 0)}
+                if ratio >= 1
+                else {"ha": "right", "xytext": (-4, 0)}
+            )
+            words = f"{ratio:.2g}×"
+            axes.annotate(words, (ratio, place), textcoords="offset points", va="center", **side)
+        axes.set_yticks(range(len(ratios)), list(ratios))
+        axes.invert_yaxis()
+        axes.set_xscale("log")
+        axes.set_xlim(min(ratios.values()) / 2, max(ratios.values()) * 2)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.axvline(1, color="black", linewidth=1)
+        axes.set_xlabel("our speed against the fastest peer's: slower left of 1, faster right")
+        return save(figure, path, results)
+
+
 def draw_growth(curves: list[growth.Curve]) -> Figure:
     """Time against size, a panel for each curve, a line for each contender."""
     rows = math.ceil(len(curves) / COLUMNS)

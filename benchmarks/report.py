@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import summary
 import tables
 
 ROOT = Path(__file__).parent.parent
@@ -43,17 +44,20 @@ def main() -> int:
             os.environ[REAL_ROWS] = str(args.real.resolve())
         return run(args.full, args.only, args.device, args.json, args.fresh)
     path = args.json or newest()
-    pages = render(json.loads(path.read_text(encoding="utf-8")), path.name)
+    results = json.loads(path.read_text(encoding="utf-8"))
+    pages = render(results, path.name)
     if args.action == "publish":
         import plots  # noqa: PLC0415 - needs matplotlib
 
-        for drawn in plots.draw_all(json.loads(path.read_text(encoding="utf-8")), PAGE.parent):
-            print(f"drew {drawn.relative_to(ROOT)}")
+        drawn = plots.draw_all(results, PAGE.parent)
+        drawn.append(summary.picture(results, gpus(), PAGE.parent))
+        for plot in drawn:
+            print(f"drew {plot.relative_to(ROOT)}")
         for page, text in pages.items():
             page.write_text(text, encoding="utf-8")
         return 0
     stale = [page.name for page, text in pages.items() if page.read_text(encoding="utf-8") != text]
-    stale += tables.stale_plots(json.loads(path.read_text(encoding="utf-8")), PAGE.parent)
+    stale += tables.stale_plots(results, PAGE.parent, also=(summary.PICTURE,))
     for name in stale:
         print(f"{name} does not show the figures of {path.name}: make bench-report")
     return int(bool(stale))
@@ -71,9 +75,15 @@ def results_file(full: bool, device: str = "cpu") -> Path:
     return FOLDER / (f"{name}.json" if device == "cpu" else f"{name}-{device}.json")
 
 
+def gpus() -> list[dict[str, Any]]:
+    """What `make gpu` measured, a report for each device."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
+    return [report for report in found if "roofline_per_second" in report]
+
+
 def render(results: dict[str, Any], name: str) -> dict[Path, str]:
     """README and the page with these figures between their markers."""
-    written = {README: tables.headline(results), PAGE: tables.full(results, name)}
+    written = {README: summary.text(results, gpus()), PAGE: tables.full(results, name)}
     return {
         page: with_figures(page.read_text(encoding="utf-8"), figures)
         for page, figures in written.items()

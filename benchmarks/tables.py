@@ -153,44 +153,27 @@ def summary(results: dict[str, Any]) -> str:
     )
 
 
-def against_fastest(case: dict[str, Any]) -> str:
-    """Our speed beside that of the fastest peer."""
-    name = case.get("fastest")
-    entry = case["contenders"].get(name, {})
-    if "ours_is_faster" not in entry:
-        return "-"
-    ratio = entry["ours_is_faster"]
-    middle = times(ratio)
-    return f"**{middle}** {name}" if ratio["high"] < 1 else f"{middle} {name}"
+def faster_peers(case: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The peers that are faster beyond the interval, and how fast ours is beside them."""
+    return {
+        name: entry["ours_is_faster"]
+        for name, entry in case["contenders"].items()
+        if "ours_is_faster" in entry
+        and not (entry["floor"] or entry["approximate"])
+        and not name.startswith(OURS)
+        and entry["ours_is_faster"]["high"] < 1
+    }
 
 
-def against_floor(case: dict[str, Any]) -> str:
-    """Our time beside that of the first floor listed."""
-    for name, entry in case["contenders"].items():
-        if entry.get("floor") and "ours_is_faster" in entry:
-            return f"{1 / entry['ours_is_faster']['median']:.3g}× {name}"
-    return "-"
-
-
-def losses(results: dict[str, Any], headline_only: bool = False) -> list[str]:
-    """Where a peer is faster beyond the interval: a line for each reason, and how much."""
+def losses(results: dict[str, Any]) -> dict[str, list[str]]:
+    """Where a peer is faster beyond the interval: by reason, a line of a table for each case."""
     found: dict[str, list[str]] = {}
     for case in results["cases"]:
-        if headline_only and not case["headline"]:
-            continue
-        faster = [
-            f"{name} ({times(entry['ours_is_faster'])})"
-            for name, entry in case["contenders"].items()
-            if "ours_is_faster" in entry
-            and not (entry["floor"] or entry["approximate"])
-            and not name.startswith(OURS)
-            and entry["ours_is_faster"]["high"] < 1
-        ]
+        faster = [f"{name} {times(ratio)}" for name, ratio in faster_peers(case).items()]
         if faster:
-            lost = f"{case['name']}: {', '.join(faster)}"
             why = case["why"] or OF_TASK.get(case["task"], UNEXPLAINED)
-            found.setdefault(why, []).append(lost)
-    return [f"- {why} So in {'; '.join(lost)}." for why, lost in found.items()]
+            found.setdefault(why, []).append(f"| {case['name']} | {', '.join(faster)} |")
+    return found
 
 
 def misses(results: dict[str, Any]) -> list[str]:
@@ -203,47 +186,38 @@ def misses(results: dict[str, Any]) -> list[str]:
     ]
 
 
-def _ours(case: dict[str, Any]) -> str:
-    entry = case["contenders"].get(OURS, {})
-    return seconds(entry["seconds"]["median"]) if "seconds" in entry else "left out"
-
-
-def headline(results: dict[str, Any]) -> str:
-    """README's table: the headline cases, what they lose, and every target that was missed."""
-    lines = [
-        "| case | cossim_fast | ours is faster than the fastest peer | time beside the floor |",
-        "| --- | ---: | --- | --- |",
-    ]
-    for case in results["cases"]:
-        if case["headline"] and not_measured(case) is None:
-            lines.append(
-                f"| {case['name']} | {_ours(case)} | {against_fastest(case)} "
-                f"| {against_floor(case)} |"
-            )
-    lines += ["", summary(results)]
-    lost = losses(results, headline_only=True)
-    for title, found in (("Targets not reached", misses(results)), ("Slower than a peer", lost)):
-        if found:
-            lines += ["", f"{title}:", "", *found]
-    lines += ["", conditions(results["environment"])]
-    return "\n".join(lines)
-
-
 def full(results: dict[str, Any], name: str) -> str:
-    """Every figure: targets, growth, errors, losses, and a section for each case."""
+    """Every figure: what is slower than a peer, plots, and tables of targets and of each case."""
     lines = [f"From `benchmarks/results/{name}`. {summary(results)}", ""]
-    lines += [conditions(results["environment"]), "", *_targets(results), *_growth(results)]
-    lines += ["", "## Error against time", "", f"![error against time]({ERRORS})"]
-    lost = losses(results)
-    lines += ["", "## Where another is faster", "", *(lost or ["Nowhere, beyond the interval."])]
-    lines += ["", "## Every case"]
+    lines += [conditions(results["environment"]), "", *_slower(results), *_growth(results)]
+    lines += ["", "## Error against time", "", f"![error against time]({ERRORS})", ""]
+    lines += [*_targets(results), "", "## Every case"]
+    by_task: dict[str, list[dict[str, Any]]] = {}
     for case in results["cases"]:
-        lines += ["", *_section(case)]
+        by_task.setdefault(case["name"].partition(" (")[0], []).append(case)
+    for title, cases in by_task.items():
+        lines += ["", f"### {_capital(title)}"]
+        for case in cases:
+            lines += ["", *_section(case)]
     return "\n".join(lines)
+
+
+def _slower(results: dict[str, Any]) -> list[str]:
+    lines = ["## What is slower than a peer", ""]
+    for why, lost in losses(results).items():
+        lines += [why, "", "| case | our speed beside that peer's (below 1: slower) |"]
+        lines += ["| --- | --- |", *lost, ""]
+    if len(lines) == 2:
+        lines.append("Nothing, beyond the interval.")
+    return lines
 
 
 def _targets(results: dict[str, Any]) -> list[str]:
-    lines = ["## Targets", "", "| case | target | measured | |", "| --- | --- | --- | --- |"]
+    missed = misses(results)
+    lines = ["## Targets", ""]
+    if missed:
+        lines += ["Not reached:", "", *missed, ""]
+    lines += ["| case | target | measured | |", "| --- | --- | --- | --- |"]
     for case in results["cases"]:
         for target in case["targets"]:
             lines.append(
@@ -253,7 +227,7 @@ def _targets(results: dict[str, Any]) -> list[str]:
 
 
 def _growth(results: dict[str, Any]) -> list[str]:
-    lines = ["", "## Growth", ""]
+    lines = ["## Growth", ""]
     found = growth.curves(results)
     for task in plotted(results):
         lines.append(f"![{PLOTS[task]}: time as sizes grow]({plot_name(task)})")
@@ -275,10 +249,14 @@ def _growth(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _capital(words: str) -> str:
+    return words[0].upper() + words[1:]
+
+
 def _section(case: dict[str, Any]) -> list[str]:
-    lines = [f"### {case['name'][0].upper()}{case['name'][1:]}", ""]
+    lines = [f"#### {_capital(case['name'])}", ""]
     if (reason := not_measured(case)) is not None:
-        return [*lines, f"{reason[0].upper()}{reason[1:]}."]
+        return [*lines, f"{_capital(reason)}."]
     lines.append("| contender | median | interval | rounds | ours is faster | error | peak |")
     lines.append("| --- | ---: | --- | ---: | --- | ---: | ---: |")
     for name, entry in case["contenders"].items():
@@ -315,9 +293,9 @@ def digest(results: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def stale_plots(results: dict[str, Any], folder: Path) -> list[str]:
-    """The plots that do not show these figures."""
-    names = [*(plot_name(task) for task in plotted(results)), ERRORS]
+def stale_plots(results: dict[str, Any], folder: Path, also: tuple[str, ...] = ()) -> list[str]:
+    """The plots, and others of these names, that do not show these figures."""
+    names = [*(plot_name(task) for task in plotted(results)), ERRORS, *also]
     return [
         name
         for name in names

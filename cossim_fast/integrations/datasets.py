@@ -1,7 +1,7 @@
 """From a column of a Hugging Face dataset to its rows, and to an index. Needs what the dataset has.
 
 A column of one piece of Arrow memory is read where it lies, in a file's memory map too. For
-`Dataset.add_faiss_index` there is ``custom_index=IndexFlatCosine(d)`` of the FAISS face.
+`Dataset.add_faiss_index` there is ``custom_index=IndexFlatCosine(d)`` of the FAISS adapter.
 """
 
 from __future__ import annotations

@@ -7,65 +7,8 @@ import pytest
 import growth
 import report
 import tables
+from bench_figures import case, entry, results
 from growth import Point
-
-
-def entry(median, floor=False, approximate=False, error=1e-7, ours=1.0, spread=0.01):
-    low, high = median * (1 - spread), median * (1 + spread)
-    ratio = median / ours
-    return {
-        "floor": floor,
-        "approximate": approximate,
-        "error": None if floor else error,
-        "wrong": None,
-        "of": None,
-        "seconds": {"median": median, "low": low, "high": high},
-        "rounds": 9,
-        "ours_is_faster": {
-            "median": ratio,
-            "low": ratio * (1 - spread),
-            "high": ratio * (1 + spread),
-        },
-    }
-
-
-def case(n=1000, d=384, ours=1.0, theirs=2.0, **rest):
-    made = {
-        "name": f"paired rows ({n}, {d}), float32, 2 threads",
-        "task": "rows",
-        "sizes": {"n": n, "d": d},
-        "dtype": "float32",
-        "threads": 2,
-        "data": "gaussian",
-        "threshold": 0.0,
-        "device": "cpu",
-        "headline": True,
-        "why": "",
-        "targets": [],
-        "contenders": {
-            "cossim_fast": entry(ours, ours=ours),
-            "theirs": entry(theirs, ours=ours),
-            "a read": entry(ours / 4, floor=True, ours=ours),
-        },
-        "fastest": "theirs",
-        "others_busy": 0.0,
-    }
-    return made | rest
-
-
-def results(*cases):
-    environment = {
-        "processor": "a processor",
-        "processors": 2,
-        "capability": "AVX2",
-        "instructions": ["avx2"],
-        "system": "Linux",
-        "versions": {"Python": "3"},
-        "blas": "a BLAS",
-        "commit": "abc",
-        "minutes": 1.0,
-    }
-    return {"environment": environment, "cases": list(cases)}
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
@@ -105,12 +48,14 @@ def test_doubling():
     assert growth.doubling(0.0) == "1.00×"
 
 
-def test_a_loss_is_shown_with_its_reason():
+def test_a_loss_comes_first_with_its_reason():
     lost = case(ours=2.0, theirs=1.0, why="Because of this.")
     page = tables.full(results(lost), "core.json")
-    line = "Because of this. So in paired rows (1000, 384), float32, 2 threads: theirs (0.5× (0.495"
-    assert line in page
-    assert "**0.5× (0.495 to 0.505)** theirs" in tables.headline(results(lost))
+    slower = page.index("## What is slower than a peer")
+    assert slower < page.index("## Growth") < page.index("## Targets") < page.index("## Every case")
+    reason = page.index("Because of this.\n")
+    line = "| paired rows (1000, 384), float32, 2 threads | theirs 0.5× (0.495 to 0.505) |"
+    assert slower < reason < page.index(line) < page.index("## Growth")
     lost["why"] = ""
     assert tables.UNEXPLAINED in tables.full(results(lost), "core.json")
 
@@ -118,11 +63,12 @@ def test_a_loss_is_shown_with_its_reason():
 def test_floors_and_approximate_contenders_win_no_race():
     found = case()
     found["contenders"]["roughly"] = entry(0.5, approximate=True)
-    assert tables.losses(results(found)) == []
-    assert tables.losses(results(case(theirs=1.005))) == [], "within the interval"
+    assert tables.losses(results(found)) == {}
+    assert "Nothing, beyond the interval." in tables.full(results(found), "x.json")
+    assert tables.losses(results(case(theirs=1.005))) == {}, "within the interval"
 
 
-def test_a_missed_target_is_in_readme():
+def test_a_missed_target_is_said_before_the_table():
     target = {
         "kind": "speed",
         "bound": 3.0,
@@ -132,15 +78,10 @@ def test_a_missed_target_is_in_readme():
         "measured": {"median": 2.0, "low": 1.9, "high": 2.1},
         "reached": False,
     }
-    missed = case(targets=[target], headline=False)
-    text = tables.headline(results(missed))
-    assert "at least 3× as fast as theirs: 2× (1.9 to 2.1) as fast" in text
-    assert "0 of 1 targets reached, 1 not" in text
-
-
-def test_ratios_to_the_fastest_peer_and_the_floor():
-    text = tables.headline(results(case()))
-    assert "| 1 s | 2× (1.98 to 2.02) theirs | 4× a read |" in text
+    page = tables.full(results(case(targets=[target])), "x.json")
+    missed = "Not reached:\n\n- paired rows (1000, 384), float32, 2 threads: at least 3× as fast"
+    assert f"{missed} as theirs: 2× (1.9 to 2.1) as fast\n" in page
+    assert "0 of 1 targets reached, 1 not" in page
 
 
 def test_what_was_left_out_or_not_run_is_said():

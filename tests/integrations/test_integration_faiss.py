@@ -1,4 +1,4 @@
-"""The face of FAISS, against float64; `tests/faces` puts it beside FAISS itself."""
+"""The adapter for FAISS, against float64; `tests/adapters` puts it beside FAISS itself."""
 
 import numpy as np
 import pytest

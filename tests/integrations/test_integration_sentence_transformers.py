@@ -1,7 +1,7 @@
-"""The face of sentence-transformers: the cases of its own tests, as data, and real embeddings.
+"""The adapter for sentence-transformers: the cases of its own tests, as data, and real embeddings.
 
 The cases are those of ``tests/util/test_similarity.py`` and ``tests/util/test_retrieval.py`` that
-concern these functions, save those that need a model or a GPU. `tests/faces` compares with the
+concern these functions, save those that need a model or a GPU. `tests/adapters` compares with the
 library itself.
 """
 

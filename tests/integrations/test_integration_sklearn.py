@@ -1,4 +1,4 @@
-"""The face of scikit-learn: its own checks of estimators, and its own answers."""
+"""The adapter for scikit-learn: its own checks of estimators, and its own answers."""
 
 from pathlib import Path
 

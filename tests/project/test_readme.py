@@ -1,8 +1,9 @@
-"""README: its code runs, its names exist, its figures are those that were measured.
+"""README: its code runs, its figures are those that were measured, and it stays short.
 
-And the pages: their links lead somewhere.
+And the pages: their links lead somewhere, and the index leads to each of them.
 """
 
+import ast
 import re
 import subprocess
 import sys
@@ -23,9 +24,40 @@ def test_snippet_runs(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_every_public_name_is_in_the_table() -> None:
+def test_it_is_read_in_two_minutes() -> None:
+    lines = README.splitlines()
+    assert len(lines) < 140
+    assert max(map(len, lines)) <= 300
+
+
+def test_every_extra_for_users_is_in_the_table() -> None:
+    source = (ROOT / "setup.py").read_text(encoding="utf-8")
+    (extras,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXTRAS"
+    )
+    ours = {"adapters", "bench", "docs", "lint", "model", "peers", "test"}  # for our own work
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", README, flags=re.MULTILINE)
+    assert set(re.findall(r"\w+", " ".join(rows))) == set(extras) - ours
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     for name in set(cossim_fast.__all__) - {"Explanation", "__version__"}:
-        assert re.search(rf"^\| `{name}[(.]", README, flags=re.MULTILINE), name
+        assert re.search(rf"^\| `{name}[(.]", page, flags=re.MULTILINE), name
+    shown = set(re.findall(r"^::: cossim_fast\.(\w+)$", page, flags=re.MULTILINE))
+    assert shown == set(cossim_fast.__all__) - {"diagnose", "__version__"}
+    for room in (cossim_fast.retrieval, cossim_fast.diagnose):
+        short = room.__name__.removeprefix("cossim_fast.")
+        here = set(re.findall(rf"^::: cossim_fast\.{short}\.(\w+)$", page, flags=re.MULTILINE))
+        assert here | shown | {"plots"} >= set(room.__all__)
+
+
+def test_the_index_leads_to_every_page() -> None:
+    index = ROOT / "docs" / "index.md"
+    links = set(re.findall(r"\]\(([^()\s#]+)", index.read_text(encoding="utf-8")))
+    assert {path.name for path in ROOT.glob("docs/*.md")} - {"index.md"} <= links
 
 
 def test_figures_are_those_of_the_results() -> None:
@@ -56,14 +88,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-def test_every_file_that_contributing_names_is_there() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    rooms = text.partition("## Rooms")[2].partition("\n## ")[0]
-    there = {
-        path.name
-        for folder in ("cossim_fast", "benchmarks", "tests")
-        for path in (ROOT / folder).rglob("*.py")
-    }
-    named = set(re.findall(r"(\w+\.py)\b", rooms))
-    assert named
-    assert named <= there, named - there
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/exact-search.md"])
+def test_every_module_that_a_page_names_is_there(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    folders = ("cossim_fast", "kernels", "benchmarks", "tests", "examples")
+    there = [f"/{path.as_posix()}" for one in folders for path in (ROOT / one).rglob("*.py")]
+    named = set(re.findall(r"[\w/]+\.py\b", text))
+    assert len(named) > 20
+    absent = {one for one in named if not any(path.endswith(f"/{one}") for path in there)}
+    assert not absent

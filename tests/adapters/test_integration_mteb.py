@@ -1,4 +1,4 @@
-"""The face of MTEB: its search-backend protocol, run on a retrieval task of the shipped texts."""
+"""The adapter for MTEB: its protocol of a search backend, run on a task of the shipped texts."""
 
 import inspect
 import zlib

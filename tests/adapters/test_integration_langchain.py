@@ -1,4 +1,4 @@
-"""The face of LangChain: the standard suite of langchain-tests, and what it leaves out."""
+"""The adapter for LangChain: the standard suite of langchain-tests, and what it leaves out."""
 
 import asyncio
 import doctest
@@ -12,7 +12,7 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.vectorstores import InMemoryVectorStore as Theirs
 from langchain_tests.integration_tests.vectorstores import VectorStoreIntegrationTests
 
-import cossim_fast.integrations.langchain as face
+import cossim_fast.integrations.langchain as adapter
 from cossim_fast.integrations.langchain import InMemoryVectorStore
 
 EMBEDDING = DeterministicFakeEmbedding(size=16)
@@ -119,4 +119,4 @@ def test_vectors_of_nan_are_never_found():
 
 
 def test_its_example():
-    assert doctest.testmod(face).failed == 0
+    assert doctest.testmod(adapter).failed == 0

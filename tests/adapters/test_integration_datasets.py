@@ -1,4 +1,4 @@
-"""The face of Hugging Face datasets: columns in, rows and an index out."""
+"""The adapter for Hugging Face datasets: columns in, rows and an index out."""
 
 from pathlib import Path
 

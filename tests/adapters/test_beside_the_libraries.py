@@ -1,4 +1,4 @@
-"""The faces of sentence-transformers and FAISS beside the libraries, on real embeddings."""
+"""The adapters for sentence-transformers and FAISS beside the libraries, on real embeddings."""
 
 import inspect
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import util
 
 from cossim_fast import communities
-from cossim_fast.integrations import sentence_transformers as face
+from cossim_fast.integrations import sentence_transformers as adapter
 from cossim_fast.integrations.faiss import IndexFlatCosine
 
 DATA = Path(__file__).parent.parent.parent / "examples" / "data"
@@ -21,7 +21,7 @@ NAMES = ["cos_sim", "pairwise_cos_sim", "semantic_search", "paraphrase_mining_em
 
 @pytest.mark.parametrize("name", NAMES)
 def test_arguments_and_defaults_are_theirs(name):
-    mine, theirs = (inspect.signature(getattr(one, name)).parameters for one in (face, util))
+    mine, theirs = (inspect.signature(getattr(one, name)).parameters for one in (adapter, util))
     assert list(mine) == list(theirs)
     for parameter in mine:
         defaults = [of[parameter].default for of in (mine, theirs)]
@@ -30,10 +30,10 @@ def test_arguments_and_defaults_are_theirs(name):
 
 def test_cosines_are_theirs():
     torch.testing.assert_close(
-        face.cos_sim(ROWS[:500], ROWS), util.cos_sim(ROWS[:500], ROWS), atol=1e-6, rtol=0
+        adapter.cos_sim(ROWS[:500], ROWS), util.cos_sim(ROWS[:500], ROWS), atol=1e-6, rtol=0
     )
     torch.testing.assert_close(
-        face.pairwise_cos_sim(ROWS[1:], ROWS[:-1]), util.pairwise_cos_sim(ROWS[1:], ROWS[:-1]),
+        adapter.pairwise_cos_sim(ROWS[1:], ROWS[:-1]), util.pairwise_cos_sim(ROWS[1:], ROWS[:-1]),
         atol=1e-6, rtol=0,
     )  # fmt: skip
 
@@ -46,7 +46,7 @@ def assert_ranked_alike(mine, theirs):
 
 
 def test_search_finds_the_same():
-    found = [one.semantic_search(ROWS[:200], ROWS, top_k=20) for one in (face, util)]
+    found = [one.semantic_search(ROWS[:200], ROWS, top_k=20) for one in (adapter, util)]
     for mine, theirs in zip(*found, strict=True):
         assert_ranked_alike(
             *([(hit["score"], hit["corpus_id"]) for hit in hits] for hits in (mine, theirs))
@@ -56,7 +56,7 @@ def test_search_finds_the_same():
 @pytest.mark.parametrize("most", [100, 500_000])
 def test_paraphrases_are_the_same(most):
     found = [
-        one.paraphrase_mining_embeddings(ROWS, max_pairs=most, top_k=20) for one in (face, util)
+        one.paraphrase_mining_embeddings(ROWS, max_pairs=most, top_k=20) for one in (adapter, util)
     ]
     assert len(found[0]) == len(found[1])
     assert_ranked_alike(*([(s, (i, j)) for s, i, j in pairs] for pairs in found))
@@ -65,7 +65,8 @@ def test_paraphrases_are_the_same(most):
 @pytest.mark.parametrize(("threshold", "least"), [(0.5, 5), (0.6, 3), (0.75, 2)])
 def test_communities_are_the_same(threshold, least):
     found = [
-        one.community_detection(ROWS, threshold, min_community_size=least) for one in (face, util)
+        one.community_detection(ROWS, threshold, min_community_size=least)
+        for one in (adapter, util)
     ]
     assert len(found[0]) == len(found[1]) > 0
     assert [(one[0], set(one)) for one in found[0]] == [(one[0], set(one)) for one in found[1]]
