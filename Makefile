@@ -23,7 +23,7 @@ test-processors: $(VENV)/.dev  ## the numeric tests with the machine code of oth
 	$(BIN)/python tests/helpers/processors.py $(if $(SHORT),--short)
 
 test-hostile: $(VENV)/.dev  ## kills, damaged files, interrupts, forks: nothing wrong in silence
-	$(BIN)/python tests/hostile/run.py $(if $(SHORT),--short) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python tests/helpers/hostile/run.py $(if $(SHORT),--short) $(if $(SEED),--seed $(SEED))
 
 # What needs torch, numpy and the tools of testing alone: run on the oldest versions and the newest.
 CORE := $(addprefix tests/,cpu functional retrieval score) \

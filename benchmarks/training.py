@@ -85,7 +85,7 @@ def inside(case: Case, *inputs: Tensor) -> Inside:
     return Inside(steps)
 
 
-def single_threaded(case: Case, *inputs: Tensor) -> Call:
+def alone(case: Case, *inputs: Tensor) -> Call:
     """Train without one."""
     network, images = NETWORKS[case.shapes[0]]()
     return lambda: block(network, images, STEPS, None)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import font_manager
-from test_diagnose_pictures import Resources
 
 from cossim_fast import diagnose
 from cossim_fast.diagnose import labels, plots
+from html_page import Resources
 
 X = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
 # Each name, and how it is drawn where no font but matplotlib's own is there.

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch
 
 from cossim_fast import diagnose
 from cossim_fast.diagnose import plots
+from html_page import Resources
 
 
 def randn(*shape, seed=0):
@@ -75,19 +75,6 @@ def test_training_curves_hold_the_records():
     lines = plots.training(monitor.records).axes[0].lines
     seen = {line.get_label(): list(line.get_ydata()) for line in lines}
     assert seen["mean cosine"] == [record["mean_cosine"] for record in monitor.records]
-
-
-class Resources(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.links, self.tags, self.images = [], [], 0
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        for name, value in attrs:
-            if name in ("src", "href", "srcset", "data"):
-                self.images += value.startswith("data:image/png;base64,")
-                self.links += [] if value.startswith("data:") else [value]
 
 
 def test_html_is_one_file_that_needs_no_network(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from hostile import flips, harness, kills, settings, truth
 from hostile.harness import Attack
 from hostile.tries import Child, Done, WrongError, leftovers
@@ -53,7 +54,7 @@ def test_what_came_of_tries_is_counted_and_told():
     assert "2 times: second: 3 pairs missing" in said
     assert "RuntimeError in test_hostile.py:" in said
     assert "no attack any more" in said
-    assert "python tests/hostile/run.py --only some --seed 3 --tries 1" in said
+    assert "python tests/helpers/hostile/run.py --only some --seed 3 --tries 1" in said
     assert "never resumed" in said
     assert not harness.right([found], whole=False)
 
@@ -154,6 +155,7 @@ def test_a_save_in_place_is_found_out(monkeypatch):
 
 def test_a_setting_that_is_lowered_is_found_out(monkeypatch):
     import torch
+
     from hostile import forks
 
     def lowered(self):

@@ -224,7 +224,7 @@ def table(outcomes: Sequence[Outcome], *, whole: bool) -> str:
 
 
 def _repeat(attack: Attack, seed: int) -> str:
-    return f"python tests/hostile/run.py --only {attack.name} --seed {seed} --tries 1"
+    return f"python tests/helpers/hostile/run.py --only {attack.name} --seed {seed} --tries 1"
 
 
 def right(outcomes: Sequence[Outcome], *, whole: bool) -> bool:

@@ -1,6 +1,6 @@
 """Attack files, processes, threads, interrupts and settings: `make test-hostile`.
 
-    python tests/hostile/run.py [--short] [--seed N] [--only TEXT] [--tries N]
+    python tests/helpers/hostile/run.py [--short] [--seed N] [--only TEXT] [--tries N]
 
 Each try runs in a process and a folder of its own, which are gone afterwards. A try holds if the
 answer is that of float64, or if there is an error that says what is wrong; else it failed. Exit
