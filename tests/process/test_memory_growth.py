@@ -96,7 +96,7 @@ def test_an_index_that_changes_multiplies_few_shapes(screen, by_onednn):
     assert 1 < len(by_onednn) <= 5 * 4
 
 
-@pytest.mark.parametrize("single_threaded", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
 def test_matrices_multiply_few_shapes(alone, by_onednn):
     draw = random.Random(0)
     for _ in range(60):
@@ -140,7 +140,7 @@ def test_gradients_of_matrices_multiply_few_shapes(by_onednn):
 
 
 @pytest.mark.parametrize(("n", "m"), [(129, 200), (513, 575), (600, 1030), (1100, 1024)])
-@pytest.mark.parametrize("single_threaded", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
 def test_padding_does_not_show(n, m, alone, by_onednn):
     x, y = rows(n, 40).clone(), rows(m, 40)
     x.requires_grad_()
