@@ -71,7 +71,8 @@ RULES = {
         "retrieval",
     },
     "integrations": {
-        "__init__", "functional", "modules", "retrieval", "diagnose", "_checks", "_extras"
+        "__init__", "functional", "modules", "retrieval", "diagnose", "_checks", "_extras",
+        "_threads",
     },
     "cli": {
         "__init__", "_checks", "_escaped", "_extras", "_products", "_replacing", "_threads",
