@@ -6,6 +6,7 @@ import random
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,7 +247,7 @@ print(json.dumps({"kills": kills, "resumed": resumed, "wrong": wrong, "lines": l
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 def test_a_process_may_be_killed_at_any_moment(expected):
-    here = os.path.dirname(__file__)
+    here = str(Path(__file__).parents[1] / "helpers")
     command = [sys.executable, "-c", KILLED, here, " ".join(COMMAND), "0", "16"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

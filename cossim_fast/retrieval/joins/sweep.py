@@ -7,6 +7,7 @@ of those pairs are results, the tile is multiplied in float64 (`dense`).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from cossim_fast._numpy import places
 from cossim_fast._score.exact import WideRows, score_pairs, widen
 from cossim_fast._score.near import float32_scores
 from cossim_fast.retrieval.joins import dense
+from cossim_fast.retrieval.joins.budget import Budget
 from cossim_fast.retrieval.screening import costs
 from cossim_fast.retrieval.screening.codes import BLOCK, Segment
 from cossim_fast.retrieval.screening.filtered_product import FilteredProduct, passed
@@ -94,13 +96,14 @@ class Batch:
             held = self._filtered = level, coded, FilteredProduct(terms, coded)
         return held[2]
 
-    def cut(self, size: int) -> None:
-        """Go on with the first queries alone."""
-        self.numbers, self.finite = self.numbers[:size], self.finite[:size]
-        self.wide = WideRows(*(column[:size] for column in self.wide))
-        self._unit = None if self._unit is None else self._unit[:size]
-        self._terms.clear()
-        self._filtered = None
+    def first(self, queries: int) -> Batch:
+        """A batch of the first queries alone."""
+        other = copy.copy(self)
+        other.numbers, other.finite = self.numbers[:queries], self.finite[:queries]
+        other.wide = WideRows(*(column[:queries] for column in self.wide))
+        other._unit = None if self._unit is None else self._unit[:queries]
+        other._terms, other._filtered = {}, None
+        return other
 
     def unit(self) -> Tensor:
         """Unit rows (q, d) in float64; NaN in those that are not finite."""
@@ -151,20 +154,22 @@ class Sweep:
         self._level = other._level
 
     def note(self, other: Sweep) -> None:
-        """Count what one for_thread did."""
+        """Count what the sweep of another thread did."""
         self.compared += other.compared
         self.levels = [a + b for a, b in zip(self.levels, other.levels, strict=True)]
 
-    def through(self, batch: Batch, segment: Segment, room: int, before: int = 0) -> Found:
-        """Every pair of a batch with a segment.
+    def through(
+        self, batch: Batch, segment: Segment, budget: Budget, before: int = 0
+    ) -> tuple[Found, int]:
+        """Every pair of the first queries of a batch with a segment, and how many queries these are.
 
-        Where more pairs promise to come than there is room for, the batch is cut to its first
-        queries, as many as there is room for, at least one.
+        All of them, unless more pairs promise to come than there is room for: then as many as there
+        is room for, at least one.
 
         Args:
             batch: of queries.
             segment: of rows.
-            room: for so many pairs of the batch, with those of other segments.
+            budget: for the pairs of the batch, with those of other segments.
             before: how many other segments gave.
         """
         tiles, parts = self._tiles(batch, segment), list[Found]()
@@ -172,23 +177,25 @@ class Sweep:
             parts.append(self._tile(batch, segment, rows))
             self.compared += len(batch) * (rows.stop - rows.start)
             while len(batch) > 1:
-                expected = before + _expected(parts, tiles, number, room - before)
-                if expected <= room:
+                expected = before + _expected(parts, tiles, number, budget.pairs - before)
+                if expected <= budget.pairs:
                     break
-                kept = max(len(batch) * room * 7 // (8 * expected), 1)
+                kept = budget.fitting(len(batch), expected)
                 before = before * kept // len(batch)
-                batch.cut(kept)
+                batch = batch.first(kept)
                 parts = [part.of_first(kept) for part in parts]
-        return self._scored(batch, segment, Found.concatenate(parts, self.dtype))
+        return self._scored(batch, segment, Found.concatenate(parts, self.dtype)), len(batch)
 
-    def whole(self, batch: Batch, segment: Segment, room: int, before: int = 0) -> Found | None:
-        """What `through` gives, or None where that would cut the batch."""
+    def if_it_fits(
+        self, batch: Batch, segment: Segment, budget: Budget, before: int = 0
+    ) -> Found | None:
+        """What `through` gives for all queries of a batch, or None where that may not fit."""
         tiles, parts = self._tiles(batch, segment), list[Found]()
         for number, rows in enumerate(tiles):
             _threads.go_on()
             parts.append(self._tile(batch, segment, rows))
             self.compared += len(batch) * (rows.stop - rows.start)
-            if before + _expected(parts, tiles, number, room - before) > room:
+            if before + _expected(parts, tiles, number, budget.pairs - before) > budget.pairs:
                 return None
         return self._scored(batch, segment, Found.concatenate(parts, self.dtype))
 
