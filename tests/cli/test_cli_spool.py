@@ -153,17 +153,17 @@ def test_what_is_planted_is_refused(kind, when, expected):
 
 @pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="Windows has no such links")
 def test_what_is_planted_in_the_last_moment_is_not_followed(expected, monkeypatch):
-    from cossim_fast.retrieval.storage import own_files
+    from cossim_fast.retrieval import resumable
 
     with open("target", "wb") as file:
         file.write(b"precious")
-    create = own_files.create
+    create = resumable.create
 
     def late(path):
         os.symlink("target", path)
         return create(path)
 
-    monkeypatch.setattr(own_files, "create", late)
+    monkeypatch.setattr(resumable, "create", late)
     status, _, err = run(*COMMAND)
     assert (status, err.count("\n")) == (2, 1)
     with open("target", "rb") as file:

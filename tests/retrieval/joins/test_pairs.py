@@ -403,7 +403,7 @@ def interrupted_after(monkeypatch, sweeps):
 
 def before_sweeps(monkeypatch, do):
     """Call do(sweep, batch, ...) before each sweep; return what undoes that."""
-    sweeps = {name: getattr(sweep.Sweep, name) for name in ("through", "whole")}
+    sweeps = {name: getattr(sweep.Sweep, name) for name in ("through", "if_it_fits")}
 
     def doing(name):
         def first(self, *args):
