@@ -15,9 +15,13 @@ demo: $(VENV)/.demo  ## the main job on real embeddings
 # Kernels run interpreted in a process of their own: Triton decides when it is imported.
 INTERPRETED := kernel_logic or kernel_memory or kernel_mutants
 
+# In as many processes as there are processors, each with one thread of torch's unless a test sets
+# more; what measures memory or time stays in one of them.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadgroup
+
 test: $(VENV)/.dev  ## every test
-	$(BIN)/pytest -m "not ($(INTERPRETED))"
-	TRITON_INTERPRET=1 $(BIN)/pytest -m "$(INTERPRETED)"
+	$(PARALLEL) -m "not ($(INTERPRETED))"
+	TRITON_INTERPRET=1 $(PARALLEL) -m "$(INTERPRETED)"
 
 test-processors: $(VENV)/.dev  ## the numeric tests with the machine code of other processors
 	$(BIN)/python tests/helpers/processors.py $(if $(SHORT),--short)

@@ -26,6 +26,7 @@ EXTRAS = {
         "pytest>=8",
         "pytest-benchmark>=5",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.5",
         "hypothesis>=6.100",
         "expecttest>=0.2",  # imported by torch.testing._internal, whose OpInfo samples we run
         "build>=1.2",

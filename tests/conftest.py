@@ -28,6 +28,20 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 
 
+# What measures memory or time runs in one process, one test after the other.
+MEASURING = {
+    "test_bench_busy.py", "test_bench_run.py", "test_index_files.py", "test_memory.py",
+    "test_memory_growth.py",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that measure out of each other's way where tests run in parallel."""
+    for item in items:
+        if item.path.name in MEASURING:
+            item.add_marker(pytest.mark.xdist_group("measuring"))
+
+
 def pytest_sessionstart() -> None:
     """Refuse to interpret kernels by a Triton that the ladder does not know: once, not a file."""
     if os.environ.get("TRITON_INTERPRET") and importlib.util.find_spec("triton"):

@@ -161,7 +161,7 @@ class Sweep:
     def through(
         self, batch: Batch, segment: Segment, budget: Budget, before: int = 0
     ) -> tuple[Found, int]:
-        """Every pair of the first queries of a batch with a segment, and how many these queries are.
+        """Every pair of the first queries of a batch with a segment, and how many queries.
 
         All of them, unless more pairs promise to come than there is room for: then as many as there
         is room for, at least one.
