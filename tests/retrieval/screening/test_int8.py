@@ -296,9 +296,9 @@ def test_names_of_other_processors(monkeypatch):
 @pytest.fixture
 def forgotten():
     """Nothing was found out of this process, before and after."""
-    models.discard_from()
+    models.forget()
     yield
-    models.discard_from()
+    models.forget()
 
 
 @pytest.mark.usefixtures("forgotten")
