@@ -135,7 +135,11 @@ def listed(name: str, value: Any) -> Tensor:
     if not isinstance(value, (list, tuple)):
         return as_tensor(name, value)
     try:
-        return torch.tensor(value)
+        found = torch.tensor(value, device="cpu")
+        # Python's floats are read in the default dtype, which is not ours to rely on.
+        if found.is_floating_point() and found.dtype == torch.get_default_dtype():
+            found = torch.tensor(value, dtype=torch.float32, device="cpu")
+        return found
     except Exception as error:  # torch has many
         raise TypeError(
             f"expected {name} to be a tensor, an array or a list of numbers, rows of one length, "

@@ -244,7 +244,7 @@ def order_to_keep(keep: Any, n: int) -> Tensor | None:
             raise ValueError(
                 f"expected keep to be 'first', 'last' or an array of priorities, got {keep!r}"
             )
-        return None if keep == "first" else torch.arange(n - 1, -1, -1)
+        return None if keep == "first" else torch.arange(n - 1, -1, -1, device="cpu")
     priorities = as_tensor("keep", keep).detach().cpu()
     if priorities.shape != (n,):
         raise ValueError(

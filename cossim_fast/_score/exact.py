@@ -64,13 +64,13 @@ def score_pairs(
         corpus_norms: `row_norms` of the corpus (m,), where they are known.
     """
     pairs, d = query_index.numel(), corpus.shape[1]
-    dots = torch.empty(pairs, dtype=torch.float64)
+    dots = torch.empty(pairs, dtype=torch.float64, device="cpu")
     if corpus_norms is None:
-        norms = torch.empty(pairs, dtype=torch.float64)
+        norms = torch.empty(pairs, dtype=torch.float64, device="cpu")
     else:
         norms = corpus_norms[corpus_index]
     step = max(CHUNK // max(d, 1), 1)
-    q = torch.empty((min(step, pairs), d), dtype=torch.float64)
+    q = torch.empty((min(step, pairs), d), dtype=torch.float64, device="cpu")
     stored, x = torch.empty_like(q, dtype=corpus.dtype), torch.empty_like(q)
     for start in range(0, pairs, step):
         some = slice(start, start + step)

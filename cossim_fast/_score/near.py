@@ -99,10 +99,10 @@ def _sums(queries: Tensor, corpus: Tensor, query: Tensor, row: Tensor) -> Tensor
     else:
         first, rows = np.append(begins, len(numbers)), torch.from_numpy(numbers.take(begins))
         count = len(begins)
-    sums = torch.empty(len(numbers), dtype=torch.float64)
+    sums = torch.empty(len(numbers), dtype=torch.float64, device="cpu")
     step = min(max(_NUMBERS // max(corpus.shape[1], 1), 1), count)
     # Memory that stays: to find pages anew for every step took a third of the time.
-    wide = torch.empty((step, corpus.shape[1]), dtype=torch.float64)
+    wide = torch.empty((step, corpus.shape[1]), dtype=torch.float64, device="cpu")
     stored = torch.empty_like(wide, dtype=corpus.dtype)
     for start in range(0, count, step):
         size = min(step, count - start)
@@ -149,8 +149,10 @@ def undecided(near: Tensor, error: float) -> Tensor:
 def _sampled(rows: Tensor, queries: Tensor, places: Tensor, query: Tensor) -> Tensor:
     """Sums (p,) of products of rows[i] and the queries at query[places[i] : places[i + 1]]."""
     size = len(rows), len(queries)
-    zeros = torch.zeros(len(query), dtype=rows.dtype)
-    pattern = torch.sparse_csr_tensor(places, query, zeros, size, check_invariants=False)
+    zeros = torch.zeros(len(query), dtype=rows.dtype, device="cpu")
+    pattern = torch.sparse_csr_tensor(
+        places, query, zeros, size, dtype=zeros.dtype, device="cpu", check_invariants=False
+    )
     found: Tensor = unforked(torch.sparse.sampled_addmm, pattern, rows, queries.mT, beta=0.0)
     return found.values()
 
@@ -159,12 +161,16 @@ def _sampled(rows: Tensor, queries: Tensor, places: Tensor, query: Tensor) -> Te
 def sampled_product_works() -> bool:
     """Whether this build of torch has a sampled product on CPU, and it keeps the bound."""
     d = 67
-    numbers = torch.linspace(-1, 1, 5 * d, dtype=torch.float64).sin().view(5, d)
+    numbers = torch.linspace(-1, 1, 5 * d, dtype=torch.float64, device="cpu").sin().view(5, d)
     rows, queries = numbers[:2], numbers[2:]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # once: that sparse tensors in rows are in beta state
-            found = _sampled(rows, queries, torch.tensor([0, 1, 3]), torch.tensor([2, 0, 2]))
+            places, query = (
+                torch.tensor(each, dtype=torch.int64, device="cpu")
+                for each in ([0, 1, 3], [2, 0, 2])
+            )
+            found = _sampled(rows, queries, places, query)
     except (AttributeError, NotImplementedError, RuntimeError):
         return False
     exact = (rows @ queries.mT)[[0, 1, 1], [2, 0, 2]]

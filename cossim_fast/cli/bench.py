@@ -47,10 +47,11 @@ def bench(
     """
     with one_line_errors():
         if embeddings is None:
-            x = torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
+            draw = torch.Generator().manual_seed(0)
+            x = torch.randn(rows, width, generator=draw, dtype=torch.float32, device="cpu")
         else:
             given = inputs.embeddings(embeddings, key=key)[:rows]
-            x = torch.as_tensor(given if isinstance(given, Tensor) else given.copy()).float()
+            x = (given if isinstance(given, Tensor) else torch.from_numpy(given.copy())).float()
         if x.shape[0] < 2:
             raise ValueError(f"expected 2 rows or more, got {x.shape[0]}")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -42,8 +42,7 @@ def one_line_errors(checkpoint: Path | None = None) -> Iterator[None]:
         note(" ".join(str(error).split()) or type(error).__name__)
         raise typer.Exit(TROUBLE) from error
     except (MemoryError, RuntimeError) as error:
-        # torch has no class of its own for it.
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+        if not files.is_lack_of_memory(error):
             raise
         named = isinstance(error, files.NotEnoughMemoryError)  # says for what
         note(f"{error if named else 'there is not enough memory'}{_way_on(checkpoint)}")

@@ -10,10 +10,22 @@ import numpy as np
 
 from cossim_fast.files import npy, npz, parquet, pt, safetensors
 from cossim_fast.files.entries import choose
-from cossim_fast.files.errors import BadFileError, NotEnoughMemoryError, explained
+from cossim_fast.files.errors import (
+    BadFileError,
+    NotEnoughMemoryError,
+    explained,
+    is_lack_of_memory,
+)
 from cossim_fast.files.places import check_regular
 
-__all__ = ["BadFileError", "NotEnoughMemoryError", "check_regular", "load", "load_column"]
+__all__ = [
+    "BadFileError",
+    "NotEnoughMemoryError",
+    "check_regular",
+    "is_lack_of_memory",
+    "load",
+    "load_column",
+]
 
 _READERS = {
     ".npy": npy.entries,

@@ -1,6 +1,7 @@
 """What is said about a file that cannot be read: damage, the system's reasons, memory."""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,13 @@ _EXPECTED = {
     ".parquet": "a table of numbers, or of one column of lists of one length",
 }
 
+# torch has no class of its own for it, Windows other words than Linux. What oneDNN cannot create
+# for lack of memory is machine code; for what it was asked it has another error, of descriptors.
+_OF_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|std::bad_alloc"
+    r"|could not create a (primitive|memory object)(?! descriptor)"
+)
+
 
 @contextmanager
 def explained(path: Path, wanted: str = "") -> Iterator[None]:
@@ -48,7 +56,7 @@ def explained(path: Path, wanted: str = "") -> Iterator[None]:
     except DamagedError as error:
         raise BadFileError(f"{path} cannot be read as {path.suffix}: {error}") from error
     except Exception as error:  # every reader has errors of its own
-        if _is_lack_of_memory(error):
+        if is_lack_of_memory(error):
             detail = wanted or " ".join(str(error).split())
             raise NotEnoughMemoryError(
                 f"there is not enough memory to read {path}" + (f": {detail}" if detail else "")
@@ -62,11 +70,10 @@ def explained(path: Path, wanted: str = "") -> Iterator[None]:
         ) from error
 
 
-def _is_lack_of_memory(error: Exception) -> bool:
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, by numpy, the system, torch or oneDNN."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    # torch has no class of its own for it; the second is Windows'.
-    words = ("can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(each in str(error) for each in words)
+        isinstance(error, RuntimeError) and _OF_MEMORY.search(str(error)) is not None
     )

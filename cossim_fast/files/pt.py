@@ -122,7 +122,7 @@ def _check_record(tensor: Tensor, records: _Records) -> None:
     if records.sums is None:
         return
     found = 0
-    for piece in torch.empty(0, dtype=torch.uint8).set_(storage).split(_PIECE):
+    for piece in torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage).split(_PIECE):
         found = zlib.crc32(piece.numpy().data, found)
     if (storage.nbytes(), found) not in records.sums:
         raise DamagedError("the checksum of its numbers does not fit")

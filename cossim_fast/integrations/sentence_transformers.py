@@ -234,7 +234,7 @@ def _ranked(
     for start in range(0, len(queries), query_chunk):
         some = _part(queries, start, query_chunk)
         best: Tensor | None = None
-        positions = torch.empty(0)
+        positions = torch.empty(0, dtype=torch.int64, device="cpu")
         for first in range(0, len(corpus), corpus_chunk):
             scores = score(some, _part(corpus, first, corpus_chunk)).detach()
             rows = torch.arange(first, first + scores.shape[1], device=scores.device)
@@ -300,4 +300,6 @@ def _unit(x: Tensor) -> Tensor:
     row = x.indices()[0] if x.dim() > 1 else torch.zeros_like(x.indices()[0])
     squares = values.new_zeros(x.shape[0] if x.dim() > 1 else 1).index_add(0, row, values * values)
     unit = values / squares.sqrt().clamp_min(_EPS)[row]
-    return torch.sparse_coo_tensor(x.indices(), unit, x.shape, is_coalesced=True)
+    return torch.sparse_coo_tensor(
+        x.indices(), unit, x.shape, dtype=unit.dtype, device=unit.device, is_coalesced=True
+    )

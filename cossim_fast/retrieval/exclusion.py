@@ -31,7 +31,7 @@ class Banned:
     def __init__(self, ids: Ids, parts: Sequence[Part], exclude: Any, queries: int) -> None:
         self._rows = sum(len(part) for part in parts)
         self._query: Tensor | None = None
-        self._position = torch.empty(0, dtype=torch.int64)
+        self._position = torch.empty(0, dtype=torch.int64, device="cpu")
         if exclude is None:
             return
         query, names = excluded(exclude, queries)
@@ -77,7 +77,9 @@ class Banned:
         keys = None if self._query is None else self._keys()
 
         def scores(query: Tensor, position: Tensor) -> Tensor:
-            found = torch.full((len(query), len(position)), torch.nan, dtype=torch.float64)
+            found = torch.full(
+                (len(query), len(position)), torch.nan, dtype=torch.float64, device="cpu"
+            )
             for segment in segments:
                 row = position - segment.first
                 here = (row >= 0) & (row < len(segment))
@@ -113,7 +115,9 @@ def excluded(exclude: Any, queries: int) -> tuple[Tensor | None, np.ndarray[Any,
     ids = [_present(some) for some in lists]
     filled = [some for some in ids if len(some)]
     _checks.one_kind("exclude", filled)
-    query = torch.repeat_interleave(torch.tensor([len(some) for some in ids], dtype=torch.int64))
+    query = torch.repeat_interleave(
+        torch.tensor([len(some) for some in ids], dtype=torch.int64, device="cpu")
+    )
     return query, np.concatenate(filled) if filled else np.empty(0, np.int64)
 
 

@@ -137,7 +137,7 @@ class CosineIndex:
         self.screen, self.dtype, self.d = screen, dtype, d
         self._codes = screen in ("auto", "int8")
         self._file = None
-        self._snapshot = Snapshot((), torch.zeros(d), Ids())
+        self._snapshot = Snapshot((), torch.zeros(d, dtype=torch.float32, device="cpu"), Ids())
         self._share()
 
     def _share(self) -> None:
@@ -308,7 +308,7 @@ class CosineIndex:
             )
         ]
         found = Found.concatenate(blocks, torch.float64 if double else torch.float32)
-        lims = torch.searchsorted(found.query, torch.arange(len(asked) + 1))
+        lims = torch.searchsorted(found.query, torch.arange(len(asked) + 1, device="cpu"))
         ids = ids_at(state.parts, found.position, state.ids.missing())
         named = ids if ids.dtype == object else like(queries, torch.from_numpy(ids))
         return RangeHits(like(queries, lims), like(queries, found.scores), named)

@@ -95,7 +95,7 @@ class Certificate:
                 "search an array or a memory map to verify"
             )
         if sample is None or sample >= self.rows:
-            chosen = torch.arange(self.rows)
+            chosen = torch.arange(self.rows, device="cpu")
         else:
             drawn = np.random.default_rng(seed).choice(self.rows, sample, replace=False)
             chosen = torch.from_numpy(np.sort(drawn))
@@ -104,7 +104,7 @@ class Certificate:
             checked += self._returned(query, self.oracle)
             for start in range(0, len(chosen), _VERIFIED):
                 some = chosen[start : start + _VERIFIED]
-                self._others(query, some, self.oracle(torch.tensor([query]), some)[0])
+                self._others(query, some, self.oracle(_number(query), some)[0])
                 checked += len(some)
         return checked
 
@@ -112,7 +112,7 @@ class Certificate:
         rows = self.positions[query][self.positions[query] >= 0]
         if not len(rows):
             return 0
-        scores, stated = oracle(torch.tensor([query]), rows)[0], self.scores[query][: len(rows)]
+        scores, stated = oracle(_number(query), rows)[0], self.scores[query][: len(rows)]
         wrong = (scores != stated).nonzero()[:, 0]
         if len(wrong):
             at = int(wrong[0])
@@ -145,6 +145,10 @@ class Certificate:
                 f"returned; the bound on what was left out is {bound!r}, "
                 f"the k-th score {float(self.kth_score[query])!r}"
             )
+
+
+def _number(query: int) -> Tensor:
+    return torch.tensor([query], dtype=torch.int64, device="cpu")
 
 
 def assemble(
@@ -186,7 +190,7 @@ def oracle_of(queries: Tensor, rows: Tensor) -> Oracle:
     """The scores of all pairs of some queries and some rows, from the rows as they are now."""
 
     def scores(query: Tensor, position: Tensor) -> Tensor:
-        pairs = torch.cartesian_prod(torch.arange(len(query)), position).view(-1, 2)
+        pairs = torch.cartesian_prod(torch.arange(len(query), device="cpu"), position).view(-1, 2)
         wide = widen(queries[query])
         found = score_pairs(wide, rows, pairs[:, 0], pairs[:, 1])
         return found.view(len(query), len(position))

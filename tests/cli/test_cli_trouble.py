@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import typer
 
 from cli_run import run, run_on_terminal
 from cossim_fast import CosineIndex, topk
 from cossim_fast.cli import outputs
+from cossim_fast.cli.terminal import one_line_errors
 from cossim_fast.retrieval import tuning
 
 try:
@@ -211,6 +213,30 @@ def test_too_little_memory_is_one_line(folder):
         status, out, err = run("topk", folder / "many.npy", folder / "many.npy")
     assert (status, out) == (2, "")
     assert err == "cossim: there is not enough memory\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you",
+        "[enforce fail at alloc_cpu.cpp:1] data. DefaultCPUAllocator: not enough memory: you",
+        "std::bad_alloc",
+        "could not create a primitive",
+        "could not create a memory object",
+    ],
+)
+def test_every_library_s_words_for_it_are_one_line(words, capsys):
+    with pytest.raises(typer.Exit) as stopped, one_line_errors():
+        raise RuntimeError(words)
+    assert stopped.value.exit_code == 2
+    assert capsys.readouterr().err == "cossim: there is not enough memory\n"
+
+
+def test_another_error_of_torch_is_not_taken_for_it(capsys):
+    words = "could not create a primitive descriptor for the matmul primitive. Run workload with"
+    with pytest.raises((RuntimeError, typer.Exit)), one_line_errors():
+        raise RuntimeError(words)
+    assert "not enough memory" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npz"])

@@ -167,6 +167,21 @@ def test_fake_and_meta_results_look_like_the_real_one(call, dtype):
     assert on_meta.device.type == "meta"
 
 
+@every_call
+@pytest.mark.parametrize("sizes", [(0, 5, 8), (0, 0, 8), (4, 5, 0), (0, 0, 0)], ids=str)
+def test_fake_and_meta_results_of_nothing_look_like_the_real_one(call, sizes):
+    n, m, d = sizes
+    x, y = torch.ones(n, d), torch.ones(m, d)
+    shape = call(x, y).shape
+    with FakeTensorMode() as mode:
+        assert call(*(mode.from_tensor(t) for t in (x, y))).shape == shape
+    x, y = x.to("meta").requires_grad_(), y.to("meta")
+    on_meta = call(x, y)
+    assert on_meta.shape == shape
+    (gradient,) = torch.autograd.grad(on_meta.sum(), x)
+    assert gradient.shape == x.shape
+
+
 def test_gradients_on_meta():
     x, y = (t.to("meta").requires_grad_() for t in inputs())
     broadcast(x, y).sum().backward()

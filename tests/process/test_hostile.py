@@ -170,6 +170,37 @@ def test_a_setting_that_is_lowered_is_found_out(monkeypatch):
     assert {why for _, _, why in found.failed} == {"a setting that was made during a call is lost"}
 
 
+def test_an_interrupt_that_comes_at_once_is_not_raised_by_the_tracer(monkeypatch):
+    import torch
+
+    from cossim_fast._threads import single_threaded
+    from hostile.interrupts import Interrupter
+
+    later = Interrupter._arm
+
+    def at_once(self, seconds):
+        if seconds == 1e-6 and not self.came:
+            self.came = True
+            signal.raise_signal(signal.SIGINT)
+        later(self, seconds)
+
+    def interrupted(rng, folder, tally):
+        torch.set_num_threads(2)
+        single_threaded(int)  # what the first call finds out is kept
+        interrupter = Interrupter()
+        for number in range(1, interrupter.lines(lambda: single_threaded(int)) + 1):
+            interrupter.came = False
+            interrupter.at_line(number, lambda: single_threaded(int))
+            with tally.one(f"line {number}"):
+                assert interrupter.came
+                assert torch.get_num_threads() == 2
+
+    monkeypatch.setattr(Interrupter, "_arm", at_once)
+    found = _made(Attack("interrupted", interrupted, (1, 1)))
+    assert found.failed == []
+    assert found.held["answered"] > 3
+
+
 def test_wrong_answers_are_told_from_right_ones():
     rng = np.random.default_rng(0)
     q, x = truth.rows(rng, 5, 8), truth.rows(rng, 50, 8)

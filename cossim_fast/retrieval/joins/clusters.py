@@ -77,8 +77,8 @@ def deduplicate(
     """
     join = _SelfJoin(x, threshold, screen, keep=keep)
     n = join.n
-    best = torch.full((n,), -torch.inf, dtype=join.dtype)
-    by = torch.full((n,), -1)
+    best = torch.full((n,), -torch.inf, dtype=join.dtype, device="cpu")
+    by = torch.full((n,), -1, device="cpu")
     rounds = join.rounds(later=True, skip=lambda numbers: by[numbers] >= 0)
     done = 0
     with Progress(progress, "deduplicate", n) as bar:
@@ -91,7 +91,7 @@ def deduplicate(
             bar.update(rounds.done - done)
             done = rounds.done
     kept, dropped = by < 0, by >= 0
-    row_of = torch.arange(n) if join.order is None else join.order
+    row_of = torch.arange(n, device="cpu") if join.order is None else join.order
     order = torch.sort(row_of[dropped]).indices
     columns = (
         torch.sort(row_of[kept]).values,
@@ -150,7 +150,7 @@ def communities(
     counts, pairs = _count(join, itself, progress)
     centres = torch.from_numpy(np.argsort(-counts.numpy(), kind="stable"))
     centres = centres[counts[centres] >= min_size]
-    used = torch.zeros(join.n, dtype=torch.bool)
+    used = torch.zeros(join.n, dtype=torch.bool, device="cpu")
     lists = _looked_up(pairs, centres, join.n) if pairs else _searched(join, centres, used)
     found = []
     for centre, others, scores in lists:
@@ -160,7 +160,9 @@ def communities(
         if 1 + int(free.sum()) >= min_size:
             nearest = torch.sort(scores[free], descending=True, stable=True).indices
             ranked = others[free][nearest]
-            found.append(torch.cat([torch.tensor([centre]), ranked]))
+            found.append(
+                torch.cat([torch.tensor([centre], dtype=torch.int64, device="cpu"), ranked])
+            )
             used[found[-1]] = True
     found.sort(key=len, reverse=True)
     return [like(x, community) for community in found]
@@ -190,13 +192,13 @@ class _SelfJoin:
             later=later,
             double=self.dtype == torch.float64,
         )
-        order = torch.arange(self.n) if order is None else order
+        order = torch.arange(self.n, device="cpu") if order is None else order
         return Rounds(order, self._rows.take, self._rows.segments, sweep, skip=skip)
 
     def pairs_with_itself(self) -> Tensor:
         """(n,) bool: whether a row is its own neighbour."""
         norms = [segment.norms for segment in self._rows.segments()]
-        norm = torch.cat([torch.empty(0, dtype=torch.float64), *norms])
+        norm = torch.cat([torch.empty(0, dtype=torch.float64, device="cpu"), *norms])
         return norm.isfinite() & ((norm > 0) | (self._threshold <= 0))
 
 

@@ -78,7 +78,7 @@ class CodedRows:
             yield from self._source.blocks(first)
         else:
             for start in range(first, self.n, step):
-                yield self.take(torch.arange(start, min(start + step, self.n)))
+                yield self.take(torch.arange(start, min(start + step, self.n), device="cpu"))
 
     def _room(self) -> int:
         return KEPT - sum(len(segment) for segment in self._kept.values()) * self.d

@@ -62,7 +62,7 @@ def pairs_above(
     """
     d, count = segment.rows.shape[1], rows.stop - rows.start
     error = product_error(d)
-    cosines = torch.empty((len(queries), count), dtype=torch.float64)
+    cosines = torch.empty((len(queries), count), dtype=torch.float64, device="cpu")
     step = max(tuning.DENSE_NUMBERS // max(d, 1), 1)
     for start in range(0, count, step):
         at = slice(start, min(start + step, count))
@@ -70,10 +70,10 @@ def pairs_above(
         unforked(torch.mm, queries, unit.mT, out=cosines[:, at])
     hit = cosines >= threshold - error
     if after is not None and segment.first + rows.start <= int(after.max()):
-        hit &= torch.arange(rows.start, rows.stop) + segment.first > after[:, None]
+        hit &= torch.arange(rows.start, rows.stop, device="cpu") + segment.first > after[:, None]
     # numpy counts, as it searches (`places`), in a third of the time of torch.
     if bool(hit.all()):
-        flat, near = torch.arange(hit.numel()), cosines.view(-1)
+        flat, near = torch.arange(hit.numel(), device="cpu"), cosines.view(-1)
     else:
         flat = places(hit.view(-1))
         near = cosines.view(-1)[flat]

@@ -254,7 +254,7 @@ def range_search(
     if any(segment.codes is None for segment in segments):
         screens = [one for one in screens if one.name != "int8"]
     sweep = Sweep(screens, centre, threshold, double=double)
-    order = torch.arange(queries.shape[0])
+    order = torch.arange(queries.shape[0], device="cpu")
     return iter(Rounds(order, lambda some: queries[some], lambda _: segments, sweep))
 
 
@@ -282,7 +282,7 @@ class _Join:
 
     def rounds(self, done: int = 0, most: int | None = None) -> Rounds:
         """The queries that are not done yet."""
-        order = torch.arange(self.x.n)
+        order = torch.arange(self.x.n, device="cpu")
         return Rounds(
             order,
             lambda some: self.x.rows[some],

@@ -71,7 +71,9 @@ class Rounds:
         """Yield what the queries of a round found, once each round is done."""
         size = min(tuning.FIRST_ROUND, self._longest)
         while self.done < self._order.numel():
-            places = torch.arange(self.done, min(self.done + size, self._order.numel()))
+            places = torch.arange(
+                self.done, min(self.done + size, self._order.numel()), device="cpu"
+            )
             stop = self.done + places.numel()
             if self._skip is not None:
                 places = places[~self._skip(self._order[places])]
@@ -201,5 +203,5 @@ def in_order(batch: Batch, parts: list[Found]) -> Found:
         keys = found.query.numpy().astype(np.uint16)
         order = torch.from_numpy(np.argsort(keys, kind="stable"))
         found = Found(*(column[order] for column in found))
-    stops = torch.searchsorted(found.query, torch.arange(len(batch) + 1))
+    stops = torch.searchsorted(found.query, torch.arange(len(batch) + 1, device="cpu"))
     return found._replace(query=torch.repeat_interleave(batch.numbers, stops.diff()))

@@ -41,8 +41,8 @@ class Found(NamedTuple):
         """One after another; nothing of a dtype where there are none."""
         if len(parts) == 1:
             return parts[0]
-        none = torch.empty(0, dtype=torch.int64)
-        columns = [[none, none, torch.empty(0, dtype=dtype)], *parts]
+        none = torch.empty(0, dtype=torch.int64, device="cpu")
+        columns = [[none, none, torch.empty(0, dtype=dtype, device="cpu")], *parts]
         return cls(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
     def of_first(self, queries: int) -> Found:
@@ -213,7 +213,7 @@ class Sweep:
             if candidates is not None:
                 self._note(level)
                 query, row = candidates
-                unknown = torch.full(query.shape, torch.nan, dtype=self.dtype)
+                unknown = torch.full(query.shape, torch.nan, dtype=self.dtype, device="cpu")
                 found = Found(query, row + rows.start, unknown)
                 return self._allowed(batch, segment, rows.start, found)
         self._note(len(self.screens))
@@ -233,7 +233,7 @@ class Sweep:
         product = None if coded is None else batch.filtered(level, coded)
         if product is None or not product.suits(rows):
             return few_above(self._screen(batch, segment, rows, level), self.threshold, cost)
-        product.aim(torch.full((len(batch),), self.threshold, dtype=torch.float64))
+        product.aim(torch.full((len(batch),), self.threshold, dtype=torch.float64, device="cpu"))
         values = product.tile(rows)
         segment.mask_banned(rows, values, 0)
         return few_filtered(values, cost)
@@ -258,7 +258,7 @@ class Sweep:
         some = slice(max(middle, rows.start), min(middle + BLOCK, rows.stop))
         for level in range(len(self.screens)):
             tile = self._screen(batch, segment, some, level)
-            asked = torch.full((len(batch),), self.threshold, dtype=torch.float64)
+            asked = torch.full((len(batch),), self.threshold, dtype=torch.float64, device="cpu")
             if passing(tile, tile.needed(asked)) * self._pair_cost(level) <= 1:
                 return level
         return len(self.screens)
@@ -330,7 +330,7 @@ def few_above(tile: Tile, threshold: float, cost: float) -> tuple[Tensor, Tensor
     For each query, rows are in order. A pair takes as long as ``cost`` scores of the next screen.
     """
     width = tile.values.shape[1]
-    asked = torch.full((width,), threshold, dtype=torch.float64)
+    asked = torch.full((width,), threshold, dtype=torch.float64, device="cpu")
     needed = tile.needed(asked)
     group, query = (tile.maxima(BLOCK) >= needed).nonzero(as_tuple=True)
     # A sample spares the look into so many groups.

@@ -57,7 +57,7 @@ class Scorer:
             return score(
                 self._queries, segment.rows, query, position - segment.first, segment.norms
             )
-        found = torch.full(query.shape, torch.nan, dtype=torch.float64)
+        found = torch.full(query.shape, torch.nan, dtype=torch.float64, device="cpu")
         for segment in self._segments:
             row = position - segment.first
             here = places((row >= 0) & (row < len(segment)))
@@ -206,8 +206,8 @@ class Search:
         pool.take(before, failed)
         forbidden = self._forbidden
         if forbidden is not None:
-            number = torch.full((self.pool.queries,), -1)
-            number[failed] = torch.arange(len(failed))
+            number = torch.full((self.pool.queries,), -1, device="cpu")
+            number[failed] = torch.arange(len(failed), device="cpu")
             query = number[forbidden[0]]
             forbidden = query[query >= 0], forbidden[1][query >= 0]
         scan, score = self._new_scan(queries, pool, forbidden), Scorer(queries, segments)
@@ -314,7 +314,7 @@ class Batches:
     def restore(self, held: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave; ``centre`` and ``seen`` are to be set before."""
         for search, some in zip(self.searches(), self._spans, strict=True):
-            search.pool.restore(held, torch.arange(some.start, some.stop))
+            search.pool.restore(held, torch.arange(some.start, some.stop, device="cpu"))
             search.resume(self.seen)
 
     def best(self) -> Best:

@@ -130,7 +130,7 @@ def _tile(
     segment.mask_banned(slice(0, n), values, -torch.inf)
     if forbidden is not None:
         query, position = forbidden
-        span = torch.tensor([segment.first, segment.first + n])
+        span = torch.tensor([segment.first, segment.first + n], dtype=torch.int64, device="cpu")
         begin, end = torch.searchsorted(position, span).tolist()
         values[position[begin:end] - segment.first, query[begin:end]] = -torch.inf
     blocks = screen.blocks(head.split, slice(0, len(values) // BLOCK))
@@ -170,6 +170,6 @@ def _near(
     """Near scores (p,) of a query and rows (p,)."""
     if not len(row):
         return np.empty(0)
-    numbers = torch.full((len(row),), query)
+    numbers = torch.full((len(row),), query, dtype=torch.int64, device="cpu")
     found = near_scores(queries, segment.rows, numbers, torch.from_numpy(row), segment.norms)
     return found.numpy()

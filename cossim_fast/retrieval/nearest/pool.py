@@ -51,10 +51,10 @@ class Pool:
     def __init__(self, queries: int, k: int, *, guess: bool = True, certify: bool = False) -> None:
         self.queries, self.k = queries, k
         self._guess = guess
-        self.threshold = torch.full((queries,), NO_THRESHOLD, dtype=torch.float64)
+        self.threshold = torch.full((queries,), NO_THRESHOLD, dtype=torch.float64, device="cpu")
         self._guessed = torch.full_like(self.threshold, NO_THRESHOLD)
         self.dropped_bound = torch.full_like(self.threshold, -torch.inf) if certify else None
-        self.rescored = torch.zeros(queries, dtype=torch.int64)
+        self.rescored = torch.zeros(queries, dtype=torch.int64, device="cpu")
         self._held = Candidates.none()  # once finalized, query by query
         self._new: list[Candidates] = []
         self.pending = 0  # rows added since thresholds were last raised

@@ -253,7 +253,8 @@ class Scan:
         segment.mask_banned(rows, values, nothing)
         if self._forbidden is not None:
             query, position = self._forbidden
-            span = torch.tensor([segment.first + rows.start, segment.first + rows.stop])
+            ends = [segment.first + rows.start, segment.first + rows.stop]
+            span = torch.tensor(ends, dtype=torch.int64, device="cpu")
             first, last = torch.searchsorted(position, span).tolist()
             values[position[first:last] - span[0], query[first:last]] = nothing
 

@@ -112,10 +112,10 @@ def _check() -> Arithmetic:
 
 def _worst(limit: int, rows: int, queries: int, d: int) -> float:
     """The largest error of products of extreme codes, as a share of what is allowed; or inf."""
-    place = torch.arange(rows * d).view(rows, d)
+    place = torch.arange(rows * d, device="cpu").view(rows, d)
     corpora = (
-        torch.full((rows, d), 127),
-        torch.full((rows, d), -127),
+        torch.full((rows, d), 127, device="cpu"),
+        torch.full((rows, d), -127, device="cpu"),
         (place % 3 > 0) * 254 - 127,
         (place * 7919) % 255 - 127,
     )
@@ -125,7 +125,7 @@ def _worst(limit: int, rows: int, queries: int, d: int) -> float:
     for query in _extremes(limit, queries, d):
         packed, exact = int8.pack(query.to(torch.int8)), wide @ query.double().mT
         error = (int8.product(narrow, packed, queries) - exact).abs_()
-        allowed = int8.SUM_ERROR * query.abs().sum(1) + 2.0**-24 * exact.abs()
+        allowed = int8.SUM_ERROR * query.abs().sum(1).double() + 2.0**-24 * exact.abs()
         worst = max(worst, float((error / allowed).amax()))
         if worst > 1.0 or not _sieves(narrow, packed, query, exact):
             return float("inf")
@@ -134,8 +134,8 @@ def _worst(limit: int, rows: int, queries: int, d: int) -> float:
 
 def _extremes(limit: int, queries: int, d: int) -> Iterator[Tensor]:
     """Codes (q, d) of which any two adjacent ones add up to the limit: of one sign, and mixed."""
-    odd = torch.arange(d) % 2
-    mixed = (torch.arange(queries * d).view(queries, d) * 104729) % 7 < 3
+    odd = torch.arange(d, device="cpu") % 2
+    mixed = (torch.arange(queries * d, device="cpu").view(queries, d) * 104729) % 7 < 3
     for first in {127, limit - 127, limit // 2}:
         magnitude = (first + (limit - 2 * first) * odd).expand(queries, d)
         yield from (magnitude, -magnitude, torch.where(mixed, -magnitude, magnitude))
@@ -145,7 +145,7 @@ def _sieves(codes: Tensor, packed: Tensor, query: Tensor, exact: Tensor) -> bool
     """Whether products are within ROUNDING of what they are sieved to, above, below and between."""
     wide = exact + 128 * query.sum(1)
     spread = (wide.amax(0) - wide.amin(0)).clamp_min(1.0)
-    most = int8.LARGEST_SCALED / (255 * query.abs().sum(1))
+    most = int8.LARGEST_SCALED / (255 * query.abs().sum(1)).double()
     scale = torch.minimum(400 / spread, most).float()
     offset = (128 - wide.mean(0) * scale).float()
     n, count = exact.shape

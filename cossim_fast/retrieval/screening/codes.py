@@ -331,7 +331,9 @@ class _Coder:
         self._y = np.empty(size, np.float32)
         as_it_is = rows.dtype == torch.float32 and rows.is_contiguous()
         self._x = rows.numpy() if as_it_is else None
-        self._floats = torch.empty((0 if as_it_is else size[0], size[1]))
+        self._floats = torch.empty(
+            (0 if as_it_is else size[0], size[1]), dtype=torch.float32, device="cpu"
+        )
         self._piece = max((_GRAIN - 1) // max(size[1], 1), 1) if shared else step
 
     @quiet  # rows that are not finite

@@ -72,9 +72,9 @@ def pair_ns() -> float:
 
 def _measure() -> float:
     draw = torch.Generator().manual_seed(0)
-    rows = torch.randn(_ROWS, _WIDTH, generator=draw, dtype=torch.float32)
-    query = torch.randint(_QUERIES, (_SCORED,), generator=draw)
-    row = torch.randint(_ROWS, (_SCORED,), generator=draw).sort().values
+    rows = torch.randn(_ROWS, _WIDTH, generator=draw, dtype=torch.float32, device="cpu")
+    query = torch.randint(_QUERIES, (_SCORED,), generator=draw, device="cpu")
+    row = torch.randint(_ROWS, (_SCORED,), generator=draw, device="cpu").sort().values
     queries, norms = widen(rows[:_QUERIES]), row_norms(rows)
     times = []
     for _ in range(4):

@@ -80,7 +80,7 @@ def product(rows: Tensor, packed: Tensor, queries: int) -> Tensor:
 
     Off by SUM_ERROR sum |z| and a rounding at most.
     """
-    codes, ones = unsigned(rows), torch.ones(width(queries))
+    codes, ones = unsigned(rows), torch.ones(width(queries), dtype=torch.float32, device="cpu")
     found = operators.linear(codes, _ZERO, packed, ones, None, torch.float32)
     return found[: len(rows), :queries].contiguous()
 
@@ -110,7 +110,7 @@ def unsigned(rows: Tensor) -> Tensor:
     size = even_rows(n) * d
     memory: Tensor | None = getattr(_kept, "memory", None)
     if memory is None or memory.numel() < size:
-        memory = torch.empty(size, dtype=torch.uint8)
+        memory = torch.empty(size, dtype=torch.uint8, device="cpu")
         if size <= tuning.KEPT_CODES:
             _kept.memory = memory
     there = memory.numpy()[: rows.numel()]

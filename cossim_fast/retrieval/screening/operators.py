@@ -39,7 +39,7 @@ def linear(
     Returns:
         (n, w).
     """
-    zeros = torch.zeros(len(scale), dtype=torch.int64)
+    zeros = torch.zeros(len(scale), dtype=torch.int64, device="cpu")
     out: Tensor = unforked(
         torch.ops.onednn.qlinear_pointwise,
         rows,
@@ -61,7 +61,7 @@ def linear(
 
 def mixed(queries: Tensor, codes: Tensor) -> Tensor:
     """Queries (q, d) bfloat16 times codes (n, d) int8: (q, n) bfloat16, of sums in float32."""
-    ones = torch.ones(codes.shape[0], dtype=torch.bfloat16)
+    ones = torch.ones(codes.shape[0], dtype=torch.bfloat16, device="cpu")
     out: Tensor = unforked(torch._weight_int8pack_mm, queries, codes, ones)
     return out
 

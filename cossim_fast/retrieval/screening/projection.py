@@ -75,14 +75,16 @@ class ProjectionScreen:
         wide = basis.double()
         self._wide = wide
         k = basis.shape[1]
-        self._skew = float(torch.linalg.matrix_norm(wide.mT @ wide - torch.eye(k).double()))
+        one = torch.eye(k, dtype=torch.float64, device="cpu")
+        self._skew = float(torch.linalg.matrix_norm(wide.mT @ wide - one))
 
     def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
         """Code T(q), or round it."""
         unit = unit_queries(queries)
         split = _split(unit, self._wide)
-        zero = torch.zeros(split.shape[1])
-        terms = self._screen.queries(WideRows(split, torch.ones(len(unit)).double()), zero)
+        zero = torch.zeros(split.shape[1], dtype=torch.float32, device="cpu")
+        norms = torch.ones(len(unit), dtype=torch.float64, device="cpu")
+        terms = self._screen.queries(WideRows(split, norms), zero)
         # |P'q| <= 1 + e. What float64 loses is less than 2^-36.
         residual = terms.residual + 2 * self._skew + 2.0**-36
         return replace(terms, residual=residual, offset=unit @ centre.double())
@@ -104,8 +106,9 @@ class ProjectionScreen:
         n, d = segment.rows.shape
         k = self._basis.shape[1]
         blocks = -(-n // BLOCK)
-        codes = torch.empty((blocks * BLOCK, k + PARTS), dtype=torch.int8)
-        scale, residual = torch.empty(blocks), torch.empty(blocks)
+        codes = torch.empty((blocks * BLOCK, k + PARTS), dtype=torch.int8, device="cpu")
+        scale = torch.empty(blocks, dtype=torch.float32, device="cpu")
+        residual = torch.empty_like(scale)
         step = max(tuning.PROJECTION_NUMBERS // d // BLOCK, 1) * BLOCK
         usual = usual_scale(self._split_rows(segment, slice(0, n, max(n // _USUAL, 1)), centre))
 
@@ -149,7 +152,7 @@ def _head(segment: Segment) -> Segment:
 def _split(y: Tensor, basis: Tensor) -> Tensor:
     """T(y) (n, k + PARTS) of rows (n, d)."""
     n, k = len(y), basis.shape[1]
-    found = torch.empty((n, k + PARTS), dtype=y.dtype)
+    found = torch.empty((n, k + PARTS), dtype=y.dtype, device="cpu")
     if y.dtype == torch.float32:
         inside = float_product.product(y, basis.mT)
         rest = float_product.product(inside, basis)
@@ -282,6 +285,8 @@ def finite(rows: Tensor) -> Tensor:
 def spread(basis: Tensor) -> Tensor:
     """Turn a basis within its span, so that all numbers are about as large and one scale fits."""
     k = basis.shape[1]
-    drawn = torch.randn((k, k), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = torch.randn(
+        (k, k), generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu"
+    )
     turned: Tensor = basis @ torch.linalg.qr(drawn).Q
     return turned

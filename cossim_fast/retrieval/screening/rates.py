@@ -87,21 +87,22 @@ _LINEAR = torch.float32, torch.uint8
 
 def _linear_of(dtype: torch.dtype) -> Callable[[int, int, int], Call]:
     def made(n: int, q: int, d: int) -> Call:
-        rows, scale = torch.ones((n, d), dtype=torch.uint8), torch.ones(q)
-        packed = operators.pack(torch.ones((q, d), dtype=torch.int8))
+        rows = torch.ones((n, d), dtype=torch.uint8, device="cpu")
+        scale = torch.ones(q, dtype=torch.float32, device="cpu")
+        packed = operators.pack(torch.ones((q, d), dtype=torch.int8, device="cpu"))
         return lambda: operators.linear(rows, 0, packed, scale, None, dtype)
 
     return made
 
 
 def _bfloat16_of(n: int, q: int, d: int) -> Call:
-    rows, queries = (torch.ones((count, d), dtype=torch.bfloat16) for count in (n, q))
-    out = torch.empty((n, q), dtype=torch.bfloat16)
+    rows, queries = (torch.ones((count, d), dtype=torch.bfloat16, device="cpu") for count in (n, q))
+    out = torch.empty((n, q), dtype=torch.bfloat16, device="cpu")
     return lambda: operators.bfloat16(rows, queries, out)
 
 
 def _float32_of(n: int, q: int, d: int) -> Call:
-    rows, queries = torch.ones((n, d)), torch.ones((q, d))
+    rows, queries = (torch.ones((count, d), dtype=torch.float32, device="cpu") for count in (n, q))
     return lambda: float_product.product(rows, queries)
 
 
@@ -117,8 +118,8 @@ def _compare(made: Callable[[int, int, int], Call]) -> Rate:
 
 def _mixed() -> float:
     d = _TRIAL[2]
-    codes = torch.ones((_ROWS, d), dtype=torch.int8)
-    query = torch.ones((1, d), dtype=torch.bfloat16)
+    codes = torch.ones((_ROWS, d), dtype=torch.int8, device="cpu")
+    query = torch.ones((1, d), dtype=torch.bfloat16, device="cpu")
     product = _linear_of(torch.float32)(_ROWS, 16, d)
     mine, usual = _quickest(lambda: operators.mixed(query, codes), product)
     return usual / mine

@@ -169,7 +169,8 @@ class FewQueriesScreen:
         """Round unit queries to bfloat16."""
         unit = unit_queries(queries)
         rounded = unit.bfloat16()
-        return _terms(unit, rounded.double(), torch.ones(len(unit)).double(), centre, rounded)
+        scale = torch.ones(len(unit), dtype=torch.float64, device="cpu")
+        return _terms(unit, rounded.double(), scale, centre, rounded)
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
         """What the codes miss, and what the sums and the rounding of the result may lose."""
@@ -225,7 +226,8 @@ class FloatScreen:
         """Round unit queries."""
         unit = unit_queries(queries)
         rounded = unit.to(self._dtype)
-        return _terms(unit, rounded.double(), torch.ones(len(unit)).double(), centre, rounded)
+        scale = torch.ones(len(unit), dtype=torch.float64, device="cpu")
+        return _terms(unit, rounded.double(), scale, centre, rounded)
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
         """What rounding misses."""
@@ -244,7 +246,9 @@ class FloatScreen:
         """Cosines less the constant of the query."""
         count = rows.stop - rows.start
         operand = terms.operand.float() if self._wide else terms.operand
-        out = torch.empty((-(-count // BLOCK) * BLOCK, len(terms.scale)))
+        out = torch.empty(
+            (-(-count // BLOCK) * BLOCK, len(terms.scale)), dtype=torch.float32, device="cpu"
+        )
         step = chunk_rows(centre.numel())
         for start in range(0, count, step):
             some = slice(rows.start + start, min(rows.start + start + step, rows.stop))
@@ -279,7 +283,7 @@ def _narrow_product(rows: Tensor, queries: Tensor) -> Tensor:
     size = shape[0] * shape[1]
     memory: Tensor | None = getattr(_kept, "memory", None)
     if memory is None or memory.numel() < size:
-        memory = torch.empty(size, dtype=torch.bfloat16)
+        memory = torch.empty(size, dtype=torch.bfloat16, device="cpu")
         if size <= tuning.KEPT_SCORES:
             _kept.memory = memory
     out = memory[:size].view(shape)
@@ -308,16 +312,18 @@ def _bfloat16_pays() -> bool:
     if rates.bfloat16().times < rates.FASTER:
         return False
     codes, query = _checked()
-    found = torch.empty((BLOCK, 1), dtype=torch.bfloat16)
+    found = torch.empty((BLOCK, 1), dtype=torch.bfloat16, device="cpu")
     operators.bfloat16(codes.bfloat16(), query[None], found)
     return _keeps_bound(found[:, 0], codes, query)
 
 
 def _checked() -> tuple[Tensor, Tensor]:
     """Codes (n, d) of all kinds, of which the first lie along a query (d,) in bfloat16."""
-    codes = ((torch.arange(BLOCK * _CHECKED) * 7919) % 255 - 127).view(BLOCK, _CHECKED)
-    query = torch.linspace(-1, 1, _CHECKED).bfloat16()
-    codes[:2] = torch.outer(torch.tensor([127.0, -127.0]), query.float()).round()
+    place = torch.arange(BLOCK * _CHECKED, device="cpu").view(BLOCK, _CHECKED)
+    codes = (place * 7919) % 255 - 127
+    query = torch.linspace(-1, 1, _CHECKED, dtype=torch.float32, device="cpu").bfloat16()
+    codes[0] = (127 * query.float()).round()
+    codes[1] = -codes[0]
     return codes, query
 
 

@@ -206,7 +206,7 @@ class VectorFile:
         """The rows from one on."""
         shape, size = (self.count - first, self.d), self.d * self.dtype.itemsize
         if not shape[0] * size:
-            return Vectors(torch.empty(shape, dtype=self.dtype), owned=True)
+            return Vectors(torch.empty(shape, dtype=self.dtype, device="cpu"), owned=True)
         begin, length = _ROWS + first * size, shape[0] * size
         whole = np.memmap(self._unlocked, np.uint8, "r", begin, (length,))
         return vectors_of_map(whole, shape, self.dtype)

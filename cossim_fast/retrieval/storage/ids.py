@@ -65,7 +65,7 @@ class Ids:
 
     def serials(self, n: int) -> Tensor:
         """The serial numbers of the next n rows."""
-        return torch.arange(self.count, self.count + n)
+        return torch.arange(self.count, self.count + n, device="cpu")
 
     def with_added(self, names: np.ndarray[Any, Any] | None, serials: Tensor) -> Ids:
         """The ids after rows were added."""
@@ -86,13 +86,15 @@ class Ids:
     def positions(self, parts: Sequence[Part], ids: np.ndarray[Any, Any]) -> Tensor:
         """Where the rows with some ids are; -1 for ids that no row has."""
         if not len(ids) or self.kind is None:
-            return torch.full((len(ids),), -1)
+            return torch.full((len(ids),), -1, device="cpu")
         if self.kind == "positions":
             _checks.same_ids("positions" if ids.dtype != object else "strings", self.kind)
             return positions_of(parts, torch.from_numpy(ids))
         _checks.same_ids(kind_of(ids), self.kind)
         table = self._table(parts)
-        serials = torch.tensor([table.get(name, -1) for name in ids.tolist()])
+        serials = torch.tensor(
+            [table.get(name, -1) for name in ids.tolist()], dtype=torch.int64, device="cpu"
+        )
         return positions_of(parts, serials)
 
     def _table(self, parts: Sequence[Part]) -> dict[Any, int]:

@@ -163,7 +163,7 @@ def _mapped(file: TensorFile, begin: str, shape: tuple[int, int], *, verify: boo
     """Rows that stay in the file, with their checksums if it has any, or if they are wanted."""
     dtype = file.dtype(f"{begin}rows")
     if not math.prod(shape):
-        return Vectors(torch.empty(shape, dtype=dtype), owned=True)
+        return Vectors(torch.empty(shape, dtype=dtype, device="cpu"), owned=True)
     whole = file.mapped(f"{begin}rows")
     if file.version > 1:
         sums = file.read(f"{begin}sums").numpy().view("<u4")[:, 0]

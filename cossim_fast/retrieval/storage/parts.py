@@ -73,7 +73,9 @@ class Part:
 
     def compare(self) -> Part:
         """Check that some rows still have the norms that they were coded with."""
-        row = torch.linspace(0, len(self) - 1, min(_COMPARED, len(self))).long()
+        count = min(_COMPARED, len(self))
+        # In float32 the last of more than 2^24 rows could round up to one that is not there.
+        row = torch.linspace(0, len(self) - 1, count, dtype=torch.float64, device="cpu").long()
         self.rows.compare(row, self.segment.norms)
         self.rows.release_pages()
         return self
@@ -81,7 +83,7 @@ class Part:
     def __getstate__(self) -> dict[str, Any]:
         # The vectors are pickled once; if they are in a file, by its name and their checksums.
         self.rows.know_sums(self.segment.norms)
-        empty = torch.empty((0, 0), dtype=self.rows.tensor.dtype)
+        empty = torch.empty((0, 0), dtype=self.rows.tensor.dtype, device="cpu")
         segment = replace(self.segment, rows=empty, mapping=None, sums=None)
         return {**self.__dict__, "segment": segment}
 
@@ -113,7 +115,9 @@ def part_of(
         rows = Vectors(kept, owned=True)
     else:
         segment = replace(_encode(rows, centre, codes=codes), mapping=rows.mapping, sums=rows.sums)
-    part = Part(rows, segment, serials, names, torch.ones(len(segment), dtype=torch.bool))
+    part = Part(
+        rows, segment, serials, names, torch.ones(len(segment), dtype=torch.bool, device="cpu")
+    )
     return part if live is None else part.without((~live).nonzero()[:, 0])
 
 
@@ -146,7 +150,7 @@ def tensors_of(segment: Segment) -> dict[str, Tensor]:
 
 def positions_of(parts: Sequence[Part], serials: Tensor) -> Tensor:
     """Where rows are, by serial number; -1 for those that are not there any more."""
-    found = torch.full(serials.shape, -1)
+    found = torch.full(serials.shape, -1, device="cpu")
     for part in parts:
         at = torch.searchsorted(part.serials, serials).clamp_max(len(part) - 1)
         here = (part.serials[at] == serials) & part.live[at]
@@ -203,7 +207,7 @@ def merge(pieces: Sequence[Piece], file: VectorFile | None) -> Piece:
 def _live(piece: Piece) -> Tensor:
     if piece.live is not None:
         return piece.live
-    return torch.ones(len(piece.serials), dtype=torch.bool)
+    return torch.ones(len(piece.serials), dtype=torch.bool, device="cpu")
 
 
 def _chosen(piece: Piece) -> Tensor | slice:

@@ -250,7 +250,7 @@ class TensorFile:
         if verify and zlib.crc32(raw.data) != self.sums[name]:
             raise FileError(f"{self.path} is damaged: the checksum of {name} does not fit")
         if not len(raw):  # torch will not view an empty array as another dtype
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         tensor: Tensor = torch.from_numpy(raw).view(dtype).view(shape)
         return tensor
 

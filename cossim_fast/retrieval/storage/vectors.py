@@ -187,7 +187,7 @@ def vectors_of(given: Any, dtype: torch.dtype) -> Vectors:
         return Vectors(rows, borrowed=True)
     if rows.dtype == dtype and rows.data_ptr() == given.ctypes.data:
         return Vectors(rows, shared_map(given))
-    held, first = torch.empty(tuple(rows.shape), dtype=dtype), 0
+    held, first = torch.empty(tuple(rows.shape), dtype=dtype, device="cpu"), 0
     for block in converted(given, dtype):
         held[first : first + len(block)] = block
         first += len(block)
