@@ -76,7 +76,7 @@ def _graph_is_wanted(grad: Tensor) -> bool:
     """Whether second derivatives are to come, or the gradient is batched by vmap."""
     return (
         torch.is_grad_enabled()
-        or choose_executor(grad, grad)[0] is Executor.COMPOSITE
+        or choose_executor(grad, grad)[0] in (Executor.COMPOSITE, Executor.TRACED)
         # is_grads_batched and jacobian(vectorize=True) still come by the vmap before functorch.
         or torch._C._functorch.is_legacy_batchedtensor(grad)
     )
