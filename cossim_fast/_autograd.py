@@ -37,7 +37,7 @@ class CosineRows(torch.autograd.Function):
             if _graph_is_wanted(grad):
                 found = _composite.rows_gradients(x, y, grad, ctx.eps, needed)
             else:
-                cosines = RowCosines(*rows)
+                cosines, grad = RowCosines(*rows), _in_memory(grad)
                 found = cpu_gradients.rows_gradients(x, y, cosines, grad, ctx.eps, needed)
         return *found, None, None
 
@@ -64,7 +64,7 @@ class CosineMatrix(torch.autograd.Function):
             if _graph_is_wanted(grad):
                 one_side = _composite.matrix_gradient
             else:
-                one_side = matrix_gradients.matrix_gradient
+                one_side, grad = matrix_gradients.matrix_gradient, _in_memory(grad)
             grad_x = one_side(grad, x, other, ctx.eps) if for_x else None
             if y is None and grad_x is not None:
                 grad_x = grad_x + one_side(grad.mT, x, other, ctx.eps)
@@ -72,11 +72,16 @@ class CosineMatrix(torch.autograd.Function):
         return grad_x, grad_y, None, None, None
 
 
+def _in_memory(grad: Tensor) -> Tensor:
+    """The gradient in memory that holds its numbers, not their negatives or nothing at all."""
+    return grad.clone() if grad.is_neg() or grad._is_zerotensor() else grad
+
+
 def _graph_is_wanted(grad: Tensor) -> bool:
     """Whether second derivatives are to come, or the gradient is batched by vmap."""
     return (
         torch.is_grad_enabled()
-        or choose_executor(grad, grad)[0] is Executor.COMPOSITE
+        or choose_executor(grad, grad)[0] in (Executor.COMPOSITE, Executor.TRACED)
         # is_grads_batched and jacobian(vectorize=True) still come by the vmap before functorch.
         or torch._C._functorch.is_legacy_batchedtensor(grad)
     )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
+from torch.nn.functional import pad
 
 from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast._products import full_precision_product
@@ -52,11 +53,27 @@ def cosine_widened(x: Tensor, y: Tensor, dim: int, eps: float, dtype: torch.dtyp
     return cosine.float() if dtype is torch.float32 else cosine.to(dtype)
 
 
+def cosine_traced(x: Tensor, y: Tensor, dim: int, eps: float, dtype: torch.dtype) -> Tensor:
+    """Cosine along `dim`, from the end, of two tensors that broadcast, as torch.jit.trace needs it.
+
+    A trace keeps the operations of one call and none of its decisions: nothing here asks for a
+    size, since a dimension of size 1 may be longer when the trace runs, or the other way round.
+    """
+    wide = accumulation_dtype(dtype)
+    ndim = max(x.dim(), y.dim(), 1)
+    x, y = (t.to(wide)[(None,) * (ndim - t.dim())] for t in (x, y))
+    # The norms are those of rows of the broadcast width; nothing else is expanded before them.
+    one = tuple(slice(None) if axis == ndim + dim else slice(1) for axis in range(ndim))
+    x, y = torch.broadcast_tensors(x, y[one])[0], torch.broadcast_tensors(y, x[one])[0]
+    product = unit_rows(x, dim, eps) * unit_rows(y, dim, eps)
+    return _clamp_value(product.sum(dim)).to(dtype)
+
+
 def cosine_matrix(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """Cosine matrix of (..., n, d) and (..., m, d), rounded to `dtype` at the end."""
     wide = accumulation_dtype(dtype)
     unit_x, unit_y = unit_rows(x.to(wide), -1, eps), unit_rows(y.to(wide), -1, eps)
-    return _clamp_value(full_precision_product(unit_x, unit_y.mT)).to(dtype)
+    return _clamp_value(full_precision_product(unit_x, unit_y.transpose(-2, -1))).to(dtype)
 
 
 def rows_gradients(
@@ -124,7 +141,7 @@ def unit_rows(x: Tensor, dim: int, eps: float) -> Tensor:
     Differentiates as torch.nn.functional.cosine_similarity does: the maximum with eps acts on
     the value of the norm alone, whose derivative stays that of the norm.
     """
-    if x.dim() and x.shape[dim] == 0:
+    if _has_no_width(x, dim):
         return x.clone()  # autograd can save a copy of an inference tensor
     scale = range_scale(x, dim)
     scaled = x * scale
@@ -133,9 +150,14 @@ def unit_rows(x: Tensor, dim: int, eps: float) -> Tensor:
     return scaled / norm
 
 
+def _has_no_width(x: Tensor, dim: int) -> bool:
+    """Whether rows have no entries; False in a trace, which would keep the answer for all sizes."""
+    return torch._C._get_tracing_state() is None and x.dim() > 0 and x.shape[dim] == 0
+
+
 def row_norms(x: Tensor, dim: int) -> Tensor:
     """Return |x| along `dim`, kept as a dimension of size 1; inf only where |x| is too large."""
-    if x.dim() and x.shape[dim] == 0:
+    if _has_no_width(x, dim):
         return x.sum(dim, keepdim=True)
     scale = range_scale(x, dim)
     norm: Tensor = vector_norm(x * scale, 2, dim, keepdim=True)
@@ -143,10 +165,17 @@ def row_norms(x: Tensor, dim: int) -> Tensor:
 
 
 def range_scale(x: Tensor, dim: int) -> Tensor:
-    """A power of two for each row that brings its squares into range; 1 for most rows."""
+    """A power of two for each row that brings its squares into range; 1 for most rows.
+
+    `dim` is counted from the end.
+    """
     band = BANDS[x.dtype]
+    entries = x.detach()
+    if torch._C._get_tracing_state() is not None and not torch.onnx.is_in_onnx_export():
+        # Rows may have no entries when the trace runs, of which torch finds no largest one.
+        entries = pad(entries, (0, 0) * (-dim - 1) + (0, 1))
     # The norm for inf is slower by far on CPU, and on meta refuses what has no rows.
-    largest = x.detach().abs().amax(dim, keepdim=True)
+    largest = entries.abs().amax(dim, keepdim=True)
     one = torch.ones_like(largest)
     scale = torch.where(largest >= band.high, one * band.down, one)
     return torch.where(largest < band.low, one * band.up, scale)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from functools import cache
 
@@ -22,6 +23,7 @@ class Executor(str, Enum):
     WIDENED = "torch's own function in float64"
     BLOCKED_AUTOGRAD = "blocked, inside one autograd function"
     COMPOSITE = "composite"
+    TRACED = "composite, whatever the sizes"
     REGISTERED_OP = "registered op"
 
 
@@ -35,8 +37,10 @@ def choose_executor(x: Tensor, y: Tensor) -> tuple[Executor, str]:
 
     A handful of lookups, no loops: it stands before every call, of 13 µs in torch for one row.
     """
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    if torch.compiler.is_compiling():
         return Executor.COMPOSITE, "the call is being traced"
+    if torch._C._get_tracing_state() is not None:
+        return Executor.TRACED, "torch.jit.trace records the call, for inputs of other sizes too"
     if type(x) not in _PLAIN or type(y) not in _PLAIN:
         return Executor.COMPOSITE, "an input is of a subclass of Tensor"
     if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0:
@@ -64,6 +68,17 @@ def choose_executor(x: Tensor, y: Tensor) -> tuple[Executor, str]:
 def has_triton() -> bool:
     """Whether Triton can be imported; the package does without it."""
     return importlib.util.find_spec("triton") is not None
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Let torch.jit.trace take no notice: of a look at sizes, which it would warn of and record."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def autocast_is_on(device: torch.device) -> bool:

@@ -174,9 +174,10 @@ def _compare() -> bool:
 def full_precision_product(a: Tensor, b: Tensor) -> Tensor:
     """Return a @ b, differentiable and traceable, on any device, as exact as `mm`.
 
-    Its derivatives are products too, formed as this one is: in float64 where settings round.
+    Its derivatives are products too, formed as this one is: in float64 where settings round. What
+    is exported to ONNX is one product in float32: torch's settings are not those of who runs it.
     """
-    if a.dtype != torch.float32:
+    if a.dtype != torch.float32 or torch.onnx.is_in_onnx_export():
         return a @ b
     if torch.compiler.is_compiling() or not a.is_cpu:
         backend = "cuda" if a.is_cuda else "mkldnn"

@@ -8,17 +8,26 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cossim_fast import _checks, _composite
 from cossim_fast._autograd import CosineMatrix, CosineRows
 from cossim_fast._broadcast import MatrixPlan, matrix_plan
 from cossim_fast._cpu.matrix import cosine_matrix
 from cossim_fast._cpu.rows import cosine_rows, small_rows
-from cossim_fast._dispatch import Executor, autocast_is_on, choose_executor, without_autocast
+from cossim_fast._dispatch import (
+    Executor,
+    autocast_is_on,
+    choose_executor,
+    untraced,
+    without_autocast,
+)
 from cossim_fast._threads import one_thread_after_fork
 
 
-def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+def cosine_similarity(
+    x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8, *, axis: int | None = None
+) -> Tensor:
     r"""Return the cosine similarity of x1 and x2 along a dimension, in place of torch's function.
 
     .. math:: c = \frac{\langle x_1, x_2 \rangle}{\max(|x_1|, eps) \max(|x_2|, eps)}
@@ -40,6 +49,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
         x2: of a shape that broadcasts with x1's.
         dim: the dimension to reduce, counted in the broadcast shape.
         eps: the smallest norm to divide by, at least 0.
+        axis: another name of `dim`, as in torch.
 
     Returns:
         The broadcast shape without `dim`, in ``torch.promote_types(x1.dtype, x2.dtype)``; under
@@ -47,10 +57,11 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
 
     Zero rows give 0 against everything (NaN for eps = 0, as in torch). A row that holds NaN or an
     infinity gives NaN, and no other. Empty rows give 0. Derivatives of every order, forward mode,
-    ``vmap``, ``torch.compile`` and ``torch.export`` work; the clamp to [-1, 1] and the maximum
-    with eps are invisible to them, the latter as in torch. On CPU the result of paired rows
-    lies in memory of numpy's, which ``resize_`` cannot enlarge; the extra memory is a few
-    MiB a thread, and as many bytes as the inputs for their gradients.
+    ``vmap``, ``torch.compile``, ``torch.export``, ``torch.fx`` and ``torch.jit.trace`` work (the
+    last multiplies broadcasts out, since their sizes may differ when it runs); the clamp to
+    [-1, 1] and the maximum with eps are invisible to them, the latter as in torch. On CPU the
+    result of paired rows lies in memory of numpy's, which ``resize_`` cannot enlarge; the extra
+    memory is a few MiB a thread, and as many bytes as the inputs for their gradients.
 
     Raises:
         RuntimeError: shapes that do not broadcast, no floating dtype or a complex one, eps < 0,
@@ -67,6 +78,10 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     >>> cosine_similarity(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[2.0, 4.0, 6.0]]))
     tensor([1.])
     """
+    if axis is not None:
+        dim = _checks.drop_in_axis(dim, axis)
+    if has_torch_function_variadic(x1, x2) and not torch.compiler.is_compiling():
+        return handle_torch_function(cosine_similarity, (x1, x2), x1, x2, dim=dim, eps=eps)
     dtype, dim = _checks.drop_in_arguments(x1, x2, dim, eps)
     one_thread_after_fork()
     if not x1.is_cpu and autocast_is_on(x1.device):
@@ -78,6 +93,8 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     if executor is Executor.WIDENED:  # float64, which autocast leaves alone
         return _composite.cosine_widened(x1, x2, dim, eps, dtype)
     with without_autocast(x1):
+        if executor is Executor.TRACED:
+            return _composite.cosine_traced(x1, x2, dim, eps, dtype)
         if plan is not None:
             matrix = _matrix(executor, plan.first, plan.second, eps, dtype, "highest")
             return plan.restore(matrix)
@@ -146,6 +163,12 @@ def pairwise_cosine(
     tensor([[1.],
             [0.]])
     """
+    if has_torch_function_variadic(x, y, out) and not torch.compiler.is_compiling():
+        return handle_torch_function(
+            pairwise_cosine, (x, y, out), x, y, eps=eps, out=out, precision=precision
+        )
+    if torch._C._get_tracing_state() is not None:
+        return _traced_pairwise(x, y, eps, out, precision)
     dtype = _checks.pairwise_arguments(x, y, eps, precision)
     one_thread_after_fork()
     inputs = (x,) if y is None else (x, y)
@@ -160,6 +183,21 @@ def pairwise_cosine(
             cosine_matrix(x, y, eps, out.view(x.shape[0], *shape[-2:]), precision)
             return out
         result = _matrix(executor, x, y, eps, dtype, precision).view(shape)
+    return result if out is None else out.copy_(result)
+
+
+def _traced_pairwise(
+    x: Tensor, y: Tensor | None, eps: float, out: Tensor | None, precision: str
+) -> Tensor:
+    """What torch.jit.trace records of `pairwise_cosine`: the products, and nothing of sizes."""
+    other = x if y is None else y
+    with untraced():
+        dtype = _checks.pairwise_arguments(x, y, eps, precision)
+        if out is not None:
+            shape = (*x.shape[:-1], other.shape[-2])
+            _checks.pairwise_out(out, shape, dtype, (x, other))
+    with without_autocast(x):
+        result = _composite.cosine_matrix(x, other, eps, dtype)
     return result if out is None else out.copy_(result)
 
 
@@ -184,8 +222,8 @@ def explain(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Expla
 
     Returns:
         The executor ('blocked', 'blocked, inside one autograd function', "torch's own function in
-        float64", 'composite' or 'registered op'), the form ('paired rows' or 'matrix product')
-        and the reason.
+        float64", 'composite', 'composite, whatever the sizes' or 'registered op'), the form
+        ('paired rows' or 'matrix product') and the reason.
 
     Raises:
         ValueError: another function.
@@ -206,8 +244,9 @@ def explain(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Expla
         y = given["x"] if given["y"] is None else given["y"]
         executor, reason = choose_executor(given["x"], y)
         return Explanation(executor.value, "matrix product", reason)
-    x1, x2 = given["x1"], given["x2"]
-    dtype, dim = _checks.drop_in_arguments(x1, x2, given["dim"], given["eps"])
+    x1, x2, dim, axis = given["x1"], given["x2"], given["dim"], given["axis"]
+    dim = dim if axis is None else _checks.drop_in_axis(dim, axis)
+    dtype, dim = _checks.drop_in_arguments(x1, x2, dim, given["eps"])
     route = _route(x1, x2, dim, dtype)
     form = "paired rows" if route.plan is None else "matrix product"
     return Explanation(route.executor.value, form, route.reason)
@@ -231,8 +270,10 @@ _WIDENED = _Route(Executor.WIDENED, "few elements on CPU", None)
 
 def _route(x1: Tensor, x2: Tensor, dim: int, dtype: torch.dtype) -> _Route:
     executor, reason = choose_executor(x1, x2)
-    if executor is Executor.COMPOSITE:
+    if executor is Executor.COMPOSITE or executor is Executor.TRACED:
         _checks.drop_in_dense(x1, x2)
+        if executor is Executor.TRACED:
+            return _Route(executor, reason, None)
     by_stride = executor is Executor.BLOCKED
     if x1.shape == x2.shape:
         if 0 < x1.numel() <= SMALL and dtype is not torch.float64:

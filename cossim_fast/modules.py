@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from cossim_fast.functional import cosine_similarity
 
 
-class CosineSimilarity(nn.Module):
+class CosineSimilarity(nn.CosineSimilarity):
     """Return `cosine_similarity` of two inputs, in place of :class:`torch.nn.CosineSimilarity`.
 
     Args:
@@ -16,17 +16,13 @@ class CosineSimilarity(nn.Module):
 
     Shapes, dtypes, errors, derivatives and promises are those of
     :func:`cossim_fast.cosine_similarity`. It has no parameters and no buffers, and cannot be
-    scripted by ``torch.jit.script``; use ``torch.compile`` or ``torch.export``.
+    scripted by ``torch.jit.script``; use ``torch.jit.trace``, ``torch.compile`` or
+    ``torch.export``. It is an instance of torch's module for tools that look for that.
 
     >>> import torch
     >>> CosineSimilarity(dim=-1)(torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0]))
     tensor(0.9600)
     """
-
-    def __init__(self, dim: int = 1, eps: float = 1e-8) -> None:
-        super().__init__()
-        self.dim = dim
-        self.eps = eps
 
     def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
         """Return the cosine similarity of x1 and x2 along `dim`."""

@@ -39,7 +39,7 @@ def tail(cosine: float, dims: float) -> float:
         return 0.5 * math.erfc(cosine * math.sqrt(dims / 2))
 
     def area(start: float) -> float:
-        angle = torch.linspace(start, math.pi / 2, 4001, dtype=torch.float64)
+        angle = torch.linspace(start, math.pi / 2, 4001, dtype=torch.float64, device="cpu")
         return float(torch.trapezoid(angle.cos().clamp_min(0) ** (dims - 2), angle))
 
     return min(area(math.asin(cosine)) / area(-math.pi / 2), 1.0)
@@ -48,6 +48,16 @@ def tail(cosine: float, dims: float) -> float:
 def has_neighbour(cosine: float, dims: float, n: int) -> float:
     """Return the chance that a random row has one of n - 1 others within this cosine."""
     return -math.expm1((n - 1) * math.log1p(-min(tail(cosine, dims), 1 - 2**-53)))
+
+
+def generator() -> torch.Generator:
+    """Return the generator of a fixed draw, on CPU whatever the default device."""
+    return torch.Generator(device="cpu").manual_seed(0)
+
+
+def order(n: int, draws: torch.Generator) -> Tensor:
+    """Return the numbers below n in random order."""
+    return torch.randperm(n, generator=draws, dtype=torch.int64, device="cpu")
 
 
 @functools.cache
@@ -62,8 +72,7 @@ def spectrum_bounds(n: int, d: int) -> tuple[float, float, float]:
     >>> smaller_half < 0.001, first > 0.9
     (True, True)
     """
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(2000, n, d, generator=generator, dtype=torch.float64)
+    rows = torch.randn(2000, n, d, generator=generator(), dtype=torch.float64, device="cpu")
     rows = torch.nn.functional.normalize(rows, dim=2)
     rows -= rows.mean(1, keepdim=True)
     gram = rows.mT @ rows if d < n else rows @ rows.mT
@@ -78,7 +87,7 @@ def spectrum_bounds(n: int, d: int) -> tuple[float, float, float]:
     )
 
 
-def matched(n: int, singular_values: Tensor, generator: torch.Generator) -> Tensor:
+def matched(n: int, singular_values: Tensor, draws: torch.Generator) -> Tensor:
     """Draw a random set of n rows with these singular values and mean zero.
 
     Its left singular vectors are a uniformly random orthonormal frame orthogonal to the
@@ -86,7 +95,9 @@ def matched(n: int, singular_values: Tensor, generator: torch.Generator) -> Tens
     these are, and what is gone are the set's neighbours. Coordinates (n, r) are returned.
     """
     # Drawn in float32, in a third of the time; orthonormal in the precision of the values.
-    frame = torch.randn(n, len(singular_values), generator=generator).to(singular_values)
+    frame = torch.randn(
+        n, len(singular_values), generator=draws, dtype=torch.float32, device="cpu"
+    ).to(singular_values)
     frame -= frame.mean(0)
     orthonormal: Tensor = torch.linalg.qr(frame).Q
     return orthonormal * singular_values

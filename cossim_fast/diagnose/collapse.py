@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cossim_fast import _checks
 from cossim_fast._extras import require
-from cossim_fast.diagnose import verdicts
+from cossim_fast.diagnose import chance, verdicts
 from cossim_fast.diagnose.classes import Classes, measure_classes
 from cossim_fast.diagnose.geometry import Geometry, geometry_streamed
 from cossim_fast.diagnose.measures import Measures
@@ -97,13 +97,20 @@ def embeddings(
     first = survey(rows, codes, _watched(rows, "numbers", progress))
     chosen = torch.nonzero(first.valid)[:, 0]
     if len(chosen) < 2:
-        return _report(first.numbers, None, None, None, None, torch.empty(0, rows.d), None)
+        return _report(
+            first.numbers,
+            None,
+            None,
+            None,
+            None,
+            torch.empty(0, rows.d, dtype=torch.float32, device="cpu"),
+            None,
+        )
     geometry = geometry_streamed(
         rows, first.valid, first.mean, _watched(rows, "spectrum", progress)
     )
     if len(chosen) > limit:
-        generator = torch.Generator().manual_seed(0)
-        order = torch.randperm(len(chosen), generator=generator)[:limit]
+        order = chance.order(len(chosen), chance.generator())[:limit]
         chosen = chosen[order].sort().values
     directions = unit(rows[chosen])[0]
     pairs = measure_pairs(directions, int(first.valid.sum()))
@@ -111,7 +118,8 @@ def embeddings(
     classes = None
     if codes is not None and first.class_sums is not None and first.class_sizes is not None:
         classes = measure_classes(first.class_sums, first.class_sizes, directions, codes[chosen])
-    pictured = torch.linspace(0, len(chosen) - 1, min(len(chosen), _PICTURED)).long()
+    count = min(len(chosen), _PICTURED)
+    pictured = torch.arange(count, device="cpu") * (len(chosen) - 1) // (count - 1)
     return _report(
         first.numbers,
         geometry,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast._products import full_precision_product
+from cossim_fast.diagnose import chance
 from cossim_fast.diagnose.rows import Rows, unit
 
 # Above this many products the Gram matrix is summed from float32 products of centred rows.
@@ -133,7 +134,7 @@ def geometry_streamed(
     n, d = int(valid.sum()), rows.d
     by_feature = d < n and d <= _WIDEST
     products = torch.float64 if n * d * d <= _EXACT_PRODUCTS else torch.float32
-    gram = torch.zeros(d, d, dtype=torch.float64) if by_feature else None
+    gram = torch.zeros(d, d, dtype=torch.float64, device="cpu") if by_feature else None
     trace = 0.0
     for place, block in blocks:
         centred = unit(block[valid[place]])[0] - mean
@@ -145,8 +146,7 @@ def geometry_streamed(
         return describe(trace, mean, n, _roots(gram, n, d), n)
     chosen = torch.nonzero(valid)[:, 0]
     if n > _WIDEST:
-        generator = torch.Generator().manual_seed(0)
-        chosen = chosen[torch.randperm(n, generator=generator)[:_WIDEST]].sort().values
+        chosen = chosen[chance.order(n, chance.generator())[:_WIDEST]].sort().values
     sample = unit(rows[chosen])[0]
     sample -= sample.mean(0)
     return describe(trace, mean, n, singular_values(sample), len(sample))

@@ -86,7 +86,7 @@ class Neighbours:
 def measure_pairs(directions: Tensor, n: int) -> Pairs:
     """Count the cosines of all pairs of the given unit rows, a sample of n."""
     rows = directions.float()
-    counts = torch.zeros(BINS, dtype=torch.float64)
+    counts = torch.zeros(BINS, dtype=torch.float64, device="cpu")
     lowest, highest, total, pairs = 1.0, -1.0, 0.0, 0
     for start, tile in _tiles(rows):
         product = full_precision_product(tile, rows[start:].T).clamp_(-1, 1)
@@ -120,7 +120,7 @@ def measure_neighbours(
     n = int(valid.sum())
     centred = sample - mean
     scale = math.sqrt(geometry.distance) if geometry.distance > 0 else 1.0
-    scaled = torch.empty(centred.shape)
+    scaled = torch.empty(centred.shape, dtype=torch.float32, device="cpu")
     for start, tile in _tiles(centred):
         scaled[start : start + len(tile)] = tile / scale
     share, groups, crowd = _near_groups(scaled)
@@ -158,8 +158,8 @@ def _near_groups(rows: Tensor) -> tuple[float, int, float]:
     """
     # Filled in place: small tensors kept between the large ones would leave holes in the heap
     # that no large one fits into again.
-    leader = torch.empty(len(rows), dtype=torch.int64)
-    has_near = torch.empty(len(rows), dtype=torch.bool)
+    leader = torch.empty(len(rows), dtype=torch.int64, device="cpu")
+    has_near = torch.empty(len(rows), dtype=torch.bool, device="cpu")
     half = _half_squares(rows)
     crowd = 0
     for start, tile in _tiles(rows):
@@ -177,11 +177,10 @@ def _near_groups(rows: Tensor) -> tuple[float, int, float]:
 def _near_share(rows: Rows, valid: Tensor, mean: Tensor, scale: float) -> tuple[float, int]:
     """Compare some rows with every row, in one more pass."""
     chosen = torch.nonzero(valid)[:, 0]
-    generator = torch.Generator().manual_seed(0)
-    chosen = chosen[torch.randperm(len(chosen), generator=generator)[:_QUERIES]].sort().values
+    chosen = chosen[chance.order(len(chosen), chance.generator())[:_QUERIES]].sort().values
     queries = ((unit(rows[chosen])[0] - mean) / scale).float()
     half = _half_squares(queries)
-    found = torch.zeros(len(chosen), dtype=torch.int64)
+    found = torch.zeros(len(chosen), dtype=torch.int64, device="cpu")
     for place, block in rows.blocks():
         keep = valid[place]
         others = ((unit(block[keep])[0] - mean) / scale).float()
@@ -197,13 +196,15 @@ def _structure(centred: Tensor) -> tuple[float, float, float]:
     Chance is a random set of the same n and the same singular values, drawn several times:
     a set whose neighbours are no nearer holds nothing that a ranking could find.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = chance.generator()
     rows = _few(centred, generator)
     if rows is None:
         return 0.0, 0.0, 0.0
     values = singular_values(rows)
     draws = torch.tensor(
-        [_nearest(chance.matched(len(rows), values, generator)) for _ in range(_DRAWS)]
+        [_nearest(chance.matched(len(rows), values, generator)) for _ in range(_DRAWS)],
+        dtype=torch.float32,
+        device="cpu",
     )
     return _nearest(rows), float(draws.mean()), float(draws.std())
 
@@ -217,23 +218,23 @@ def _replication(centred: Tensor) -> float:
     rows, as in Mantel (1967), "The detection of disease clustering and a generalized
     regression approach".
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = chance.generator()
     rows = _few(centred, generator)
     if rows is None or rows.shape[1] < 2:
         return 0.0
-    features = torch.randperm(rows.shape[1], generator=generator)
+    features = chance.order(rows.shape[1], generator)
     one, other = (_cosines(rows[:, half]) for half in features.tensor_split(2))
     nearest = one.fill_diagonal_(-2).argmax(1)
     n = len(rows)
-    orders = [torch.randperm(n, generator=generator) for _ in range(_PERMUTATIONS)]
+    orders = [chance.order(n, generator) for _ in range(_PERMUTATIONS)]
     draws = torch.stack([other[order, order[nearest]].mean() for order in orders])
-    found = other[torch.arange(n), nearest].mean()
+    found = other[torch.arange(n, device="cpu"), nearest].mean()
     return float((found - draws.mean()) / draws.std().clamp_min(1e-9))
 
 
 def _few(centred: Tensor, generator: torch.Generator) -> Tensor | None:
     """Return some rows around their own mean, or None where they tell nothing."""
-    order = torch.randperm(len(centred), generator=generator)[:_STRUCTURE_ROWS]
+    order = chance.order(len(centred), generator)[:_STRUCTURE_ROWS]
     rows = centred[order] - centred[order].mean(0)
     scale = rows.abs().max()
     return rows / scale if len(rows) >= 3 and scale > 0 else None

@@ -42,7 +42,7 @@ class Rows:
     def choose(self, count: int) -> Tensor:
         """Return ``count`` row numbers, sorted: all of them, or a fixed random choice."""
         if count >= self.n:
-            return torch.arange(self.n)
+            return torch.arange(self.n, device="cpu")
         generator = np.random.default_rng(0)
         return torch.from_numpy(np.sort(generator.choice(self.n, count, replace=False)))
 

@@ -212,7 +212,7 @@ def _lengths(rows: Tensor) -> Tensor:
 def _is_flat(x: Tensor) -> Tensor:
     """Return which rows vary by no more than two steps of their own format."""
     if not x.is_floating_point():
-        return torch.zeros(len(x), dtype=torch.bool)
+        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
     wide = x.double()
     spread = wide.amax(1) - wide.amin(1)
     step = 2 * torch.finfo(x.dtype).eps * wide.abs().amax(1)
@@ -253,7 +253,7 @@ def _less_batch_mean(x: Tensor, y: Tensor, good: Tensor) -> float:
     if n < 2:
         return float("nan")
     keep = good.to(x.device)
-    total = torch.zeros(x.shape[1], dtype=torch.float64)
+    total = torch.zeros(x.shape[1], dtype=torch.float64, device="cpu")
     for block in _blocks(x[keep], y[keep]):
         for side in block:
             total += unit(side)[0].sum(0)

@@ -53,12 +53,12 @@ class Survey:
 def survey(rows: Rows, labels: Tensor | None, blocks: Iterable[tuple[slice, Tensor]]) -> Survey:
     """Read every block once, in O(rows) memory beside it."""
     info = torch.finfo(rows.dtype) if rows.dtype.is_floating_point else None
-    norms = torch.empty(rows.n, dtype=torch.float64)
+    norms = torch.empty(rows.n, dtype=torch.float64, device="cpu")
     hashes = np.empty(rows.n, dtype=np.int64)
-    total = torch.zeros(rows.d, dtype=torch.float64)
+    total = torch.zeros(rows.d, dtype=torch.float64, device="cpu")
     classes = int(labels.max()) + 1 if labels is not None else 0
-    class_sums = torch.zeros(classes, rows.d, dtype=torch.float64)
-    low = torch.full((rows.d,), float("inf"), dtype=torch.float64)
+    class_sums = torch.zeros(classes, rows.d, dtype=torch.float64, device="cpu")
+    low = torch.full((rows.d,), float("inf"), dtype=torch.float64, device="cpu")
     high = -low
     saturated = subnormal = zeros = 0
     for place, block in blocks:
