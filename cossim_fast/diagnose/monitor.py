@@ -1,7 +1,9 @@
 """Watch a training run, and say at which step its embeddings collapse."""
 
 import functools
+import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from cossim_fast import _checks
 from cossim_fast.diagnose import memory, verdicts
+from cossim_fast.diagnose.apart import apart_from_training, being_traced
 from cossim_fast.diagnose.geometry import geometry_of
 from cossim_fast.diagnose.neighbours import Neighbours, measure_neighbours
 from cossim_fast.diagnose.pairs import pair
@@ -24,6 +27,10 @@ _FEWEST = 8
 # Rows whose values a comparison looks at, and records for which neighbours stay fresh.
 _COMPARED = 32
 _OLD = 20
+# Different reasons that are counted one by one; an error may name another size at every step.
+_REASONS = 20
+
+_Alarm = tuple[str, str] | None  # the cause, and the text
 
 
 class CollapseWarning(UserWarning):
@@ -41,7 +48,8 @@ class CollapseMonitor:
     Args:
         module: whose output to watch: a tensor (n, ...), or a tuple, list or dict in which
             the first such tensor is taken. Under torch.compile(fullgraph=True) attach to the
-            compiled module; under DistributedDataParallel to either module.
+            compiled module, since nothing can be seen inside a graph; under
+            DistributedDataParallel to either module.
         every: steps from one record to the next, beginning at step 0.
         rows: rows of the batch that are measured.
         log: a path ending in .csv or .jsonl (appended to), a SummaryWriter, a callable that
@@ -52,6 +60,13 @@ class CollapseMonitor:
     writes; nothing is communicated. Outputs are detached and measured in float64 on the
     CPU, outside autocast: one copy of ``rows`` rows a record. Copies and pickles of the
     module are not watched.
+
+    What is watched goes on as if it were not: no output and no state of torch is changed, and
+    nothing is raised in the module's forward (but by a warning filter that makes errors of
+    ``CollapseWarning``). Outputs that cannot be read are counted in ``skipped``, by the reason:
+    under a function transform, while torch traces, exports or captures, and tensors without
+    plain numbers (meta, fake, DTensor, sparse, nested, masked, complex, float8, quantized). A
+    log that fails is counted in ``log_failures``, and warned of once. :meth:`summary` shows both.
 
     Raises:
         TypeError, ValueError: an argument is not of the kind above.
@@ -82,6 +97,8 @@ class CollapseMonitor:
         self.warn = warn
         self.outputs = 0
         self.comparisons = 0
+        self.skipped: Counter[str] = Counter()
+        self.log_failures: Counter[str] = Counter()
         self._sinks = [open_sink(each) for each in logs]
         self._warned: set[str] = set()
         self._suspicion: tuple[str, Neighbours | None, int] = ("", None, 0)
@@ -110,45 +127,83 @@ class CollapseMonitor:
         step, self.outputs = self.outputs, self.outputs + 1
         if step % self.every:
             return
-        batch = _first_tensor(output)
-        if batch is None or batch.shape[0] < _FEWEST or batch.numel() == 0:
+        try:
+            if (state := being_traced()) is not None:
+                raise _SkippedError(state)
+            with apart_from_training():
+                record, alarm = self._record(step, self._some_rows_of(output))
+        except Exception as error:  # whatever it is, it is no matter of the forward
+            self._skip(error)
             return
-        stride = max(batch.shape[0] // self.rows, 1)
-        rows = batch.detach()[::stride][: self.rows].flatten(1)
-        with torch.autocast("cpu", enabled=False):
-            self._record(step, rows.to("cpu"))
+        self._emit(record)
+        self._alarm(alarm)
 
-    def compare(self, v1: Tensor, v2: Tensor | None) -> str | None:
+    def compare(self, v1: Any, v2: Any) -> str | None:
         """Check a comparison that the loop is about to make; return its finding, if any.
 
         Memory is checked in every call, values every ``every`` calls. Without a second
-        tensor, as before the first step, the call is only counted.
+        tensor, as before the first step, the call is only counted; so is one that cannot be
+        read, in ``skipped``.
         """
         step, self.comparisons = self.comparisons, self.comparisons + 1
         if v2 is None:
             return None
-        finding = "same_object" if v1 is v2 else None
-        if finding is None and memory.overlaps(v1, v2):
-            finding = "shared_storage"
-        if step % self.every == 0:
-            report = pair(*_some_rows(v1.detach(), v2.detach()))
-            if finding is None and report.finding != "none":
-                finding = report.finding
-            verdict = finding or "none"
-            mean = report.facts.exact[1]
-            self._emit(
-                {"step": step, "source": "comparison", "verdict": verdict, "mean_cosine": mean}
-            )
+        try:
+            if (state := being_traced()) is not None:
+                raise _SkippedError(state)
+            with apart_from_training():
+                finding, record = self._compared(step, v1, v2)
+        except Exception as error:  # as in observe
+            self._skip(error)
+            return "same_object" if v1 is v2 else None
+        if record is not None:
+            self._emit(record)
         if finding in _COMPARED_WITH_ITSELF:
-            self._alarm(
-                finding,
+            text = (
                 f"comparison {step}: {finding}: the batch is compared with itself, so its "
                 "cosine is 1. Keep a copy of the one before: "
-                "previous = features.detach().clone().",
+                "previous = features.detach().clone()."
             )
+            self._alarm((finding, text))
         return finding
 
-    def _record(self, step: int, batch: Tensor) -> None:
+    def summary(self) -> str:
+        """Say how much was seen, and what was skipped for which reason."""
+        lines = [
+            f"CollapseMonitor: {self.outputs} outputs, {self.comparisons} comparisons, "
+            f"{len(self.records)} records"
+        ]
+        for title, counts in (("skipped", self.skipped), ("log failed", self.log_failures)):
+            lines += [f"  {title} {n} times: {reason}" for reason, n in counts.most_common()]
+        return "\n".join(lines)
+
+    def _some_rows_of(self, output: Any) -> Tensor:
+        """Return at most ``rows`` rows of an output, (m, d) on the CPU."""
+        batch = _first_tensor(output)
+        if batch is None:
+            raise _SkippedError("no tensor of two axes or more in the output")
+        batch = _checks.as_tensor("output", batch)
+        if batch.shape[0] < _FEWEST or batch.numel() == 0:
+            raise _SkippedError(f"fewer than {_FEWEST} rows, or no features")
+        stride = max(batch.shape[0] // self.rows, 1)
+        return batch.detach()[::stride][: self.rows].flatten(1).to("cpu")
+
+    def _compared(self, step: int, v1: Any, v2: Any) -> tuple[str | None, Record | None]:
+        finding = "same_object" if v1 is v2 else None
+        a, b = _checks.as_tensor("v1", v1).detach(), _checks.as_tensor("v2", v2).detach()
+        if finding is None and memory.overlaps(a, b):
+            finding = "shared_storage"
+        if step % self.every:
+            return finding, None
+        report = pair(*_some_rows(a, b))
+        if finding is None and report.finding != "none":
+            finding = report.finding
+        mean = report.facts.exact[1]
+        verdict = finding or "none"
+        record = {"step": step, "source": "comparison", "verdict": verdict, "mean_cosine": mean}
+        return finding, record
+
+    def _record(self, step: int, batch: Tensor) -> tuple[Record, _Alarm]:
         rows = Rows(batch)
         first = survey(rows, None, rows.blocks())
         directions = unit(batch[first.valid])[0]
@@ -181,22 +236,43 @@ class CollapseMonitor:
                 "participation_ratio": geometry.participation_ratio,
                 "leading": geometry.leading,
             }
-        self._emit(record)
-        if worst.name in _ALARMS:
-            self._alarm(worst.name, f"step {step}: {worst.name}: {worst.evidence} {worst.advice}")
+        if worst.name not in _ALARMS:
+            return record, None
+        text = f"step {step}: {worst.name}: {worst.evidence} {worst.advice}"
+        return record, (worst.name, text)
 
     def _emit(self, record: Record) -> None:
         self.records.append(record)
-        if _is_first_rank():
-            for sink in self._sinks:
-                sink(record)
-
-    def _alarm(self, cause: str, text: str) -> None:
-        if cause in self._warned:
+        if not _is_first_rank():
             return
+        for sink in self._sinks:
+            try:
+                sink(dict(record))
+            except Exception as error:  # a full disk does not end a training run
+                first = not self.log_failures
+                _count(self.log_failures, error)
+                if first and self.warn:
+                    warnings.warn(
+                        f"a log of the CollapseMonitor failed, and the run goes on: "
+                        f"{type(error).__name__}: {error}; monitor.summary() counts how often",
+                        RuntimeWarning,
+                        stacklevel=3,
+                    )
+
+    def _skip(self, error: Exception) -> None:
+        _count(self.skipped, error)
+
+    def _alarm(self, alarm: _Alarm) -> None:
+        if alarm is None or alarm[0] in self._warned:
+            return
+        cause, text = alarm
         self._warned.add(cause)
         if self.warn and _is_first_rank():
             warnings.warn(text, CollapseWarning, stacklevel=3)
+
+
+class _SkippedError(Exception):
+    """What was to be measured says nothing, or cannot be read; the text says why."""
 
 
 class _Hook:
@@ -206,6 +282,14 @@ class _Hook:
         self._monitor = monitor
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        # Dynamo evaluates these as it traces; what must be one graph has no place for a hook.
+        if torch.compiler.is_dynamo_compiling() and (
+            torch.compiler.is_exporting() or _must_be_one_graph()
+        ):
+            return
+        self._observe(output)
+
+    def _observe(self, output: Any) -> None:
         if self._monitor is not None:
             self._monitor.observe(output)
 
@@ -213,10 +297,35 @@ class _Hook:
         return _Hook, (None,)
 
 
+def _must_be_one_graph() -> bool:
+    """Whether the trace in progress may not be broken: ``torch.compile(fullgraph=True)``."""
+    symbolic_convert = sys.modules.get("torch._dynamo.symbolic_convert")
+    if symbolic_convert is None:
+        return False
+    translator = symbolic_convert.InstructionTranslator.current_tx()
+    return bool(getattr(translator, "one_graph", False))
+
+
+# Called while Dynamo traces, once a graph, and the answer stands in the graph's place.
+_must_be_one_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @functools.cache
 def _keep_hooks_from_dynamo() -> None:
     """Exempt the hook from tracing: no decorator, which would load dynamo at import, in seconds."""
-    _Hook.__call__ = torch.compiler.disable(_Hook.__call__)  # type: ignore[method-assign]
+    _Hook._observe = torch.compiler.disable(_Hook._observe)  # type: ignore[method-assign]
+    # Where the trace breaks, the hook runs as plain Python, and is no graph of its own.
+    torch._dynamo.eval_frame.skip_code(_Hook.__call__.__code__)
+
+
+def _count(counts: Counter[str], error: Exception) -> None:
+    """Count an error by what it says."""
+    text = str(error).partition("\n")[0][:200]
+    if not isinstance(error, _SkippedError):
+        text = f"{type(error).__name__}: {text}"
+    if text not in counts and len(counts) >= _REASONS:
+        text = "other reasons"
+    counts[text] += 1
 
 
 def _first_tensor(output: Any) -> Tensor | None:
