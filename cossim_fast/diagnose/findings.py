@@ -58,12 +58,13 @@ def _same_object(f: PairFacts) -> Finding | None:
 
 
 def _shared_storage(f: PairFacts) -> Finding | None:
-    if not f.overlapping or f.same_object:
+    if not f.same_elements or f.same_object:
         return None
     return Finding(
         "shared_storage",
         "a and b are two objects that read the same memory: what is written to one appears "
-        f"in the other. {f.equal_rows} of {f.rows} rows are equal now.",
+        f"in the other. {f.same_rows} of {f.rows} rows are compared with themselves, "
+        f"{f.equal_rows} are equal now.",
         "detach(), .data, view(), expand(), slices, numpy() and torch.from_numpy() share "
         "memory; only clone() copies. Keep previous = features.detach().clone(), and do not "
         "refill a buffer of which a view is still in use.",

@@ -1,6 +1,7 @@
 """Watch a training run, and say at which step its embeddings collapse."""
 
 import functools
+import math
 import sys
 import warnings
 from collections import Counter
@@ -21,7 +22,6 @@ from cossim_fast.diagnose.sinks import Record, open_sink
 from cossim_fast.diagnose.survey import survey
 
 _ALARMS = ("broken_numbers", "point_collapse", "duplicated", "dimensional_collapse")
-_COMPARED_WITH_ITSELF = ("same_object", "shared_storage", "equal_values")
 # With fewer rows than this the shape of a batch says nothing.
 _FEWEST = 8
 # Rows whose values a comparison looks at, and records for which neighbours stay fresh.
@@ -152,13 +152,13 @@ class CollapseMonitor:
             if (state := being_traced()) is not None:
                 raise _SkippedError(state)
             with apart_from_training():
-                finding, record = self._compared(step, v1, v2)
+                finding, record, itself = self._compared(step, v1, v2)
         except Exception as error:  # as in observe
             self._skip(error)
             return "same_object" if v1 is v2 else None
         if record is not None:
             self._emit(record)
-        if finding in _COMPARED_WITH_ITSELF:
+        if finding is not None and itself:
             text = (
                 f"comparison {step}: {finding}: the batch is compared with itself, so its "
                 "cosine is 1. Keep a copy of the one before: "
@@ -188,20 +188,28 @@ class CollapseMonitor:
         stride = max(batch.shape[0] // self.rows, 1)
         return batch.detach()[::stride][: self.rows].flatten(1).to("cpu")
 
-    def _compared(self, step: int, v1: Any, v2: Any) -> tuple[str | None, Record | None]:
+    def _compared(self, step: int, v1: Any, v2: Any) -> tuple[str | None, Record | None, bool]:
+        """Return the finding, the record, and whether a cosine of 1 is certain from it."""
+        a, b = _same_number(
+            _checks.as_tensor("v1", v1).detach(), _checks.as_tensor("v2", v2).detach()
+        )
         finding = "same_object" if v1 is v2 else None
-        a, b = _checks.as_tensor("v1", v1).detach(), _checks.as_tensor("v2", v2).detach()
         if finding is None and memory.overlaps(a, b):
-            finding = "shared_storage"
+            shape = _checks.comparison(a, b, -1)
+            # Of an overlap that is shifted, as of adjacent frames, no cosine follows.
+            if 2 * memory.same_rows(a, b, shape, -1) > math.prod(shape[:-1]):
+                finding = "shared_storage"
+        itself = finding is not None
         if step % self.every:
-            return finding, None
+            return finding, None, itself
         report = pair(*_some_rows(a, b))
         if finding is None and report.finding != "none":
             finding = report.finding
+        itself |= finding == "equal_values"
         mean = report.facts.exact[1]
         verdict = finding or "none"
         record = {"step": step, "source": "comparison", "verdict": verdict, "mean_cosine": mean}
-        return finding, record
+        return finding, record, itself
 
     def _record(self, step: int, batch: Tensor) -> tuple[Record, _Alarm]:
         rows = Rows(batch)
@@ -339,12 +347,19 @@ def _first_tensor(output: Any) -> Tensor | None:
     return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
 
 
-def _some_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _same_number(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return the first rows of both; the last batch of an epoch may be the shorter."""
+    if a.dim() < 2 or b.dim() < 2 or len(a) == 1 or len(b) == 1:
+        return a, b
+    count = min(len(a), len(b))
+    return a[:count], b[:count]
+
+
+def _some_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first of rows that are many."""
     if a.dim() < 2 or b.dim() < 2:
         return a, b
-    count = min(len(a), len(b), _COMPARED)
-    return a[:count], b[:count]
+    return a[:_COMPARED], b[:_COMPARED]
 
 
 def _is_first_rank() -> bool:

@@ -52,6 +52,8 @@ class PairReport(Findings):
         )
         memory_text = "one object" if f.same_object else "two objects"
         memory_text += ", shared elements" if f.overlapping else ", no element in common"
+        if f.overlapping and not f.same_object:
+            memory_text += f" ({f.same_rows} of {f.rows} rows at the same index)"
         if f.same_storage and not f.overlapping:
             memory_text += " (parts of one storage)"
         checks = (
@@ -78,7 +80,8 @@ def pair(a: Any, b: Any, *, dim: int = -1) -> PairReport:
     ``non_finite``, ``zero_rows``, ``same_object``, ``shared_storage``, ``equal_values``,
     ``positive_multiple``, ``opposite``, ``common_offset``, ``single_feature`` and
     ``low_precision`` that holds, or ``none``. A cause that concerns rows holds when it holds
-    for more than half of them; a single row that is zero, or not finite, is enough.
+    for more than half of them; a single row that is zero, or not finite, is enough. Memory is
+    shared where both read one element at one index; other overlaps are remarked on.
 
     Args:
         a: tensor, or anything NumPy reads as numbers, of any shape, real dtype and device.
@@ -105,6 +108,7 @@ def pair(a: Any, b: Any, *, dim: int = -1) -> PairReport:
     same_object = a is b
     x, y = _checks.as_tensor("a", a).detach(), _checks.as_tensor("b", b).detach()
     shape = _checks.comparison(x, y, dim)
+    overlapping = memory.overlaps(x, y)
     facts = measure(
         x,
         y,
@@ -112,7 +116,9 @@ def pair(a: Any, b: Any, *, dim: int = -1) -> PairReport:
         dim,
         same_object=same_object,
         same_storage=memory.same_storage(x, y),
-        overlapping=memory.overlaps(x, y) or _share_memory(a, b),
+        overlapping=overlapping or _share_memory(a, b),
+        same_elements=memory.same_elements(x, y, shape) if overlapping else 0,
+        same_rows=memory.same_rows(x, y, shape, dim) if overlapping else 0,
     )
     return PairReport(facts, findings_of(facts))
 

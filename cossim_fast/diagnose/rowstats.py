@@ -23,6 +23,13 @@ _COMPARED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ROUNDINGS = 2
 
 
+_SHIFTED = (
+    "a and b are parts of one memory that overlap, but at no index do they read the same element: "
+    "no row is compared with itself, as with adjacent frames of one tensor. What is written "
+    "to one still appears in the other."
+)
+
+
 @dataclass(frozen=True)
 class SideFacts:
     """One of the two tensors."""
@@ -59,6 +66,8 @@ class PairFacts:
     same_object: bool
     same_storage: bool
     overlapping: bool
+    same_elements: int  # indices at which both read one element
+    same_rows: int  # rows that are one piece of memory
     equal_rows: int
     parallel_rows: int
     positive_rows: int
@@ -101,6 +110,8 @@ def measure(
     same_object: bool,
     same_storage: bool,
     overlapping: bool,
+    same_elements: int,
+    same_rows: int,
 ) -> PairFacts:
     """Measure a and b of a common broadcast ``shape`` along ``dim``."""
     x, y = _as_rows(a, shape, dim), _as_rows(b, shape, dim)
@@ -125,6 +136,8 @@ def measure(
     factors = rows["factor"][parallel]
     shown = exact.to(routed).double()
     remarks = _remarks(tuple(shape), dim, result, routed)
+    if overlapping and not same_elements:
+        remarks = (_SHIFTED, *remarks)
     return PairFacts(
         a=_side(a, rows["norm_a"], rows["finite_a"]),
         b=_side(b, rows["norm_b"], rows["finite_b"]),
@@ -134,6 +147,8 @@ def measure(
         same_object=same_object,
         same_storage=same_storage,
         overlapping=overlapping,
+        same_elements=same_elements,
+        same_rows=same_rows,
         equal_rows=int((rows["equal"] & rows["finite"]).sum()),
         parallel_rows=int(parallel.sum()),
         positive_rows=int((factors > 0).sum()),

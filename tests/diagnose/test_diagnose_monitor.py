@@ -86,6 +86,39 @@ def test_memory_is_checked_between_records():
     assert monitor.records == []
 
 
+FRAMES = randn(20, 64)
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (FRAMES[:-1], FRAMES[1:]),
+        (FRAMES[:12], FRAMES[8:]),
+        (FRAMES[:, :-1], FRAMES[:, 1:]),
+        (FRAMES[:8], FRAMES.flip(0)[:8]),
+        (FRAMES[::2], FRAMES[1:][::2]),
+        (FRAMES[:16, :16], FRAMES[:16, :16].T),
+        (FRAMES[:1].expand(20, 64), FRAMES),
+        (FRAMES[0].unfold(0, 32, 1)[:-1], FRAMES[0].unfold(0, 32, 1)[1:]),
+    ],
+)
+def test_an_overlap_alone_is_no_comparison_with_itself(one, two):
+    monitor = CollapseMonitor(every=2)
+    for _ in range(3):
+        monitor.compare(one, two)
+    assert [abs(record["mean_cosine"]) < 0.5 for record in monitor.records] == [True, True]
+    assert not monitor.skipped
+
+
+def test_rows_that_are_mostly_the_same_memory_are():
+    x = randn(21, 64)
+    monitor = CollapseMonitor(every=1)
+    with pytest.warns(CollapseWarning, match="shared_storage"):
+        assert monitor.compare(x, x[:13]) == "shared_storage"
+    with pytest.warns(CollapseWarning, match="equal_values"):
+        assert monitor.compare(torch.cat([x[:13], x[:2]]), x[:15]) == "equal_values"
+
+
 def test_different_batches_compare_quietly():
     monitor = CollapseMonitor(every=1)
     assert monitor.compare(randn(16, 8), randn(16, 8, seed=1)) is None

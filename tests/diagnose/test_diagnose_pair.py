@@ -51,6 +51,30 @@ def test_overlap_is_that_of_the_addresses(one, two):
     assert memory.overlaps(a, b) == brute_force_overlap(a, b)
 
 
+@pytest.mark.parametrize(("one", "two"), [*itertools.combinations_with_replacement(VIEWS, 2)])
+def test_places_that_both_read_are_counted(one, two):
+    a, b = VIEWS[one], VIEWS[two]
+    try:
+        shape = np.broadcast_shapes(a.shape, b.shape)
+    except ValueError:
+        return
+    x, y = a.expand(shape), b.expand(shape)
+    same = np.zeros(shape, dtype=bool)
+    for index in itertools.product(*map(range, shape)):
+        same[index] = a.dtype == b.dtype and x[index].data_ptr() == y[index].data_ptr()
+    assert memory.same_elements(a, b, tuple(shape)) == same.sum()
+    for dim in range(len(shape)):
+        assert memory.same_rows(a, b, tuple(shape), dim) == same.all(dim).sum()
+
+
+def test_an_overlap_at_other_places_is_a_remark():
+    x = randn(20, 64)
+    report = diagnose.pair(x[:-1], x[1:])
+    assert (report.finding, report.also) == ("none", ())
+    assert "no row is compared with itself" in report.facts.remarks[0]
+    assert "no row is compared with itself" in " ".join(str(report).split())
+
+
 def test_same_storage_is_told_from_overlap():
     first, second = randn(8, 4).chunk(2)
     facts = diagnose.pair(first, second).facts

@@ -37,6 +37,16 @@ def _overlapping_slices() -> tuple[Tensor, Tensor]:
     return x[:12], x[8:]
 
 
+def _frames(apart: int) -> tuple[Tensor, Tensor]:
+    x = randn(20, 64)
+    return x[: len(x) - apart], x[apart:]
+
+
+def _windows() -> tuple[Tensor, Tensor]:
+    windows = randn(80).unfold(0, 32, 1)
+    return windows[:-1], windows[1:]
+
+
 def _halves() -> tuple[Tensor, Tensor]:
     first, second = randn(32, 64).chunk(2)
     return first, second
@@ -113,6 +123,10 @@ PAIRS = (
     Case("random integers", "none", lambda: _two(lambda x: (9 * x).int(), 16, 64)),
     Case("two halves of one batch", "none", _halves),
     Case("interleaved rows of one batch", "none", _interleaved),
+    Case("overlapping slices", "none", _overlapping_slices),
+    Case("adjacent frames of one tensor", "none", lambda: _frames(1)),
+    Case("frames of one window, one number apart", "none", _windows),
+    Case("an array and its view in reverse", "none", _reversed_view),
     Case("not contiguous", "none", lambda: _two(lambda x: x.T, 64, 16)),
     Case(
         "real embeddings, different rows",
@@ -147,6 +161,7 @@ PAIRS = (
     Case("rows under eps", "zero_rows", lambda: _two(lambda x: 1e-12 * x, 16, 64)),
     Case("vector2 = vector1", "same_object", lambda: _same(randn(16, 800))),
     Case("one array", "same_object", lambda: _same(np.ones((3, 4)))),
+    Case("a batch and all of its rows, by a slice", "shared_storage", lambda: _frames(0)),
     Case("detach()", "shared_storage", lambda: _map(torch.Tensor.detach, 16, 64)),
     Case(
         "view and back", "shared_storage", lambda: _map(lambda x: x.view(-1).view(16, 64), 16, 64)
@@ -154,9 +169,7 @@ PAIRS = (
     Case("expand()", "shared_storage", lambda: _map(lambda x: x[:1].expand(16, 64), 16, 64)),
     Case("a parameter and its .data", "shared_storage", _parameter_data),
     Case("a buffer that is refilled", "shared_storage", _refilled_buffer),
-    Case("overlapping slices", "shared_storage", _overlapping_slices),
     Case("an array and torch.from_numpy of it", "shared_storage", _numpy_view),
-    Case("an array and its view in reverse", "shared_storage", _reversed_view),
     Case("a matrix and its transpose", "shared_storage", lambda: _map(lambda x: x.T, 16, 16)),
     Case("three rows in five are equal", "equal_values", lambda: _partly_equal(3)),
     Case("clone()", "equal_values", lambda: _map(torch.Tensor.clone, 16, 64)),
