@@ -56,7 +56,8 @@ def embeddings(
     their mean, and with labels the cosines within and between classes. From ``sample`` rows:
     the distribution of cosines with its error, uniformity, near duplicates and neighbours.
     The verdict is the first that holds of ``broken_numbers``, ``point_collapse``,
-    ``duplicated``, ``dimensional_collapse`` and ``anisotropic``, or ``healthy``.
+    ``duplicated``, ``dimensional_collapse`` and ``anisotropic``, or ``healthy``; all that hold
+    are reported. Numbers that are broken in no more than half of the rows come last.
 
     Args:
         x: (n, d) tensor, array or memory map of real numbers, n >= 2, any device.

@@ -22,6 +22,8 @@ from cossim_fast.diagnose.sinks import Record, open_sink
 from cossim_fast.diagnose.survey import survey
 
 _ALARMS = ("broken_numbers", "point_collapse", "duplicated", "dimensional_collapse")
+# What neighbours that are nearer than by chance speak against.
+_ACQUITTED = ("point_collapse", "dimensional_collapse")
 # With fewer rows than this the shape of a batch says nothing.
 _FEWEST = 8
 # Rows whose values a comparison looks at, and records for which neighbours stay fresh.
@@ -30,7 +32,7 @@ _OLD = 20
 # Different reasons that are counted one by one; an error may name another size at every step.
 _REASONS = 20
 
-_Alarm = tuple[str, str] | None  # the cause, and the text
+_Alarm = tuple[str, str]  # the cause, and the text
 
 
 class CollapseWarning(UserWarning):
@@ -131,12 +133,13 @@ class CollapseMonitor:
             if (state := being_traced()) is not None:
                 raise _SkippedError(state)
             with apart_from_training():
-                record, alarm = self._record(step, self._some_rows_of(output))
+                record, alarms = self._record(step, self._some_rows_of(output))
         except Exception as error:  # whatever it is, it is no matter of the forward
             self._skip(error)
             return
         self._emit(record)
-        self._alarm(alarm)
+        for alarm in alarms:
+            self._alarm(*alarm)
 
     def compare(self, v1: Any, v2: Any) -> str | None:
         """Check a comparison that the loop is about to make; return its finding, if any.
@@ -164,7 +167,7 @@ class CollapseMonitor:
                 "cosine is 1. Keep a copy of the one before: "
                 "previous = features.detach().clone()."
             )
-            self._alarm((finding, text))
+            self._alarm(finding, text)
         return finding
 
     def summary(self) -> str:
@@ -205,35 +208,38 @@ class CollapseMonitor:
         report = pair(*_some_rows(a, b))
         if finding is None and report.finding != "none":
             finding = report.finding
-        itself |= finding == "equal_values"
+        itself |= any(each.name == "equal_values" for each in report.findings)
         mean = report.facts.exact[1]
         verdict = finding or "none"
         record = {"step": step, "source": "comparison", "verdict": verdict, "mean_cosine": mean}
         return finding, record, itself
 
-    def _record(self, step: int, batch: Tensor) -> tuple[Record, _Alarm]:
+    def _record(self, step: int, batch: Tensor) -> tuple[Record, list[_Alarm]]:
         rows = Rows(batch)
         first = survey(rows, None, rows.blocks())
         directions = unit(batch[first.valid])[0]
         geometry = geometry_of(directions) if len(directions) > 1 else None
         measured = verdicts.Measured(first.numbers, geometry)
-        worst = verdicts.judge(measured)[0].finding
-        if geometry is not None and worst.name in ("point_collapse", "dimensional_collapse"):
+        judged = verdicts.judge(measured)
+        suspicions = [each.finding.name for each in judged if each.finding.name in _ACQUITTED]
+        if geometry is not None and suspicions:
             # Neighbours can acquit. They cost ten times the rest, so the last ones seen
             # serve again until the suspicion changes or they have grown old.
             suspicion, near, seen_at = self._suspicion
-            if near is None or suspicion != worst.name or len(self.records) >= seen_at + _OLD:
+            if near is None or suspicion != suspicions[0] or len(self.records) >= seen_at + _OLD:
                 near = measure_neighbours(rows, first.valid, first.mean, directions, geometry)
-                self._suspicion = worst.name, near, len(self.records)
+                self._suspicion = suspicions[0], near, len(self.records)
             measured = verdicts.Measured(first.numbers, geometry, near)
-            worst = verdicts.judge(measured)[0].finding
+            judged = verdicts.judge(measured)
+        found = [each.finding for each in judged]
         record: Record = {
             "step": step,
             "source": "output",
-            "verdict": worst.name,
+            "verdict": found[0].name,
             "norm": first.numbers.norm_median,
             "constant_features": first.numbers.constant_features,
             "rows": rows.n,
+            "also": " ".join(each.name for each in found[1:]),
         }
         if geometry is not None:
             record |= {
@@ -244,10 +250,12 @@ class CollapseMonitor:
                 "participation_ratio": geometry.participation_ratio,
                 "leading": geometry.leading,
             }
-        if worst.name not in _ALARMS:
-            return record, None
-        text = f"step {step}: {worst.name}: {worst.evidence} {worst.advice}"
-        return record, (worst.name, text)
+        alarms = [
+            (each.name, f"step {step}: {each.name}: {each.evidence} {each.advice}")
+            for each in found
+            if each.name in _ALARMS
+        ]
+        return record, alarms
 
     def _emit(self, record: Record) -> None:
         self.records.append(record)
@@ -270,10 +278,9 @@ class CollapseMonitor:
     def _skip(self, error: Exception) -> None:
         _count(self.skipped, error)
 
-    def _alarm(self, alarm: _Alarm) -> None:
-        if alarm is None or alarm[0] in self._warned:
+    def _alarm(self, cause: str, text: str) -> None:
+        if cause in self._warned:
             return
-        cause, text = alarm
         self._warned.add(cause)
         if self.warn and _is_first_rank():
             warnings.warn(text, CollapseWarning, stacklevel=3)

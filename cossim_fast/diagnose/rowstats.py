@@ -66,6 +66,8 @@ class PairFacts:
     same_object: bool
     same_storage: bool
     overlapping: bool
+    non_finite_rows: int  # in a or in b
+    zero_rows: int  # of those left, in a or in b
     same_elements: int  # indices at which both read one element
     same_rows: int  # rows that are one piece of memory
     equal_rows: int
@@ -83,6 +85,11 @@ class PairFacts:
     flat_rows: int
     resolution: float
     remarks: tuple[str, ...] = ()
+
+    @property
+    def good_rows(self) -> int:
+        """How many rows have a cosine."""
+        return self.rows - self.non_finite_rows - self.zero_rows
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python values."""
@@ -147,6 +154,8 @@ def measure(
         same_object=same_object,
         same_storage=same_storage,
         overlapping=overlapping,
+        non_finite_rows=int((~rows["finite"]).sum()),
+        zero_rows=int((rows["finite"] & ~good).sum()),
         same_elements=same_elements,
         same_rows=same_rows,
         equal_rows=int((rows["equal"] & rows["finite"]).sum()),

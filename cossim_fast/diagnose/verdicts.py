@@ -44,13 +44,21 @@ class Judged:
 
 
 def judge(m: Measured) -> tuple[Judged, ...]:
-    """Return what holds, worst first; ``healthy`` alone where nothing does."""
+    """Return what holds, worst first; ``healthy`` alone where nothing does.
+
+    Broken numbers in the smaller part of the rows come last: what is said of all others is
+    measured without them, and stands.
+    """
     # A point is the end of anisotropy, and needs no second name.
     point = _point(m)
     crowded = _crowded(m) if point is None else None
     skewed = _anisotropic(m) if point is None and crowded is None else None
-    order = (_broken(m), point, _duplicated(m), crowded, _dimensional(m), skewed)
+    order = (point, _duplicated(m), crowded, _dimensional(m), skewed)
     found = tuple(judged for judged in order if judged is not None)
+    broken = _broken(m)
+    if broken is not None:
+        few = 2 * broken.finding.rows <= m.numbers.rows if m.numbers is not None else False
+        found = (*found, broken) if few else (broken, *found)
     return found or (_healthy(m),)
 
 
@@ -89,7 +97,9 @@ def _broken(m: Measured) -> Judged | None:
         "padded input, a dead ReLU layer, an overflow in 16 bits, a division by zero. Keep "
         "embeddings in a range around 1, or in float32."
     )
-    return Judged(Finding("broken_numbers", "; ".join(reasons) + ".", advice), float("inf"))
+    lost = x.rows if 2 * x.subnormal > x.entries - x.zeros else x.saturated_rows
+    rows = max(lost, x.non_finite_rows + x.zero_rows)
+    return Judged(Finding("broken_numbers", "; ".join(reasons) + ".", advice, rows), float("inf"))
 
 
 _REPULSION = (

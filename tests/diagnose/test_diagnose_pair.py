@@ -170,15 +170,28 @@ def test_multiples_are_found_through_rounding(factor, dtype):
     assert report.facts.factor == pytest.approx((factor, factor), rel=0.02)
 
 
-def test_order_of_findings_and_what_else_holds():
+def test_all_that_holds_is_reported_by_the_rows_it_explains():
     x = randn(6, 8)
     x[0] = 0
     x[1] = float("nan")
     report = diagnose.pair(x, x)
-    assert (report.finding, report.also) == (
+    assert [report.finding, *report.also] == [
+        "same_object",
+        "equal_values",
         "non_finite",
-        ("zero_rows", "same_object", "equal_values"),
-    )
+        "zero_rows",
+    ]
+    assert [finding.rows for finding in report.findings] == [6, 5, 1, 1]
+
+
+def test_one_bad_row_hides_nothing():
+    features = randn(64, 32)
+    features[5] = 0
+    report = diagnose.pair(features, features.clone())
+    assert (report.finding, report.also) == ("equal_values", ("zero_rows",))
+    monitor = diagnose.CollapseMonitor(every=1)
+    with pytest.warns(diagnose.CollapseWarning, match="equal_values"):
+        monitor.compare(features, features.clone())
 
 
 def test_report_reads_like_a_note():

@@ -16,8 +16,15 @@ def _same(x: Any) -> tuple[Any, Any]:
     return x, x
 
 
-def _map(function: Callable[[Tensor], Tensor], *shape: int) -> tuple[Tensor, Tensor]:
+NAN = float("nan")
+
+
+def _map(
+    function: Callable[[Tensor], Tensor], *shape: int, bad: float | None = None
+) -> tuple[Tensor, Tensor]:
     x = randn(*shape)
+    if bad is not None:
+        x = with_row(x, bad)
     return x, function(x)
 
 
@@ -179,6 +186,23 @@ PAIRS = (
         "clamped to one value",
         "equal_values",
         lambda: _two(lambda x: (1e6 * x.abs() + 1e6).clamp(max=65504).half(), 16, 64),
+    ),
+    Case("clone(), one row zero", "equal_values", lambda: _map(torch.clone, 64, 64, bad=0.0)),
+    Case("clone(), one row NaN", "equal_values", lambda: _map(torch.clone, 64, 64, bad=NAN)),
+    Case(
+        "one row zero, others multiples",
+        "positive_multiple",
+        lambda: _map(lambda x: 3 * x, 64, 64, bad=0.0),
+    ),
+    Case(
+        "random + 10, one row NaN",
+        "common_offset",
+        lambda: (with_row(randn(16, 64) + 10, NAN), randn(16, 64, seed=1) + 10),
+    ),
+    Case(
+        "a vector with itself, one row zero",
+        "same_object",
+        lambda: _same(with_row(randn(9, 8), 0.0)),
     ),
     Case("(1, 2, 3) and (2, 4, 6)", "positive_multiple", lambda: ([1, 2, 3], [2, 4, 6])),
     Case(

@@ -272,6 +272,21 @@ SETS = (
         lambda: (randn(128) + 0.02 * randn(600, 128, seed=1) * (rand(600, 128) < 0.05),),
     ),
     Case("seven rows in ten at one point", "point_collapse", lambda: (_crowd(420, 0.03),)),
+    Case(
+        "constant and small noise, one row zero",
+        "point_collapse",
+        lambda: (with_row(_noisy(0.01), 0.0),),
+    ),
+    Case(
+        "constant output, one row NaN",
+        "point_collapse",
+        lambda: (with_row(_noisy(0.0), float("nan")),),
+    ),
+    Case(
+        "rank 4 of 128, one row zero",
+        "dimensional_collapse",
+        lambda: (with_row(_low_rank(4), 0.0),),
+    ),
     Case("every row twice", "duplicated", lambda: (_copies(0.0),)),
     Case("every row twice, jittered", "duplicated", lambda: (_copies(1e-3),)),
     Case("thirty rows, forty times", "duplicated", lambda: (randn(30, 64).repeat(40, 1),)),
@@ -287,6 +302,11 @@ SETS = (
         "every row and its double",
         "duplicated",
         lambda: (torch.cat([wordnet()[:500], 2 * wordnet()[:500]]),),
+    ),
+    Case(
+        "most rows zero, the others one direction",
+        "broken_numbers",
+        lambda: (_noisy(0.01) * (torch.arange(600) < 200)[:, None],),
     ),
     Case("NaN in one row", "broken_numbers", lambda: (with_row(randn(600, 128), float("nan")),)),
     Case("one zero row", "broken_numbers", lambda: (with_row(randn(600, 128), 0.0),)),
