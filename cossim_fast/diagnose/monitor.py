@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from cossim_fast import _checks
 from cossim_fast.diagnose import memory, verdicts
 from cossim_fast.diagnose.apart import apart_from_training, being_traced
+from cossim_fast.diagnose.classes import measure_classes
 from cossim_fast.diagnose.geometry import geometry_of
+from cossim_fast.diagnose.groups import two_groups
 from cossim_fast.diagnose.neighbours import Neighbours, measure_neighbours
 from cossim_fast.diagnose.pairs import pair
 from cossim_fast.diagnose.rows import Rows, unit
@@ -54,6 +56,9 @@ class CollapseMonitor:
             DistributedDataParallel to either module.
         every: steps from one record to the next, beginning at step 0.
         rows: rows of the batch that are measured.
+        labels: classes of the rows of the next outputs, n integers or strings: in a loop, set
+            ``monitor.labels = y`` before each forward. Classes that lie apart explain few
+            directions, as in :func:`embeddings`.
         log: a path ending in .csv or .jsonl (appended to), a SummaryWriter, a callable that
             takes a dict, or a list of these.
         warn: whether to warn (``CollapseWarning``), once for each cause.
@@ -87,6 +92,7 @@ class CollapseMonitor:
         *,
         every: int = 100,
         rows: int = 128,
+        labels: Any = None,
         log: Any = None,
         warn: bool = True,
     ) -> None:
@@ -97,6 +103,7 @@ class CollapseMonitor:
         self.every = every
         self.rows = rows
         self.warn = warn
+        self.labels = labels
         self.outputs = 0
         self.comparisons = 0
         self.skipped: Counter[str] = Counter()
@@ -121,10 +128,11 @@ class CollapseMonitor:
             self._handle.remove()
             self._handle = None
 
-    def observe(self, output: Any) -> None:
+    def observe(self, output: Any, labels: Any = None) -> None:
         """Count one step, and measure its output where a record is due.
 
         The hook calls this; call it yourself where there is no module to attach to.
+        ``labels`` are those of the output's rows, in place of :attr:`labels`.
         """
         step, self.outputs = self.outputs, self.outputs + 1
         if step % self.every:
@@ -133,7 +141,7 @@ class CollapseMonitor:
             if (state := being_traced()) is not None:
                 raise _SkippedError(state)
             with apart_from_training():
-                record, alarms = self._record(step, self._some_rows_of(output))
+                record, alarms = self._record(step, *self._some_rows_of(output, labels))
         except Exception as error:  # whatever it is, it is no matter of the forward
             self._skip(error)
             return
@@ -180,8 +188,8 @@ class CollapseMonitor:
             lines += [f"  {title} {n} times: {reason}" for reason, n in counts.most_common()]
         return "\n".join(lines)
 
-    def _some_rows_of(self, output: Any) -> Tensor:
-        """Return at most ``rows`` rows of an output, (m, d) on the CPU."""
+    def _some_rows_of(self, output: Any, labels: Any) -> tuple[Tensor, Tensor | None]:
+        """Return at most ``rows`` rows of an output, (m, d) on the CPU, and their classes."""
         batch = _first_tensor(output)
         if batch is None:
             raise _SkippedError("no tensor of two axes or more in the output")
@@ -189,7 +197,15 @@ class CollapseMonitor:
         if batch.shape[0] < _FEWEST or batch.numel() == 0:
             raise _SkippedError(f"fewer than {_FEWEST} rows, or no features")
         stride = max(batch.shape[0] // self.rows, 1)
-        return batch.detach()[::stride][: self.rows].flatten(1).to("cpu")
+        some = batch.detach()[::stride][: self.rows].flatten(1).to("cpu")
+        labels = self.labels if labels is None else labels
+        if labels is None:
+            return some, None
+        if len(labels) != len(batch):
+            self._skip(_SkippedError("labels of another number than the rows, which were measured"))
+            return some, None
+        codes, _ = _checks.class_labels(labels[::stride][: self.rows], len(some))
+        return some, torch.from_numpy(codes).long()
 
     def _compared(self, step: int, v1: Any, v2: Any) -> tuple[str | None, Record | None, bool]:
         """Return the finding, the record, and whether a cosine of 1 is certain from it."""
@@ -214,12 +230,20 @@ class CollapseMonitor:
         record = {"step": step, "source": "comparison", "verdict": verdict, "mean_cosine": mean}
         return finding, record, itself
 
-    def _record(self, step: int, batch: Tensor) -> tuple[Record, list[_Alarm]]:
+    def _record(
+        self, step: int, batch: Tensor, codes: Tensor | None
+    ) -> tuple[Record, list[_Alarm]]:
         rows = Rows(batch)
-        first = survey(rows, None, rows.blocks())
-        directions = unit(batch[first.valid])[0]
+        first = survey(rows, codes, rows.blocks())
+        directions, lengths = unit(batch[first.valid])
         geometry = geometry_of(directions) if len(directions) > 1 else None
-        measured = verdicts.Measured(first.numbers, geometry)
+        classes, groups = None, None
+        sums, sizes = first.class_sums, first.class_sizes
+        if geometry is not None and codes is not None and sums is not None and sizes is not None:
+            classes = measure_classes(sums, sizes, directions, codes[first.valid])
+        if geometry is not None and verdicts.is_flat(geometry):
+            groups = two_groups(directions, lengths)
+        measured = verdicts.Measured(first.numbers, geometry, None, classes, groups)
         judged = verdicts.judge(measured)
         suspicions = [each.finding.name for each in judged if each.finding.name in _ACQUITTED]
         if geometry is not None and suspicions:
@@ -229,7 +253,7 @@ class CollapseMonitor:
             if near is None or suspicion != suspicions[0] or len(self.records) >= seen_at + _OLD:
                 near = measure_neighbours(rows, first.valid, first.mean, directions, geometry)
                 self._suspicion = suspicions[0], near, len(self.records)
-            measured = verdicts.Measured(first.numbers, geometry, near)
+            measured = verdicts.Measured(first.numbers, geometry, near, classes, groups)
             judged = verdicts.judge(measured)
         found = [each.finding for each in judged]
         record: Record = {

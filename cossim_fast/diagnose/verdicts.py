@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cossim_fast.diagnose import chance, notes
 from cossim_fast.diagnose.classes import Classes
 from cossim_fast.diagnose.geometry import Geometry
+from cossim_fast.diagnose.groups import Groups
 from cossim_fast.diagnose.neighbours import Neighbours
 from cossim_fast.diagnose.notes import Finding
 from cossim_fast.diagnose.survey import EPS, Numbers
@@ -21,6 +22,8 @@ MAJORITY = 0.5
 NATURAL_DUPLICATES = 0.15
 # Standard deviations of the random sets. At 4, one set in 30 000 passes by luck.
 SIGNIFICANT = 4.0
+# Of the directions that rows within one of two groups can use: RankMe.
+WITHIN_CLASSES = 0.25
 # Below this many rows a measure says little, whatever its value.
 FEW_ROWS = 16
 
@@ -33,6 +36,7 @@ class Measured:
     geometry: Geometry | None
     neighbours: Neighbours | None = None
     classes: Classes | None = None
+    groups: Groups | None = None
 
 
 @dataclass(frozen=True)
@@ -240,14 +244,29 @@ def _explained(m: Measured) -> bool:
     C classes fit in C - 1 directions, and training drives them there: Papyan, Han and Donoho
     (2020), "Prevalence of neural collapse". Without labels the classes show as clusters:
     neighbours that close most of the distance that chance leaves. The two ends of one axis
-    look like clusters too, and do not count.
+    look like clusters too, and do not count. Two groups put one axis before all others; what
+    tells is what is left within them.
     """
-    if _has_classes(m):
+    if _has_classes(m) or (m.groups is not None and _healthy_within(m.groups)):
         return True
     near = m.neighbours
     if near is None or m.geometry is None or _one_axis(m.geometry):
         return False
     return near.score > SIGNIFICANT and near.closing > MAJORITY
+
+
+def _healthy_within(groups: Groups) -> bool:
+    """Whether two groups of rows are more than two points, or two lines.
+
+    Training narrows the spectrum within classes, so that the line there is lower.
+    """
+    within = groups.within
+    if within.features <= 2:
+        return True
+    if within.distance < chance.FLOAT32_STEPS:
+        return False
+    noise = within.distance < chance.BFLOAT16_STEP and groups.replication <= SIGNIFICANT
+    return not noise and within.rankme_share > WITHIN_CLASSES
 
 
 def _has_classes(m: Measured) -> bool:

@@ -50,6 +50,31 @@ def test_warns_once_at_the_step_where_collapse_begins():
     assert str(caught[0].message).startswith("step 6: point_collapse")
 
 
+def test_two_healthy_groups_and_labels_do_not_alarm():
+    two_towers = randn(2, 64)[torch.arange(128) % 2] + 0.3 * randn(128, 64, seed=1)
+    two_points = randn(2, 64)[torch.arange(128) % 2] + 0.01 * randn(128, 64, seed=1)
+    monitor = CollapseMonitor(every=1, warn=False)
+    monitor.observe(two_towers)
+    monitor.observe(two_points)
+    monitor.observe(two_points, labels=torch.arange(128) % 2)
+    monitor.labels = ["a", "b"] * 64
+    monitor.observe(two_points)
+    monitor.observe(two_points[:100])
+    verdicts = ["healthy", "dimensional_collapse", "healthy", "healthy", "dimensional_collapse"]
+    assert [record["verdict"] for record in monitor.records] == verdicts
+    (reason,) = monitor.skipped
+    assert reason.startswith("labels of another number")
+
+
+def test_labels_are_taken_with_the_rows_that_are_measured():
+    labels = torch.arange(1000) // 7 % 2
+    x = randn(2, 64)[labels] + 0.01 * randn(1000, 64, seed=1)
+    layer = nn.Identity()
+    with CollapseMonitor(layer, rows=50, labels=labels) as monitor:
+        layer(x)
+    assert (monitor.records[0]["rows"], monitor.records[0]["verdict"]) == (50, "healthy")
+
+
 def test_records_are_those_of_the_report():
     batch = randn(40, 8)
     monitor = CollapseMonitor()
