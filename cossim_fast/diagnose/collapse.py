@@ -58,7 +58,8 @@ def embeddings(
     the distribution of cosines with its error, uniformity, near duplicates and neighbours.
     The verdict is the first that holds of ``broken_numbers``, ``point_collapse``,
     ``duplicated``, ``dimensional_collapse`` and ``anisotropic``, or ``healthy``; all that hold
-    are reported. Numbers that are broken in no more than half of the rows come last.
+    are reported. Numbers that are broken in no more than half of the rows come last. Rows of
+    one number are ``single_feature``, and nothing else but broken.
 
     Args:
         x: (n, d) tensor, array or memory map of real numbers, n >= 2, any device.

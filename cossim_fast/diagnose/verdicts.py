@@ -53,6 +53,9 @@ def judge(m: Measured) -> tuple[Judged, ...]:
     Broken numbers in the smaller part of the rows come last: what is said of all others is
     measured without them, and stands.
     """
+    if (single := _single_feature(m)) is not None:
+        broken = _broken(m)
+        return (single,) if broken is None else (broken, single)
     # A point is the end of anisotropy, and needs no second name.
     point = _point(m)
     crowded = _crowded(m) if point is None else None
@@ -82,7 +85,8 @@ def _broken(m: Measured) -> Judged | None:
     reasons = []
     if x.non_finite_rows:
         reasons.append(f"{x.non_finite_rows} of {x.rows} rows hold NaN or infinity")
-    if x.zero_rows:
+    # Zero is a number like any other where rows are numbers.
+    if x.zero_rows and x.features > 1:
         reasons.append(
             f"{x.zero_rows} of {x.rows} rows are zero, or shorter than eps = {EPS:g}, and have "
             "no direction"
@@ -104,6 +108,22 @@ def _broken(m: Measured) -> Judged | None:
     lost = x.rows if 2 * x.subnormal > x.entries - x.zeros else x.saturated_rows
     rows = max(lost, x.non_finite_rows + x.zero_rows)
     return Judged(Finding("broken_numbers", "; ".join(reasons) + ".", advice, rows), float("inf"))
+
+
+def _single_feature(m: Measured) -> Judged | None:
+    x, g = m.numbers, m.geometry
+    if (x.features if x is not None else g.features if g is not None else 0) != 1:
+        return None
+    evidence = (
+        "the rows have one element, and a vector of one number has only a sign: every cosine is "
+        "1 or -1 whatever the numbers are."
+    )
+    advice = (
+        "Nothing, where these are the outputs of a regression or of a score: cosine says nothing "
+        "of them. Otherwise look for the axis that holds the features: a mean, an index or a "
+        "reshape too much took it away."
+    )
+    return Judged(Finding("single_feature", evidence, advice), float("inf"))
 
 
 _REPULSION = (
@@ -200,8 +220,6 @@ def _by_chance(g: Geometry) -> bool:
 
 def is_flat(g: Geometry) -> bool:
     """Whether the rows less their mean use only few of the directions they could use."""
-    if g.features == 1:
-        return True
     line = SECOND_DECIMAL
     if g.rows <= FEW_ROWS:
         line = min(line, chance.spectrum_bounds(g.rows, g.features)[0])
@@ -276,7 +294,7 @@ def _has_classes(m: Measured) -> bool:
 
 def _anisotropic(m: Measured) -> Judged | None:
     g = m.geometry
-    if g is None or g.mean_cosine <= MAJORITY or g.features == 1:
+    if g is None or g.mean_cosine <= MAJORITY:
         return None
     # Two tight classes at right angles have a mean cosine of a half, and share no direction.
     if m.classes is not None and _has_classes(m) and m.classes.between <= MAJORITY:

@@ -66,6 +66,16 @@ def test_two_healthy_groups_and_labels_do_not_alarm():
     assert reason.startswith("labels of another number")
 
 
+@pytest.mark.parametrize("last", [nn.Identity(), nn.Sigmoid(), nn.ReLU(), nn.Flatten(0)])
+def test_a_regression_head_does_not_alarm(last):
+    head = nn.Sequential(nn.Linear(8, 1), last)
+    with CollapseMonitor(head, every=1) as monitor:
+        for step in range(3):
+            head(randn(64, 8, seed=step))
+    assert {record["verdict"] for record in monitor.records} <= {"single_feature"}
+    assert len(monitor.records) + sum(monitor.skipped.values()) == 3
+
+
 def test_labels_are_taken_with_the_rows_that_are_measured():
     labels = torch.arange(1000) // 7 % 2
     x = randn(2, 64)[labels] + 0.01 * randn(1000, 64, seed=1)

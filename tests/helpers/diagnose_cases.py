@@ -33,6 +33,7 @@ VERDICTS = (
     "dimensional_collapse",
     "point_collapse",
     "duplicated",
+    "single_feature",
     "broken_numbers",
 )
 

@@ -280,7 +280,6 @@ SETS = (
         lambda: (wordnet().float() @ rotation(384)[:, :8] @ rotation(384)[:, :8].T,),
     ),
     Case("network with a layer of 4", "dimensional_collapse", lambda: (_bottleneck(),)),
-    Case("one feature of both signs", "dimensional_collapse", lambda: (randn(600, 1),)),
     Case("a plane in three dimensions", "dimensional_collapse", lambda: (_low_rank(2)[:, :3],)),
     Case("rank 2, twelve rows", "dimensional_collapse", lambda: (_low_rank(2)[:12],)),
     Case("two directions", "dimensional_collapse", lambda: (_clusters(2, 0.01),)),
@@ -323,7 +322,6 @@ SETS = (
         "point_collapse",
         lambda: (torch.stack([F.normalize(row[None], dim=0)[0] for row in rand(100, 64)]),),
     ),
-    Case("one positive feature", "point_collapse", lambda: (rand(600, 1),)),
     Case(
         "constant and small noise, bfloat16", "point_collapse", lambda: (_noisy(0.003).bfloat16(),)
     ),
@@ -367,6 +365,17 @@ SETS = (
         "every row and its double",
         "duplicated",
         lambda: (torch.cat([wordnet()[:500], 2 * wordnet()[:500]]),),
+    ),
+    Case("one feature of both signs", "single_feature", lambda: (randn(600, 1),)),
+    Case("one feature, few rows", "single_feature", lambda: (randn(3, 1),)),
+    Case("one positive feature", "single_feature", lambda: (rand(600, 1),)),
+    Case("one rectified feature", "single_feature", lambda: (torch.relu(randn(600, 1)),)),
+    Case("one feature, few values", "single_feature", lambda: (randn(600, 1).round(),)),
+    Case("one feature, all zeros", "single_feature", lambda: (torch.zeros(600, 1),)),
+    Case(
+        "one feature with labels",
+        "single_feature",
+        lambda: (randn(600, 1), torch.arange(600) % 2),
     ),
     Case(
         "most rows zero, the others one direction",
