@@ -51,6 +51,18 @@ def _zero_rows(f: PairFacts) -> Finding | None:
     )
 
 
+def _broadcast(f: PairFacts) -> Finding | None:
+    if not f.stretched:
+        return None
+    return Finding(
+        "broadcast",
+        f"{f.stretched}. The cosine is that of {f.rows} rows that broadcasting made.",
+        "Give both the same shape: squeeze() or unsqueeze() the one that lacks an axis or has one "
+        "too many, and look for a mean with keepdim, an index or a sum over the wrong axis.",
+        rows=f.rows,
+    )
+
+
 def _same_object(f: PairFacts) -> Finding | None:
     if not f.same_object:
         return None
@@ -149,7 +161,9 @@ def _common_offset(f: PairFacts) -> Finding | None:
         f"the cosine is {notes.cosine(mean)}, and {notes.cosine(less)} once {text} is taken "
         "away: a part that all vectors share makes up most of their length.",
         "Subtract the mean of the training set before comparing, or put a BatchNorm or "
-        "LayerNorm before the output; drop a final ReLU. If the network is meant to be "
+        "LayerNorm before the output; drop a final ReLU. A mean over the axis of the features, "
+        f"in place of that of the tokens, gives such vectors too: are {f.features} elements along "
+        f"dim={f.dim} the features? If the network is meant to be "
         "trained already, see diagnose.embeddings: it may have collapsed.",
         rows=f.good_rows,
     )
@@ -225,6 +239,7 @@ def _most(count: int, f: PairFacts) -> bool:
 _CAUSES: tuple[Callable[[PairFacts], Finding | None], ...] = (
     _non_finite,
     _zero_rows,
+    _broadcast,
     _same_object,
     _shared_storage,
     _equal_values,

@@ -78,7 +78,7 @@ def pair(a: Any, b: Any, *, dim: int = -1) -> PairReport:
     is computed by three routes (this package, torch, and the formula in float64), and the
     causes that are known to make it 1 are tried one by one. All that hold are reported; the
     finding is the one that explains most rows, among equals the first of ``non_finite``,
-    ``zero_rows``, ``same_object``, ``shared_storage``, ``equal_values``,
+    ``zero_rows``, ``broadcast``, ``same_object``, ``shared_storage``, ``equal_values``,
     ``positive_multiple``, ``opposite``, ``common_offset``, ``single_feature`` and
     ``low_precision``; or ``none``. A cause that concerns rows holds when it holds for more than
     half of them; a single row that is zero, or not finite, is enough. Memory is shared where

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cossim_fast.diagnose import notes
+from cossim_fast.diagnose import broadcasting, notes
 from cossim_fast.diagnose.rows import power_of_two, unit
 from cossim_fast.functional import cosine_similarity
 
@@ -66,6 +66,7 @@ class PairFacts:
     same_object: bool
     same_storage: bool
     overlapping: bool
+    stretched: str  # what broadcasting did that nobody can have meant; empty where nothing
     non_finite_rows: int  # in a or in b
     zero_rows: int  # of those left, in a or in b
     same_elements: int  # indices at which both read one element
@@ -145,6 +146,9 @@ def measure(
     remarks = _remarks(tuple(shape), dim, result, routed)
     if overlapping and not same_elements:
         remarks = (_SHIFTED, *remarks)
+    stretched = broadcasting.mistake(tuple(a.shape), tuple(b.shape), shape, dim)
+    if not stretched and (remark := broadcasting.remark(tuple(a.shape), tuple(b.shape), shape)):
+        remarks = (*remarks, remark)
     return PairFacts(
         a=_side(a, rows["norm_a"], rows["finite_a"]),
         b=_side(b, rows["norm_b"], rows["finite_b"]),
@@ -154,6 +158,7 @@ def measure(
         same_object=same_object,
         same_storage=same_storage,
         overlapping=overlapping,
+        stretched=stretched,
         non_finite_rows=int((~rows["finite"]).sum()),
         zero_rows=int((rows["finite"] & ~good).sum()),
         same_elements=same_elements,

@@ -155,6 +155,30 @@ def test_read_only_memory_map(tmp_path):
     assert diagnose.pair(x, x[:]).finding == "shared_storage"
 
 
+@pytest.mark.parametrize(
+    ("one", "two", "dim", "words"),
+    [
+        ((64, 1), (64,), 1, "a of shape (64, 1) has size 1 along dim=1"),
+        ((64,), (64, 1), -1, "b of shape (64, 1) has size 1 along dim=-1"),
+        ((64, 1), (64,), 0, "b of shape (64,) has size 1 along dim=0"),
+        ((8, 12, 1), (8, 12, 64), 2, "stretched to 64 elements"),
+        ((32, 1, 64), (32, 64), -1, "every row is compared with every row"),
+    ],
+)
+def test_a_side_that_was_stretched_is_named(one, two, dim, words):
+    report = diagnose.pair(randn(*one).abs(), randn(*two, seed=1).abs(), dim=dim)
+    assert report.finding == "broadcast"
+    assert words in report.evidence
+
+
+def test_rows_that_meet_several_are_remarked_on():
+    tokens = randn(8, 12, 64)
+    report = diagnose.pair(tokens.mean(1, keepdim=True), randn(8, 12, 64, seed=1))
+    assert "12 along axis 1" in report.facts.remarks[-1]
+    assert "8 along axis 0" in diagnose.pair(tokens.mean(0), tokens).facts.remarks[-1]
+    assert diagnose.pair(randn(64), randn(5, 64, seed=1)).facts.remarks == ()
+
+
 def test_a_vector_broadcasts_with_a_batch():
     report = diagnose.pair(randn(8), randn(5, 8, seed=1))
     assert report.facts.rows == 5

@@ -18,6 +18,7 @@ PAIR_FINDINGS = (
     "none",
     "non_finite",
     "zero_rows",
+    "broadcast",
     "same_object",
     "shared_storage",
     "equal_values",
