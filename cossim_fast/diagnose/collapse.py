@@ -13,6 +13,7 @@ from cossim_fast._extras import require
 from cossim_fast.diagnose import chance, verdicts
 from cossim_fast.diagnose.classes import Classes, measure_classes
 from cossim_fast.diagnose.geometry import Geometry, geometry_streamed
+from cossim_fast.diagnose.groups import Groups, two_groups
 from cossim_fast.diagnose.measures import Measures
 from cossim_fast.diagnose.neighbours import (
     Neighbours,
@@ -56,12 +57,15 @@ def embeddings(
     their mean, and with labels the cosines within and between classes. From ``sample`` rows:
     the distribution of cosines with its error, uniformity, near duplicates and neighbours.
     The verdict is the first that holds of ``broken_numbers``, ``point_collapse``,
-    ``duplicated``, ``dimensional_collapse`` and ``anisotropic``, or ``healthy``.
+    ``duplicated``, ``dimensional_collapse`` and ``anisotropic``, or ``healthy``; all that hold
+    are reported. Numbers that are broken in no more than half of the rows come last. Rows of
+    one number are ``single_feature``, and nothing else but broken.
 
     Args:
         x: (n, d) tensor, array or memory map of real numbers, n >= 2, any device.
         labels: n labels, integers or strings. Few classes that separate well explain few
-            directions and near neighbours, which are then no finding.
+            directions and near neighbours, which are then no finding. Two groups that lie apart
+            are seen without labels, and judged by the spectrum within them.
         sample: rows of which all pairs are looked at; 4096 by default. Sets no larger are
             measured in full.
         progress: whether to show a bar (needs tqdm).
@@ -97,22 +101,16 @@ def embeddings(
     first = survey(rows, codes, _watched(rows, "numbers", progress))
     chosen = torch.nonzero(first.valid)[:, 0]
     if len(chosen) < 2:
-        return _report(
-            first.numbers,
-            None,
-            None,
-            None,
-            None,
-            torch.empty(0, rows.d, dtype=torch.float32, device="cpu"),
-            None,
-        )
+        none = torch.empty(0, rows.d, dtype=torch.float32, device="cpu")
+        return _report(first.numbers, None, None, None, None, None, none, None)
     geometry = geometry_streamed(
         rows, first.valid, first.mean, _watched(rows, "spectrum", progress)
     )
     if len(chosen) > limit:
         order = chance.order(len(chosen), chance.generator())[:limit]
         chosen = chosen[order].sort().values
-    directions = unit(rows[chosen])[0]
+    directions, lengths = unit(rows[chosen])
+    groups = two_groups(directions, lengths) if verdicts.is_flat(geometry) else None
     pairs = measure_pairs(directions, int(first.valid.sum()))
     neighbours = measure_neighbours(rows, first.valid, first.mean, directions, geometry)
     classes = None
@@ -126,6 +124,7 @@ def embeddings(
         pairs,
         neighbours,
         classes,
+        groups,
         directions[pictured].float(),
         codes[chosen[pictured]] if codes is not None else None,
         names,
@@ -138,11 +137,12 @@ def _report(
     pairs: Pairs | None,
     neighbours: Neighbours | None,
     classes: Classes | None,
+    groups: Groups | None,
     sample: Tensor,
     sample_labels: Tensor | None,
     label_names: tuple[str, ...] = (),
 ) -> CollapseReport:
-    measured = verdicts.Measured(numbers, geometry, neighbours, classes)
+    measured = verdicts.Measured(numbers, geometry, neighbours, classes, groups)
     judged = verdicts.judge(measured)
     return CollapseReport(
         numbers=numbers,

@@ -1,4 +1,4 @@
-"""The causes of a cosine of 1, in the order in which they are tried."""
+"""The causes of a cosine of 1: what holds, ranked by how many rows it explains."""
 
 import math
 from collections.abc import Callable
@@ -13,9 +13,13 @@ _LEVEL = 0.01
 
 
 def findings_of(f: PairFacts) -> tuple[Finding, ...]:
-    """Return the causes that hold, the first being the finding; ``none`` where none does."""
-    found = tuple(finding for cause in _CAUSES if (finding := cause(f)) is not None)
-    return found or (_none(f),)
+    """Return the causes that hold, the first being the finding; ``none`` where none does.
+
+    What explains more rows comes first, and among equals what is more fundamental: a zero row
+    is reported, and does not hide that all others are copies.
+    """
+    found = [finding for cause in _CAUSES if (finding := cause(f)) is not None]
+    return tuple(sorted(found, key=lambda finding: -finding.rows)) or (_none(f),)
 
 
 def _non_finite(f: PairFacts) -> Finding | None:
@@ -29,6 +33,7 @@ def _non_finite(f: PairFacts) -> Finding | None:
         "Find the first step that makes them: torch.autograd.set_detect_anomaly(True), or "
         "assert x.isfinite().all() after each layer. Usual sources: a division by zero, the "
         "log of 0, float16 overflow, a learning rate that is too high.",
+        rows=f.non_finite_rows,
     )
 
 
@@ -42,6 +47,19 @@ def _zero_rows(f: PairFacts) -> Finding | None:
         "whatever the other row is.",
         "Look where they come from: padding, an empty text, a dead ReLU layer, a mask. Where "
         "the values are merely tiny, scale them up, or pass a smaller eps.",
+        rows=f.zero_rows,
+    )
+
+
+def _broadcast(f: PairFacts) -> Finding | None:
+    if not f.stretched:
+        return None
+    return Finding(
+        "broadcast",
+        f"{f.stretched}. The cosine is that of {f.rows} rows that broadcasting made.",
+        "Give both the same shape: squeeze() or unsqueeze() the one that lacks an axis or has one "
+        "too many, and look for a mean with keepdim, an index or a sum over the wrong axis.",
+        rows=f.rows,
     )
 
 
@@ -54,19 +72,22 @@ def _same_object(f: PairFacts) -> Finding | None:
         "is 1 and will stay 1.",
         "An assignment copies a name, not the numbers. Keep the batch before with "
         "previous = features.detach().clone(), and start comparing at the second iteration.",
+        rows=f.rows,
     )
 
 
 def _shared_storage(f: PairFacts) -> Finding | None:
-    if not f.overlapping or f.same_object:
+    if not f.same_elements or f.same_object:
         return None
     return Finding(
         "shared_storage",
         "a and b are two objects that read the same memory: what is written to one appears "
-        f"in the other. {f.equal_rows} of {f.rows} rows are equal now.",
+        f"in the other. {f.same_rows} of {f.rows} rows are compared with themselves, "
+        f"{f.equal_rows} are equal now.",
         "detach(), .data, view(), expand(), slices, numpy() and torch.from_numpy() share "
         "memory; only clone() copies. Keep previous = features.detach().clone(), and do not "
         "refill a buffer of which a view is still in use.",
+        rows=f.same_rows,
     )
 
 
@@ -81,6 +102,7 @@ def _equal_values(f: PairFacts) -> Finding | None:
         "the inputs of the network next: the same sample drawn twice (an iterator "
         "made anew in each step, a fixed seed), or preprocessing that maps all to one value. "
         "If the inputs differ, diagnose the network's output with diagnose.embeddings.",
+        rows=f.equal_rows,
     )
 
 
@@ -97,6 +119,7 @@ def _positive_multiple(f: PairFacts) -> Finding | None:
         "Where length matters, compare with a distance: torch.dist, torch.cdist, or the "
         "dot product. Where it should not differ, look for a scale that changed: a loss "
         "weight, a normalisation that is applied to one side only.",
+        rows=f.positive_rows,
     )
 
 
@@ -110,6 +133,7 @@ def _opposite(f: PairFacts) -> Finding | None:
         f"{f.factor_text()}: the cosine is -1.",
         "A sign was turned somewhere: a subtraction the wrong way round, a loss with the "
         "wrong sign, an axis of a PCA (whose signs are arbitrary).",
+        rows=negative,
     )
 
 
@@ -137,8 +161,11 @@ def _common_offset(f: PairFacts) -> Finding | None:
         f"the cosine is {notes.cosine(mean)}, and {notes.cosine(less)} once {text} is taken "
         "away: a part that all vectors share makes up most of their length.",
         "Subtract the mean of the training set before comparing, or put a BatchNorm or "
-        "LayerNorm before the output; drop a final ReLU. If the network is meant to be "
+        "LayerNorm before the output; drop a final ReLU. A mean over the axis of the features, "
+        f"in place of that of the tokens, gives such vectors too: are {f.features} elements along "
+        f"dim={f.dim} the features? If the network is meant to be "
         "trained already, see diagnose.embeddings: it may have collapsed.",
+        rows=f.good_rows,
     )
 
 
@@ -151,6 +178,7 @@ def _single_feature(f: PairFacts) -> Finding | None:
         "cosine is 1 or -1 whatever the numbers are.",
         f"Compare along the axis that holds the features: the shapes are {f.a.shape} and "
         f"{f.b.shape}, and dim={f.dim} is not it.",
+        rows=f.good_rows,
     )
 
 
@@ -180,12 +208,15 @@ def _low_precision(f: PairFacts) -> Finding | None:
         )
     if not reasons:
         return None
+    stuck = min(f.a.saturated + f.b.saturated, f.rows)
+    explained = max(f.rounded_rows, f.route_failures, f.flat_rows, stuck)
     return Finding(
         "low_precision",
         "; ".join(reasons) + ".",
         "Compare in float32 or float64 from the start (a conversion afterwards cannot bring "
         "the digits back), take the mean away before rounding, and for angles that are this "
         "small use the distance of the unit vectors instead of the cosine.",
+        rows=explained,
     )
 
 
@@ -208,6 +239,7 @@ def _most(count: int, f: PairFacts) -> bool:
 _CAUSES: tuple[Callable[[PairFacts], Finding | None], ...] = (
     _non_finite,
     _zero_rows,
+    _broadcast,
     _same_object,
     _shared_storage,
     _equal_values,

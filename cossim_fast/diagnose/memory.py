@@ -1,5 +1,6 @@
 """Do two tensors share memory? Asked of addresses, never of values."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,49 @@ def overlaps(a: Tensor, b: Tensor) -> bool:
     except np.exceptions.TooHardError:
         # Entangled strides of many dimensions; the answer by bounds errs towards "shared".
         return bool(np.may_share_memory(ours, theirs))
+
+
+def same_elements(a: Tensor, b: Tensor, shape: tuple[int, ...]) -> int:
+    """Count the indices of a common broadcast shape at which both tensors read one element.
+
+    ``x[:-1]`` and ``x[1:]`` overlap and have no such index; a matrix and its transpose have
+    their diagonal.
+    """
+    return _meetings(a, b, shape, range(len(shape)))
+
+
+def same_rows(a: Tensor, b: Tensor, shape: tuple[int, ...], dim: int) -> int:
+    """Count the rows along ``dim`` that are one piece of memory, element by element."""
+    if not shape:
+        return same_elements(a, b, shape)
+    dim %= len(shape)
+    x, y = a.expand(shape), b.expand(shape)
+    if shape[dim] > 1 and x.stride(dim) != y.stride(dim):
+        return 0
+    return _meetings(a, b, shape, [axis for axis in range(len(shape)) if axis != dim])
+
+
+def _meetings(a: Tensor, b: Tensor, shape: tuple[int, ...], axes: Any) -> int:
+    """Count the indices over some axes at which both addresses are the same.
+
+    Addresses are linear in the index, so that axes with equal strides multiply the count, and
+    the others solve one equation: all but the longest of them are gone through.
+    """
+    if a.device != b.device or a.dtype != b.dtype or 0 in shape:
+        return 0
+    x, y = a.expand(shape), b.expand(shape)
+    apart, within = divmod(y.data_ptr() - x.data_ptr(), a.element_size())
+    if within:
+        return 0
+    steps = [(shape[axis], x.stride(axis) - y.stride(axis)) for axis in axes if shape[axis] > 1]
+    times = math.prod(size for size, step in steps if step == 0)
+    *others, (size, step) = [(1, 1), *sorted(each for each in steps if each[1] != 0)]
+    missing: Any = np.array([apart])
+    for count, each in others:
+        missing = (missing[:, None] - each * np.arange(count)).ravel()
+    index, rest = np.divmod(missing, step)
+    met: int = times * int(np.count_nonzero((rest == 0) & (index >= 0) & (index < size)))
+    return met
 
 
 def _extent(x: Tensor) -> tuple[int, int]:

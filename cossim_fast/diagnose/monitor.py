@@ -1,7 +1,10 @@
 """Watch a training run, and say at which step its embeddings collapse."""
 
 import functools
+import math
+import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,7 +13,10 @@ from torch import Tensor, nn
 
 from cossim_fast import _checks
 from cossim_fast.diagnose import memory, verdicts
+from cossim_fast.diagnose.apart import apart_from_training, being_traced
+from cossim_fast.diagnose.classes import measure_classes
 from cossim_fast.diagnose.geometry import geometry_of
+from cossim_fast.diagnose.groups import two_groups
 from cossim_fast.diagnose.neighbours import Neighbours, measure_neighbours
 from cossim_fast.diagnose.pairs import pair
 from cossim_fast.diagnose.rows import Rows, unit
@@ -18,12 +24,17 @@ from cossim_fast.diagnose.sinks import Record, open_sink
 from cossim_fast.diagnose.survey import survey
 
 _ALARMS = ("broken_numbers", "point_collapse", "duplicated", "dimensional_collapse")
-_COMPARED_WITH_ITSELF = ("same_object", "shared_storage", "equal_values")
+# What neighbours that are nearer than by chance speak against.
+_ACQUITTED = ("point_collapse", "dimensional_collapse")
 # With fewer rows than this the shape of a batch says nothing.
 _FEWEST = 8
 # Rows whose values a comparison looks at, and records for which neighbours stay fresh.
 _COMPARED = 32
 _OLD = 20
+# Different reasons that are counted one by one; an error may name another size at every step.
+_REASONS = 20
+
+_Alarm = tuple[str, str]  # the cause, and the text
 
 
 class CollapseWarning(UserWarning):
@@ -41,9 +52,13 @@ class CollapseMonitor:
     Args:
         module: whose output to watch: a tensor (n, ...), or a tuple, list or dict in which
             the first such tensor is taken. Under torch.compile(fullgraph=True) attach to the
-            compiled module; under DistributedDataParallel to either module.
+            compiled module, since nothing can be seen inside a graph; under
+            DistributedDataParallel to either module.
         every: steps from one record to the next, beginning at step 0.
         rows: rows of the batch that are measured.
+        labels: classes of the rows of the next outputs, n integers or strings: in a loop, set
+            ``monitor.labels = y`` before each forward. Classes that lie apart explain few
+            directions, as in :func:`embeddings`.
         log: a path ending in .csv or .jsonl (appended to), a SummaryWriter, a callable that
             takes a dict, or a list of these.
         warn: whether to warn (``CollapseWarning``), once for each cause.
@@ -52,6 +67,13 @@ class CollapseMonitor:
     writes; nothing is communicated. Outputs are detached and measured in float64 on the
     CPU, outside autocast: one copy of ``rows`` rows a record. Copies and pickles of the
     module are not watched.
+
+    What is watched goes on as if it were not: no output and no state of torch is changed, and
+    nothing is raised in the module's forward (but by a warning filter that makes errors of
+    ``CollapseWarning``). Outputs that cannot be read are counted in ``skipped``, by the reason:
+    under a function transform, while torch traces, exports or captures, and tensors without
+    plain numbers (meta, fake, DTensor, sparse, nested, masked, complex, float8, quantized). A
+    log that fails is counted in ``log_failures``, and warned of once. :meth:`summary` shows both.
 
     Raises:
         TypeError, ValueError: an argument is not of the kind above.
@@ -70,6 +92,7 @@ class CollapseMonitor:
         *,
         every: int = 100,
         rows: int = 128,
+        labels: Any = None,
         log: Any = None,
         warn: bool = True,
     ) -> None:
@@ -80,8 +103,11 @@ class CollapseMonitor:
         self.every = every
         self.rows = rows
         self.warn = warn
+        self.labels = labels
         self.outputs = 0
         self.comparisons = 0
+        self.skipped: Counter[str] = Counter()
+        self.log_failures: Counter[str] = Counter()
         self._sinks = [open_sink(each) for each in logs]
         self._warned: set[str] = set()
         self._suspicion: tuple[str, Neighbours | None, int] = ("", None, 0)
@@ -102,75 +128,142 @@ class CollapseMonitor:
             self._handle.remove()
             self._handle = None
 
-    def observe(self, output: Any) -> None:
+    def observe(self, output: Any, labels: Any = None) -> None:
         """Count one step, and measure its output where a record is due.
 
         The hook calls this; call it yourself where there is no module to attach to.
+        ``labels`` are those of the output's rows, in place of :attr:`labels`.
         """
         step, self.outputs = self.outputs, self.outputs + 1
         if step % self.every:
             return
-        batch = _first_tensor(output)
-        if batch is None or batch.shape[0] < _FEWEST or batch.numel() == 0:
+        try:
+            if (state := being_traced()) is not None:
+                raise _SkippedError(state)
+            with apart_from_training():
+                record, alarms = self._record(step, *self._some_rows_of(output, labels))
+        except Exception as error:  # whatever it is, it is no matter of the forward
+            self._skip(error)
             return
-        stride = max(batch.shape[0] // self.rows, 1)
-        rows = batch.detach()[::stride][: self.rows].flatten(1)
-        with torch.autocast("cpu", enabled=False):
-            self._record(step, rows.to("cpu"))
+        self._emit(record)
+        for alarm in alarms:
+            self._alarm(*alarm)
 
-    def compare(self, v1: Tensor, v2: Tensor | None) -> str | None:
+    def compare(self, v1: Any, v2: Any) -> str | None:
         """Check a comparison that the loop is about to make; return its finding, if any.
 
         Memory is checked in every call, values every ``every`` calls. Without a second
-        tensor, as before the first step, the call is only counted.
+        tensor, as before the first step, the call is only counted; so is one that cannot be
+        read, in ``skipped``.
         """
         step, self.comparisons = self.comparisons, self.comparisons + 1
         if v2 is None:
             return None
-        finding = "same_object" if v1 is v2 else None
-        if finding is None and memory.overlaps(v1, v2):
-            finding = "shared_storage"
-        if step % self.every == 0:
-            report = pair(*_some_rows(v1.detach(), v2.detach()))
-            if finding is None and report.finding != "none":
-                finding = report.finding
-            verdict = finding or "none"
-            mean = report.facts.exact[1]
-            self._emit(
-                {"step": step, "source": "comparison", "verdict": verdict, "mean_cosine": mean}
-            )
-        if finding in _COMPARED_WITH_ITSELF:
-            self._alarm(
-                finding,
+        try:
+            if (state := being_traced()) is not None:
+                raise _SkippedError(state)
+            with apart_from_training():
+                finding, record, itself = self._compared(step, v1, v2)
+        except Exception as error:  # as in observe
+            self._skip(error)
+            return "same_object" if v1 is v2 else None
+        if record is not None:
+            self._emit(record)
+        if finding is not None and itself:
+            text = (
                 f"comparison {step}: {finding}: the batch is compared with itself, so its "
                 "cosine is 1. Keep a copy of the one before: "
-                "previous = features.detach().clone().",
+                "previous = features.detach().clone()."
             )
+            self._alarm(finding, text)
         return finding
 
-    def _record(self, step: int, batch: Tensor) -> None:
+    def summary(self) -> str:
+        """Say how much was seen, and what was skipped for which reason."""
+        lines = [
+            f"CollapseMonitor: {self.outputs} outputs, {self.comparisons} comparisons, "
+            f"{len(self.records)} records"
+        ]
+        for title, counts in (("skipped", self.skipped), ("log failed", self.log_failures)):
+            lines += [f"  {title} {n} times: {reason}" for reason, n in counts.most_common()]
+        return "\n".join(lines)
+
+    def _some_rows_of(self, output: Any, labels: Any) -> tuple[Tensor, Tensor | None]:
+        """Return at most ``rows`` rows of an output, (m, d) on the CPU, and their classes."""
+        batch = _first_tensor(output)
+        if batch is None:
+            raise _SkippedError("no tensor of two axes or more in the output")
+        batch = _checks.as_tensor("output", batch)
+        if batch.shape[0] < _FEWEST or batch.numel() == 0:
+            raise _SkippedError(f"fewer than {_FEWEST} rows, or no features")
+        stride = max(batch.shape[0] // self.rows, 1)
+        some = batch.detach()[::stride][: self.rows].flatten(1).to("cpu")
+        labels = self.labels if labels is None else labels
+        if labels is None:
+            return some, None
+        if len(labels) != len(batch):
+            self._skip(_SkippedError("labels of another number than the rows, which were measured"))
+            return some, None
+        codes, _ = _checks.class_labels(labels[::stride][: self.rows], len(some))
+        return some, torch.from_numpy(codes).long()
+
+    def _compared(self, step: int, v1: Any, v2: Any) -> tuple[str | None, Record | None, bool]:
+        """Return the finding, the record, and whether a cosine of 1 is certain from it."""
+        a, b = _same_number(
+            _checks.as_tensor("v1", v1).detach(), _checks.as_tensor("v2", v2).detach()
+        )
+        finding = "same_object" if v1 is v2 else None
+        if finding is None and memory.overlaps(a, b):
+            shape = _checks.comparison(a, b, -1)
+            # Of an overlap that is shifted, as of adjacent frames, no cosine follows.
+            if 2 * memory.same_rows(a, b, shape, -1) > math.prod(shape[:-1]):
+                finding = "shared_storage"
+        itself = finding is not None
+        if step % self.every:
+            return finding, None, itself
+        report = pair(*_some_rows(a, b))
+        if finding is None and report.finding != "none":
+            finding = report.finding
+        itself |= any(each.name == "equal_values" for each in report.findings)
+        mean = report.facts.exact[1]
+        verdict = finding or "none"
+        record = {"step": step, "source": "comparison", "verdict": verdict, "mean_cosine": mean}
+        return finding, record, itself
+
+    def _record(
+        self, step: int, batch: Tensor, codes: Tensor | None
+    ) -> tuple[Record, list[_Alarm]]:
         rows = Rows(batch)
-        first = survey(rows, None, rows.blocks())
-        directions = unit(batch[first.valid])[0]
+        first = survey(rows, codes, rows.blocks())
+        directions, lengths = unit(batch[first.valid])
         geometry = geometry_of(directions) if len(directions) > 1 else None
-        measured = verdicts.Measured(first.numbers, geometry)
-        worst = verdicts.judge(measured)[0].finding
-        if geometry is not None and worst.name in ("point_collapse", "dimensional_collapse"):
+        classes, groups = None, None
+        sums, sizes = first.class_sums, first.class_sizes
+        if geometry is not None and codes is not None and sums is not None and sizes is not None:
+            classes = measure_classes(sums, sizes, directions, codes[first.valid])
+        if geometry is not None and verdicts.is_flat(geometry):
+            groups = two_groups(directions, lengths)
+        measured = verdicts.Measured(first.numbers, geometry, None, classes, groups)
+        judged = verdicts.judge(measured)
+        suspicions = [each.finding.name for each in judged if each.finding.name in _ACQUITTED]
+        if geometry is not None and suspicions:
             # Neighbours can acquit. They cost ten times the rest, so the last ones seen
             # serve again until the suspicion changes or they have grown old.
             suspicion, near, seen_at = self._suspicion
-            if near is None or suspicion != worst.name or len(self.records) >= seen_at + _OLD:
+            if near is None or suspicion != suspicions[0] or len(self.records) >= seen_at + _OLD:
                 near = measure_neighbours(rows, first.valid, first.mean, directions, geometry)
-                self._suspicion = worst.name, near, len(self.records)
-            measured = verdicts.Measured(first.numbers, geometry, near)
-            worst = verdicts.judge(measured)[0].finding
+                self._suspicion = suspicions[0], near, len(self.records)
+            measured = verdicts.Measured(first.numbers, geometry, near, classes, groups)
+            judged = verdicts.judge(measured)
+        found = [each.finding for each in judged]
         record: Record = {
             "step": step,
             "source": "output",
-            "verdict": worst.name,
+            "verdict": found[0].name,
             "norm": first.numbers.norm_median,
             "constant_features": first.numbers.constant_features,
             "rows": rows.n,
+            "also": " ".join(each.name for each in found[1:]),
         }
         if geometry is not None:
             record |= {
@@ -181,15 +274,33 @@ class CollapseMonitor:
                 "participation_ratio": geometry.participation_ratio,
                 "leading": geometry.leading,
             }
-        self._emit(record)
-        if worst.name in _ALARMS:
-            self._alarm(worst.name, f"step {step}: {worst.name}: {worst.evidence} {worst.advice}")
+        alarms = [
+            (each.name, f"step {step}: {each.name}: {each.evidence} {each.advice}")
+            for each in found
+            if each.name in _ALARMS
+        ]
+        return record, alarms
 
     def _emit(self, record: Record) -> None:
         self.records.append(record)
-        if _is_first_rank():
-            for sink in self._sinks:
-                sink(record)
+        if not _is_first_rank():
+            return
+        for sink in self._sinks:
+            try:
+                sink(dict(record))
+            except Exception as error:  # a full disk does not end a training run
+                first = not self.log_failures
+                _count(self.log_failures, error)
+                if first and self.warn:
+                    warnings.warn(
+                        f"a log of the CollapseMonitor failed, and the run goes on: "
+                        f"{type(error).__name__}: {error}; monitor.summary() counts how often",
+                        RuntimeWarning,
+                        stacklevel=3,
+                    )
+
+    def _skip(self, error: Exception) -> None:
+        _count(self.skipped, error)
 
     def _alarm(self, cause: str, text: str) -> None:
         if cause in self._warned:
@@ -199,6 +310,10 @@ class CollapseMonitor:
             warnings.warn(text, CollapseWarning, stacklevel=3)
 
 
+class _SkippedError(Exception):
+    """What was to be measured says nothing, or cannot be read; the text says why."""
+
+
 class _Hook:
     """What the module holds; a copy or a pickle of the module holds an idle one."""
 
@@ -206,6 +321,14 @@ class _Hook:
         self._monitor = monitor
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        # Dynamo evaluates these as it traces; what must be one graph has no place for a hook.
+        if torch.compiler.is_dynamo_compiling() and (
+            torch.compiler.is_exporting() or _must_be_one_graph()
+        ):
+            return
+        self._observe(output)
+
+    def _observe(self, output: Any) -> None:
         if self._monitor is not None:
             self._monitor.observe(output)
 
@@ -213,10 +336,35 @@ class _Hook:
         return _Hook, (None,)
 
 
+def _must_be_one_graph() -> bool:
+    """Whether the trace in progress may not be broken: ``torch.compile(fullgraph=True)``."""
+    symbolic_convert = sys.modules.get("torch._dynamo.symbolic_convert")
+    if symbolic_convert is None:
+        return False
+    translator = symbolic_convert.InstructionTranslator.current_tx()
+    return bool(getattr(translator, "one_graph", False))
+
+
+# Called while Dynamo traces, once a graph, and the answer stands in the graph's place.
+_must_be_one_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @functools.cache
 def _keep_hooks_from_dynamo() -> None:
     """Exempt the hook from tracing: no decorator, which would load dynamo at import, in seconds."""
-    _Hook.__call__ = torch.compiler.disable(_Hook.__call__)  # type: ignore[method-assign]
+    _Hook._observe = torch.compiler.disable(_Hook._observe)  # type: ignore[method-assign]
+    # Where the trace breaks, the hook runs as plain Python, and is no graph of its own.
+    torch._dynamo.eval_frame.skip_code(_Hook.__call__.__code__)
+
+
+def _count(counts: Counter[str], error: Exception) -> None:
+    """Count an error by what it says."""
+    text = str(error).partition("\n")[0][:200]
+    if not isinstance(error, _SkippedError):
+        text = f"{type(error).__name__}: {text}"
+    if text not in counts and len(counts) >= _REASONS:
+        text = "other reasons"
+    counts[text] += 1
 
 
 def _first_tensor(output: Any) -> Tensor | None:
@@ -230,12 +378,19 @@ def _first_tensor(output: Any) -> Tensor | None:
     return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
 
 
-def _some_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _same_number(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return the first rows of both; the last batch of an epoch may be the shorter."""
+    if a.dim() < 2 or b.dim() < 2 or len(a) == 1 or len(b) == 1:
+        return a, b
+    count = min(len(a), len(b))
+    return a[:count], b[:count]
+
+
+def _some_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first of rows that are many."""
     if a.dim() < 2 or b.dim() < 2:
         return a, b
-    count = min(len(a), len(b), _COMPARED)
-    return a[:count], b[:count]
+    return a[:_COMPARED], b[:_COMPARED]
 
 
 def _is_first_rank() -> bool:

@@ -70,7 +70,7 @@ class Neighbours:
     nearest: float  # mean cosine of a row and its nearest neighbour
     nearest_by_chance: float
     nearest_by_chance_sd: float
-    replication: float  # see _replication
+    replication: float  # see replication()
 
     @property
     def score(self) -> float:
@@ -138,7 +138,7 @@ def measure_neighbours(
         nearest=nearest,
         nearest_by_chance=by_chance,
         nearest_by_chance_sd=spread,
-        replication=_replication(centred),
+        replication=replication(centred),
     )
 
 
@@ -209,7 +209,7 @@ def _structure(centred: Tensor) -> tuple[float, float, float]:
     return _nearest(rows), float(draws.mean()), float(draws.std())
 
 
-def _replication(centred: Tensor) -> float:
+def replication(centred: Tensor) -> float:
     """Say how surely neighbours in half of the features are near in the rest, in deviations.
 
     Of noise that is independent from feature to feature, whatever its distribution, one half

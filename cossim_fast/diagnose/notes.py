@@ -12,11 +12,12 @@ WIDTH = 79
 
 @dataclass(frozen=True)
 class Finding:
-    """One cause: its name, the numbers that show it, and what to do about it."""
+    """One cause: its name, the numbers that show it, what to do, and how many rows it explains."""
 
     name: str
     evidence: str
     advice: str
+    rows: int = 0
 
 
 class Findings:

@@ -21,7 +21,7 @@ class PairReport(Findings):
 
     @property
     def finding(self) -> str:
-        """The name of the first cause that holds, ``"none"`` where none does."""
+        """The name of the cause that explains most rows, ``"none"`` where none holds."""
         return self.findings[0].name
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,6 +52,8 @@ class PairReport(Findings):
         )
         memory_text = "one object" if f.same_object else "two objects"
         memory_text += ", shared elements" if f.overlapping else ", no element in common"
+        if f.overlapping and not f.same_object:
+            memory_text += f" ({f.same_rows} of {f.rows} rows at the same index)"
         if f.same_storage and not f.overlapping:
             memory_text += " (parts of one storage)"
         checks = (
@@ -74,11 +76,13 @@ def pair(a: Any, b: Any, *, dim: int = -1) -> PairReport:
     .. math:: c_i = \langle a_i, b_i \rangle / (\max(\|a_i\|, \epsilon) \max(\|b_i\|, \epsilon))
 
     is computed by three routes (this package, torch, and the formula in float64), and the
-    causes that are known to make it 1 are tried one by one: the finding is the first of
-    ``non_finite``, ``zero_rows``, ``same_object``, ``shared_storage``, ``equal_values``,
+    causes that are known to make it 1 are tried one by one. All that hold are reported; the
+    finding is the one that explains most rows, among equals the first of ``non_finite``,
+    ``zero_rows``, ``broadcast``, ``same_object``, ``shared_storage``, ``equal_values``,
     ``positive_multiple``, ``opposite``, ``common_offset``, ``single_feature`` and
-    ``low_precision`` that holds, or ``none``. A cause that concerns rows holds when it holds
-    for more than half of them; a single row that is zero, or not finite, is enough.
+    ``low_precision``; or ``none``. A cause that concerns rows holds when it holds for more than
+    half of them; a single row that is zero, or not finite, is enough. Memory is shared where
+    both read one element at one index; other overlaps are remarked on.
 
     Args:
         a: tensor, or anything NumPy reads as numbers, of any shape, real dtype and device.
@@ -105,6 +109,7 @@ def pair(a: Any, b: Any, *, dim: int = -1) -> PairReport:
     same_object = a is b
     x, y = _checks.as_tensor("a", a).detach(), _checks.as_tensor("b", b).detach()
     shape = _checks.comparison(x, y, dim)
+    overlapping = memory.overlaps(x, y)
     facts = measure(
         x,
         y,
@@ -112,7 +117,9 @@ def pair(a: Any, b: Any, *, dim: int = -1) -> PairReport:
         dim,
         same_object=same_object,
         same_storage=memory.same_storage(x, y),
-        overlapping=memory.overlaps(x, y) or _share_memory(a, b),
+        overlapping=overlapping or _share_memory(a, b),
+        same_elements=memory.same_elements(x, y, shape) if overlapping else 0,
+        same_rows=memory.same_rows(x, y, shape, dim) if overlapping else 0,
     )
     return PairReport(facts, findings_of(facts))
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cossim_fast.diagnose import notes
+from cossim_fast.diagnose import broadcasting, notes
 from cossim_fast.diagnose.rows import power_of_two, unit
 from cossim_fast.functional import cosine_similarity
 
@@ -21,6 +21,13 @@ _COMPARED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # A rounding moves a row by about 0.4 unit roundoffs of its length (root mean square), and a
 # product, a quotient, a sum and a change of dtype together by 0.8.
 _ROUNDINGS = 2
+
+
+_SHIFTED = (
+    "a and b are parts of one memory that overlap, but at no index do they read the same element: "
+    "no row is compared with itself, as with adjacent frames of one tensor. What is written "
+    "to one still appears in the other."
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,11 @@ class PairFacts:
     same_object: bool
     same_storage: bool
     overlapping: bool
+    stretched: str  # what broadcasting did that nobody can have meant; empty where nothing
+    non_finite_rows: int  # in a or in b
+    zero_rows: int  # of those left, in a or in b
+    same_elements: int  # indices at which both read one element
+    same_rows: int  # rows that are one piece of memory
     equal_rows: int
     parallel_rows: int
     positive_rows: int
@@ -74,6 +86,11 @@ class PairFacts:
     flat_rows: int
     resolution: float
     remarks: tuple[str, ...] = ()
+
+    @property
+    def good_rows(self) -> int:
+        """How many rows have a cosine."""
+        return self.rows - self.non_finite_rows - self.zero_rows
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python values."""
@@ -101,6 +118,8 @@ def measure(
     same_object: bool,
     same_storage: bool,
     overlapping: bool,
+    same_elements: int,
+    same_rows: int,
 ) -> PairFacts:
     """Measure a and b of a common broadcast ``shape`` along ``dim``."""
     x, y = _as_rows(a, shape, dim), _as_rows(b, shape, dim)
@@ -125,6 +144,11 @@ def measure(
     factors = rows["factor"][parallel]
     shown = exact.to(routed).double()
     remarks = _remarks(tuple(shape), dim, result, routed)
+    if overlapping and not same_elements:
+        remarks = (_SHIFTED, *remarks)
+    stretched = broadcasting.mistake(tuple(a.shape), tuple(b.shape), shape, dim)
+    if not stretched and (remark := broadcasting.remark(tuple(a.shape), tuple(b.shape), shape)):
+        remarks = (*remarks, remark)
     return PairFacts(
         a=_side(a, rows["norm_a"], rows["finite_a"]),
         b=_side(b, rows["norm_b"], rows["finite_b"]),
@@ -134,6 +158,11 @@ def measure(
         same_object=same_object,
         same_storage=same_storage,
         overlapping=overlapping,
+        stretched=stretched,
+        non_finite_rows=int((~rows["finite"]).sum()),
+        zero_rows=int((rows["finite"] & ~good).sum()),
+        same_elements=same_elements,
+        same_rows=same_rows,
         equal_rows=int((rows["equal"] & rows["finite"]).sum()),
         parallel_rows=int(parallel.sum()),
         positive_rows=int((factors > 0).sum()),

@@ -22,6 +22,7 @@ COLUMNS = (
     "norm",
     "constant_features",
     "rows",
+    "also",
 )
 
 

@@ -23,6 +23,7 @@ class Numbers:
     non_finite_rows: int
     zero_rows: int
     saturated: int
+    saturated_rows: int
     subnormal: int
     zeros: int
     norm_min: float
@@ -60,7 +61,7 @@ def survey(rows: Rows, labels: Tensor | None, blocks: Iterable[tuple[slice, Tens
     class_sums = torch.zeros(classes, rows.d, dtype=torch.float64, device="cpu")
     low = torch.full((rows.d,), float("inf"), dtype=torch.float64, device="cpu")
     high = -low
-    saturated = subnormal = zeros = 0
+    saturated = saturated_rows = subnormal = zeros = 0
     for place, block in blocks:
         directions, norms[place] = unit(block)
         keep = norms[place] >= EPS
@@ -80,7 +81,9 @@ def survey(rows: Rows, labels: Tensor | None, blocks: Iterable[tuple[slice, Tens
             magnitude = block.abs()
             subnormal += int(torch.count_nonzero(magnitude < info.smallest_normal)) - block_zeros
             if bool((magnitude.amax() >= info.max) | magnitude.amax().isnan()):
-                saturated += int((magnitude == info.max).sum())
+                stuck = magnitude == info.max
+                saturated += int(stuck.sum())
+                saturated_rows += int(stuck.any(1).sum())
         hashes[place] = _hashes(block)
     finite_rows = norms.isfinite()
     valid = finite_rows & (norms >= EPS)
@@ -93,6 +96,7 @@ def survey(rows: Rows, labels: Tensor | None, blocks: Iterable[tuple[slice, Tens
         non_finite_rows=rows.n - int(finite_rows.sum()),
         zero_rows=int((seen < EPS).sum()),
         saturated=saturated,
+        saturated_rows=saturated_rows,
         subnormal=subnormal,
         zeros=zeros,
         norm_min=float(seen.min()) if len(seen) else float("nan"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cossim_fast.diagnose import chance, notes
 from cossim_fast.diagnose.classes import Classes
 from cossim_fast.diagnose.geometry import Geometry
+from cossim_fast.diagnose.groups import Groups
 from cossim_fast.diagnose.neighbours import Neighbours
 from cossim_fast.diagnose.notes import Finding
 from cossim_fast.diagnose.survey import EPS, Numbers
@@ -21,6 +22,8 @@ MAJORITY = 0.5
 NATURAL_DUPLICATES = 0.15
 # Standard deviations of the random sets. At 4, one set in 30 000 passes by luck.
 SIGNIFICANT = 4.0
+# Of the directions that rows within one of two groups can use: RankMe.
+WITHIN_CLASSES = 0.25
 # Below this many rows a measure says little, whatever its value.
 FEW_ROWS = 16
 
@@ -33,6 +36,7 @@ class Measured:
     geometry: Geometry | None
     neighbours: Neighbours | None = None
     classes: Classes | None = None
+    groups: Groups | None = None
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,24 @@ class Judged:
 
 
 def judge(m: Measured) -> tuple[Judged, ...]:
-    """Return what holds, worst first; ``healthy`` alone where nothing does."""
+    """Return what holds, worst first; ``healthy`` alone where nothing does.
+
+    Broken numbers in the smaller part of the rows come last: what is said of all others is
+    measured without them, and stands.
+    """
+    if (single := _single_feature(m)) is not None:
+        broken = _broken(m)
+        return (single,) if broken is None else (broken, single)
     # A point is the end of anisotropy, and needs no second name.
     point = _point(m)
     crowded = _crowded(m) if point is None else None
     skewed = _anisotropic(m) if point is None and crowded is None else None
-    order = (_broken(m), point, _duplicated(m), crowded, _dimensional(m), skewed)
+    order = (point, _duplicated(m), crowded, _dimensional(m), skewed)
     found = tuple(judged for judged in order if judged is not None)
+    broken = _broken(m)
+    if broken is not None:
+        few = 2 * broken.finding.rows <= m.numbers.rows if m.numbers is not None else False
+        found = (*found, broken) if few else (broken, *found)
     return found or (_healthy(m),)
 
 
@@ -70,7 +85,8 @@ def _broken(m: Measured) -> Judged | None:
     reasons = []
     if x.non_finite_rows:
         reasons.append(f"{x.non_finite_rows} of {x.rows} rows hold NaN or infinity")
-    if x.zero_rows:
+    # Zero is a number like any other where rows are numbers.
+    if x.zero_rows and x.features > 1:
         reasons.append(
             f"{x.zero_rows} of {x.rows} rows are zero, or shorter than eps = {EPS:g}, and have "
             "no direction"
@@ -89,7 +105,25 @@ def _broken(m: Measured) -> Judged | None:
         "padded input, a dead ReLU layer, an overflow in 16 bits, a division by zero. Keep "
         "embeddings in a range around 1, or in float32."
     )
-    return Judged(Finding("broken_numbers", "; ".join(reasons) + ".", advice), float("inf"))
+    lost = x.rows if 2 * x.subnormal > x.entries - x.zeros else x.saturated_rows
+    rows = max(lost, x.non_finite_rows + x.zero_rows)
+    return Judged(Finding("broken_numbers", "; ".join(reasons) + ".", advice, rows), float("inf"))
+
+
+def _single_feature(m: Measured) -> Judged | None:
+    x, g = m.numbers, m.geometry
+    if (x.features if x is not None else g.features if g is not None else 0) != 1:
+        return None
+    evidence = (
+        "the rows have one element, and a vector of one number has only a sign: every cosine is "
+        "1 or -1 whatever the numbers are."
+    )
+    advice = (
+        "Nothing, where these are the outputs of a regression or of a score: cosine says nothing "
+        "of them. Otherwise look for the axis that holds the features: a mean, an index or a "
+        "reshape too much took it away."
+    )
+    return Judged(Finding("single_feature", evidence, advice), float("inf"))
 
 
 _REPULSION = (
@@ -186,8 +220,6 @@ def _by_chance(g: Geometry) -> bool:
 
 def is_flat(g: Geometry) -> bool:
     """Whether the rows less their mean use only few of the directions they could use."""
-    if g.features == 1:
-        return True
     line = SECOND_DECIMAL
     if g.rows <= FEW_ROWS:
         line = min(line, chance.spectrum_bounds(g.rows, g.features)[0])
@@ -230,14 +262,29 @@ def _explained(m: Measured) -> bool:
     C classes fit in C - 1 directions, and training drives them there: Papyan, Han and Donoho
     (2020), "Prevalence of neural collapse". Without labels the classes show as clusters:
     neighbours that close most of the distance that chance leaves. The two ends of one axis
-    look like clusters too, and do not count.
+    look like clusters too, and do not count. Two groups put one axis before all others; what
+    tells is what is left within them.
     """
-    if _has_classes(m):
+    if _has_classes(m) or (m.groups is not None and _healthy_within(m.groups)):
         return True
     near = m.neighbours
     if near is None or m.geometry is None or _one_axis(m.geometry):
         return False
     return near.score > SIGNIFICANT and near.closing > MAJORITY
+
+
+def _healthy_within(groups: Groups) -> bool:
+    """Whether two groups of rows are more than two points, or two lines.
+
+    Training narrows the spectrum within classes, so that the line there is lower.
+    """
+    within = groups.within
+    if within.features <= 2:
+        return True
+    if within.distance < chance.FLOAT32_STEPS:
+        return False
+    noise = within.distance < chance.BFLOAT16_STEP and groups.replication <= SIGNIFICANT
+    return not noise and within.rankme_share > WITHIN_CLASSES
 
 
 def _has_classes(m: Measured) -> bool:
@@ -247,7 +294,7 @@ def _has_classes(m: Measured) -> bool:
 
 def _anisotropic(m: Measured) -> Judged | None:
     g = m.geometry
-    if g is None or g.mean_cosine <= MAJORITY or g.features == 1:
+    if g is None or g.mean_cosine <= MAJORITY:
         return None
     # Two tight classes at right angles have a mean cosine of a half, and share no direction.
     if m.classes is not None and _has_classes(m) and m.classes.between <= MAJORITY:

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -268,3 +269,17 @@ def test_memory_maps_are_read_in_blocks(tmp_path):
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     assert child.stdout.strip() == "healthy"
+
+
+def test_a_zero_row_and_a_collapse_are_both_said():
+    x = randn(16) + 0.01 * randn(64, 16, seed=1)
+    x[3] = 0
+    report = diagnose.embeddings(x)
+    assert (report.verdict, report.also) == ("point_collapse", ("broken_numbers",))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        monitor = diagnose.CollapseMonitor()
+        monitor.observe(x)
+    said = [str(each.message).split(":")[1].strip() for each in caught]
+    assert said == ["point_collapse", "broken_numbers"]
+    assert (monitor.records[0]["verdict"], monitor.records[0]["also"]) == tuple(said)

@@ -13,10 +13,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-import children
-from children import LONGEST_WAIT
 from cossim_fast import diagnose
 from cossim_fast.diagnose import CollapseMonitor, CollapseWarning
+from diagnose_processes import LONGEST_WAIT, train_in_process
 
 
 def randn(*shape, seed=0):
@@ -49,6 +48,41 @@ def test_warns_once_at_the_step_where_collapse_begins():
     ]
     assert len(caught) == 1
     assert str(caught[0].message).startswith("step 6: point_collapse")
+
+
+def test_two_healthy_groups_and_labels_do_not_alarm():
+    two_towers = randn(2, 64)[torch.arange(128) % 2] + 0.3 * randn(128, 64, seed=1)
+    two_points = randn(2, 64)[torch.arange(128) % 2] + 0.01 * randn(128, 64, seed=1)
+    monitor = CollapseMonitor(every=1, warn=False)
+    monitor.observe(two_towers)
+    monitor.observe(two_points)
+    monitor.observe(two_points, labels=torch.arange(128) % 2)
+    monitor.labels = ["a", "b"] * 64
+    monitor.observe(two_points)
+    monitor.observe(two_points[:100])
+    verdicts = ["healthy", "dimensional_collapse", "healthy", "healthy", "dimensional_collapse"]
+    assert [record["verdict"] for record in monitor.records] == verdicts
+    (reason,) = monitor.skipped
+    assert reason.startswith("labels of another number")
+
+
+@pytest.mark.parametrize("last", [nn.Identity(), nn.Sigmoid(), nn.ReLU(), nn.Flatten(0)])
+def test_a_regression_head_does_not_alarm(last):
+    head = nn.Sequential(nn.Linear(8, 1), last)
+    with CollapseMonitor(head, every=1) as monitor:
+        for step in range(3):
+            head(randn(64, 8, seed=step))
+    assert {record["verdict"] for record in monitor.records} <= {"single_feature"}
+    assert len(monitor.records) + sum(monitor.skipped.values()) == 3
+
+
+def test_labels_are_taken_with_the_rows_that_are_measured():
+    labels = torch.arange(1000) // 7 % 2
+    x = randn(2, 64)[labels] + 0.01 * randn(1000, 64, seed=1)
+    layer = nn.Identity()
+    with CollapseMonitor(layer, rows=50, labels=labels) as monitor:
+        layer(x)
+    assert (monitor.records[0]["rows"], monitor.records[0]["verdict"]) == (50, "healthy")
 
 
 def test_records_are_those_of_the_report():
@@ -85,6 +119,39 @@ def test_memory_is_checked_between_records():
     assert monitor.compare(first, second) is None
     assert monitor.compare(first, first[:8]) == "shared_storage"
     assert monitor.records == []
+
+
+FRAMES = randn(20, 64)
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (FRAMES[:-1], FRAMES[1:]),
+        (FRAMES[:12], FRAMES[8:]),
+        (FRAMES[:, :-1], FRAMES[:, 1:]),
+        (FRAMES[:8], FRAMES.flip(0)[:8]),
+        (FRAMES[::2], FRAMES[1:][::2]),
+        (FRAMES[:16, :16], FRAMES[:16, :16].T),
+        (FRAMES[:1].expand(20, 64), FRAMES),
+        (FRAMES[0].unfold(0, 32, 1)[:-1], FRAMES[0].unfold(0, 32, 1)[1:]),
+    ],
+)
+def test_an_overlap_alone_is_no_comparison_with_itself(one, two):
+    monitor = CollapseMonitor(every=2)
+    for _ in range(3):
+        monitor.compare(one, two)
+    assert [abs(record["mean_cosine"]) < 0.5 for record in monitor.records] == [True, True]
+    assert not monitor.skipped
+
+
+def test_rows_that_are_mostly_the_same_memory_are():
+    x = randn(21, 64)
+    monitor = CollapseMonitor(every=1)
+    with pytest.warns(CollapseWarning, match="shared_storage"):
+        assert monitor.compare(x, x[:13]) == "shared_storage"
+    with pytest.warns(CollapseWarning, match="equal_values"):
+        assert monitor.compare(torch.cat([x[:13], x[:2]]), x[:15]) == "equal_values"
 
 
 def test_different_batches_compare_quietly():
@@ -242,7 +309,7 @@ def run_in_processes(function, path):
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 def test_distributed_data_parallel(tmp_path):
-    run_in_processes(children.train, str(tmp_path))
+    run_in_processes(train_in_process, str(tmp_path))
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert [rank["records"] for rank in ranks] == [2, 2]
     assert [rank["warnings"] for rank in ranks] == [1, 0]

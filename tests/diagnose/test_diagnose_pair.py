@@ -51,6 +51,30 @@ def test_overlap_is_that_of_the_addresses(one, two):
     assert memory.overlaps(a, b) == brute_force_overlap(a, b)
 
 
+@pytest.mark.parametrize(("one", "two"), [*itertools.combinations_with_replacement(VIEWS, 2)])
+def test_places_that_both_read_are_counted(one, two):
+    a, b = VIEWS[one], VIEWS[two]
+    try:
+        shape = np.broadcast_shapes(a.shape, b.shape)
+    except ValueError:
+        return
+    x, y = a.expand(shape), b.expand(shape)
+    same = np.zeros(shape, dtype=bool)
+    for index in itertools.product(*map(range, shape)):
+        same[index] = a.dtype == b.dtype and x[index].data_ptr() == y[index].data_ptr()
+    assert memory.same_elements(a, b, tuple(shape)) == same.sum()
+    for dim in range(len(shape)):
+        assert memory.same_rows(a, b, tuple(shape), dim) == same.all(dim).sum()
+
+
+def test_an_overlap_at_other_places_is_a_remark():
+    x = randn(20, 64)
+    report = diagnose.pair(x[:-1], x[1:])
+    assert (report.finding, report.also) == ("none", ())
+    assert "no row is compared with itself" in report.facts.remarks[0]
+    assert "no row is compared with itself" in " ".join(str(report).split())
+
+
 def test_same_storage_is_told_from_overlap():
     first, second = randn(8, 4).chunk(2)
     facts = diagnose.pair(first, second).facts
@@ -131,6 +155,30 @@ def test_read_only_memory_map(tmp_path):
     assert diagnose.pair(x, x[:]).finding == "shared_storage"
 
 
+@pytest.mark.parametrize(
+    ("one", "two", "dim", "words"),
+    [
+        ((64, 1), (64,), 1, "a of shape (64, 1) has size 1 along dim=1"),
+        ((64,), (64, 1), -1, "b of shape (64, 1) has size 1 along dim=-1"),
+        ((64, 1), (64,), 0, "b of shape (64,) has size 1 along dim=0"),
+        ((8, 12, 1), (8, 12, 64), 2, "stretched to 64 elements"),
+        ((32, 1, 64), (32, 64), -1, "every row is compared with every row"),
+    ],
+)
+def test_a_side_that_was_stretched_is_named(one, two, dim, words):
+    report = diagnose.pair(randn(*one).abs(), randn(*two, seed=1).abs(), dim=dim)
+    assert report.finding == "broadcast"
+    assert words in report.evidence
+
+
+def test_rows_that_meet_several_are_remarked_on():
+    tokens = randn(8, 12, 64)
+    report = diagnose.pair(tokens.mean(1, keepdim=True), randn(8, 12, 64, seed=1))
+    assert "12 along axis 1" in report.facts.remarks[-1]
+    assert "8 along axis 0" in diagnose.pair(tokens.mean(0), tokens).facts.remarks[-1]
+    assert diagnose.pair(randn(64), randn(5, 64, seed=1)).facts.remarks == ()
+
+
 def test_a_vector_broadcasts_with_a_batch():
     report = diagnose.pair(randn(8), randn(5, 8, seed=1))
     assert report.facts.rows == 5
@@ -146,15 +194,28 @@ def test_multiples_are_found_through_rounding(factor, dtype):
     assert report.facts.factor == pytest.approx((factor, factor), rel=0.02)
 
 
-def test_order_of_findings_and_what_else_holds():
+def test_all_that_holds_is_reported_by_the_rows_it_explains():
     x = randn(6, 8)
     x[0] = 0
     x[1] = float("nan")
     report = diagnose.pair(x, x)
-    assert (report.finding, report.also) == (
+    assert [report.finding, *report.also] == [
+        "same_object",
+        "equal_values",
         "non_finite",
-        ("zero_rows", "same_object", "equal_values"),
-    )
+        "zero_rows",
+    ]
+    assert [finding.rows for finding in report.findings] == [6, 5, 1, 1]
+
+
+def test_one_bad_row_hides_nothing():
+    features = randn(64, 32)
+    features[5] = 0
+    report = diagnose.pair(features, features.clone())
+    assert (report.finding, report.also) == ("equal_values", ("zero_rows",))
+    monitor = diagnose.CollapseMonitor(every=1)
+    with pytest.warns(diagnose.CollapseWarning, match="equal_values"):
+        monitor.compare(features, features.clone())
 
 
 def test_report_reads_like_a_note():

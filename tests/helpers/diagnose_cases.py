@@ -18,6 +18,7 @@ PAIR_FINDINGS = (
     "none",
     "non_finite",
     "zero_rows",
+    "broadcast",
     "same_object",
     "shared_storage",
     "equal_values",
@@ -33,6 +34,7 @@ VERDICTS = (
     "dimensional_collapse",
     "point_collapse",
     "duplicated",
+    "single_feature",
     "broken_numbers",
 )
 

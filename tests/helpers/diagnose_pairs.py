@@ -16,8 +16,15 @@ def _same(x: Any) -> tuple[Any, Any]:
     return x, x
 
 
-def _map(function: Callable[[Tensor], Tensor], *shape: int) -> tuple[Tensor, Tensor]:
+NAN = float("nan")
+
+
+def _map(
+    function: Callable[[Tensor], Tensor], *shape: int, bad: float | None = None
+) -> tuple[Tensor, Tensor]:
     x = randn(*shape)
+    if bad is not None:
+        x = with_row(x, bad)
     return x, function(x)
 
 
@@ -35,6 +42,16 @@ def _refilled_buffer() -> tuple[Tensor, Tensor]:
 def _overlapping_slices() -> tuple[Tensor, Tensor]:
     x = randn(20, 8)
     return x[:12], x[8:]
+
+
+def _frames(apart: int) -> tuple[Tensor, Tensor]:
+    x = randn(20, 64)
+    return x[: len(x) - apart], x[apart:]
+
+
+def _windows() -> tuple[Tensor, Tensor]:
+    windows = randn(80).unfold(0, 32, 1)
+    return windows[:-1], windows[1:]
 
 
 def _halves() -> tuple[Tensor, Tensor]:
@@ -113,6 +130,18 @@ PAIRS = (
     Case("random integers", "none", lambda: _two(lambda x: (9 * x).int(), 16, 64)),
     Case("two halves of one batch", "none", _halves),
     Case("interleaved rows of one batch", "none", _interleaved),
+    Case("overlapping slices", "none", _overlapping_slices),
+    Case("adjacent frames of one tensor", "none", lambda: _frames(1)),
+    Case("frames of one window, one number apart", "none", _windows),
+    Case("an array and its view in reverse", "none", _reversed_view),
+    Case("one vector and a batch", "none", lambda: (randn(64), randn(32, 64, seed=1))),
+    Case("one row and a batch", "none", lambda: (randn(1, 64), randn(32, 64, seed=1))),
+    Case("all pairs", "none", lambda: (randn(32, 1, 64), randn(1, 32, 64, seed=1))),
+    Case(
+        "the mean of the tokens, and tokens",
+        "none",
+        lambda: (randn(8, 12, 64).mean(1, keepdim=True), randn(8, 12, 64, seed=1)),
+    ),
     Case("not contiguous", "none", lambda: _two(lambda x: x.T, 64, 16)),
     Case(
         "real embeddings, different rows",
@@ -145,8 +174,23 @@ PAIRS = (
     ),
     Case("a dead ReLU layer", "zero_rows", lambda: _two(lambda x: torch.relu(x - 100), 16, 64)),
     Case("rows under eps", "zero_rows", lambda: _two(lambda x: 1e-12 * x, 16, 64)),
+    Case(
+        "a column and a vector",
+        "broadcast",
+        lambda: (randn(64, 1).abs(), randn(64, seed=1).abs()),
+    ),
+    Case("a column of both signs and a vector", "broadcast", lambda: (randn(64, 1), randn(64))),
+    Case("a vector and a column of itself", "broadcast", lambda: _map(lambda x: x[:, None], 64)),
+    Case("a number and a vector", "broadcast", lambda: (torch.tensor(2.0), randn(8))),
+    Case(
+        "a mean over the features, and tokens",
+        "broadcast",
+        lambda: (randn(8, 12, 64).mean(2, keepdim=True), randn(8, 12, 64, seed=1)),
+    ),
+    Case("an axis too many", "broadcast", lambda: (randn(32, 1, 64), randn(32, 64, seed=1))),
     Case("vector2 = vector1", "same_object", lambda: _same(randn(16, 800))),
     Case("one array", "same_object", lambda: _same(np.ones((3, 4)))),
+    Case("a batch and all of its rows, by a slice", "shared_storage", lambda: _frames(0)),
     Case("detach()", "shared_storage", lambda: _map(torch.Tensor.detach, 16, 64)),
     Case(
         "view and back", "shared_storage", lambda: _map(lambda x: x.view(-1).view(16, 64), 16, 64)
@@ -154,9 +198,7 @@ PAIRS = (
     Case("expand()", "shared_storage", lambda: _map(lambda x: x[:1].expand(16, 64), 16, 64)),
     Case("a parameter and its .data", "shared_storage", _parameter_data),
     Case("a buffer that is refilled", "shared_storage", _refilled_buffer),
-    Case("overlapping slices", "shared_storage", _overlapping_slices),
     Case("an array and torch.from_numpy of it", "shared_storage", _numpy_view),
-    Case("an array and its view in reverse", "shared_storage", _reversed_view),
     Case("a matrix and its transpose", "shared_storage", lambda: _map(lambda x: x.T, 16, 16)),
     Case("three rows in five are equal", "equal_values", lambda: _partly_equal(3)),
     Case("clone()", "equal_values", lambda: _map(torch.Tensor.clone, 16, 64)),
@@ -166,6 +208,23 @@ PAIRS = (
         "clamped to one value",
         "equal_values",
         lambda: _two(lambda x: (1e6 * x.abs() + 1e6).clamp(max=65504).half(), 16, 64),
+    ),
+    Case("clone(), one row zero", "equal_values", lambda: _map(torch.clone, 64, 64, bad=0.0)),
+    Case("clone(), one row NaN", "equal_values", lambda: _map(torch.clone, 64, 64, bad=NAN)),
+    Case(
+        "one row zero, others multiples",
+        "positive_multiple",
+        lambda: _map(lambda x: 3 * x, 64, 64, bad=0.0),
+    ),
+    Case(
+        "random + 10, one row NaN",
+        "common_offset",
+        lambda: (with_row(randn(16, 64) + 10, NAN), randn(16, 64, seed=1) + 10),
+    ),
+    Case(
+        "a vector with itself, one row zero",
+        "same_object",
+        lambda: _same(with_row(randn(9, 8), 0.0)),
     ),
     Case("(1, 2, 3) and (2, 4, 6)", "positive_multiple", lambda: ([1, 2, 3], [2, 4, 6])),
     Case(

@@ -81,6 +81,39 @@ def _clusters(count: int, noise: float) -> Tensor:
     return centres[torch.arange(600) % count] + noise * randn(600, 128, seed=1)
 
 
+def _two_groups(noise: float, share: float = 0.5) -> Tensor:
+    group = (torch.arange(300) >= 300 * share).long()
+    return randn(2, 64)[group] + noise * randn(300, 64, seed=1)
+
+
+def _modality_gap() -> Tensor:
+    images = randn(150, 64) + 2 * randn(64, seed=3)
+    return torch.cat([images, randn(150, 64, seed=1) + 2 * randn(64, seed=4)])
+
+
+def _narrow_groups() -> Tensor:
+    return _two_groups(0.0) + 0.3 * randn(300, 2, seed=7) @ randn(2, 64, seed=8)
+
+
+@functools.cache
+def _binary_classifier(layer: int, steps: int) -> Tensor:
+    """Return what a layer makes of two classes that it tells apart without an error."""
+    network = networks.perceptron(20, 64, 64, 2)
+    centres = 2 * randn(2, 20, seed=9)
+    classes = torch.arange(128) % 2
+    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+    for step in range(steps):
+        x = centres[classes] + 0.5 * randn(128, 20, seed=100 + step)
+        optimiser.zero_grad()
+        F.cross_entropy(network(x), classes).backward()
+        optimiser.step()
+    with torch.no_grad():
+        x = centres[classes] + 0.5 * randn(128, 20, seed=99)
+        if steps and not bool((network(x).argmax(1) == classes).all()):
+            raise RuntimeError("expected a classifier that tells all apart")
+        return network[: layer + 1](x)
+
+
 def _both_signs() -> Tensor:
     signs = torch.where(torch.arange(600) % 2 == 0, 1.0, -1.0)
     return signs[:, None] * randn(128) + 0.01 * randn(600, 128, seed=1)
@@ -182,6 +215,32 @@ SETS = (
         "healthy",
         lambda: (_clusters(10, 0.005), torch.arange(600) % 10),
     ),
+    Case("two directions with noise", "healthy", lambda: (_two_groups(0.4),)),
+    Case("two directions with little noise", "healthy", lambda: (_two_groups(0.1),)),
+    Case(
+        "two directions with noise, seven rows to three",
+        "healthy",
+        lambda: (_two_groups(0.2, 0.7),),
+    ),
+    Case(
+        "two directions with noise, of any length",
+        "healthy",
+        lambda: (_two_groups(0.3) * randn(300, 1, seed=5).exp(),),
+    ),
+    Case(
+        "two directions with noise, centred",
+        "healthy",
+        lambda: (_two_groups(0.3) - _two_groups(0.3).mean(0),),
+    ),
+    Case("two towers with a modality gap", "healthy", lambda: (_modality_gap(),)),
+    Case("features of a binary classifier", "healthy", lambda: (_binary_classifier(2, 60),)),
+    Case("rectified features of it", "healthy", lambda: (_binary_classifier(3, 60),)),
+    Case("logits of a binary classifier", "healthy", lambda: (_binary_classifier(4, 60),)),
+    Case(
+        "features of a binary classifier, with labels",
+        "healthy",
+        lambda: (_binary_classifier(2, 60), torch.arange(128) % 2),
+    ),
     Case("random + 1.5", "anisotropic", lambda: (randn(600, 128) + 1.5,)),
     Case("random + 5", "anisotropic", lambda: (randn(600, 128) + 5,)),
     Case("uniform in [0, 1)", "anisotropic", lambda: (rand(600, 128),)),
@@ -221,10 +280,15 @@ SETS = (
         lambda: (wordnet().float() @ rotation(384)[:, :8] @ rotation(384)[:, :8].T,),
     ),
     Case("network with a layer of 4", "dimensional_collapse", lambda: (_bottleneck(),)),
-    Case("one feature of both signs", "dimensional_collapse", lambda: (randn(600, 1),)),
     Case("a plane in three dimensions", "dimensional_collapse", lambda: (_low_rank(2)[:, :3],)),
     Case("rank 2, twelve rows", "dimensional_collapse", lambda: (_low_rank(2)[:12],)),
     Case("two directions", "dimensional_collapse", lambda: (_clusters(2, 0.01),)),
+    Case("two directions, of rank 2 within", "dimensional_collapse", lambda: (_narrow_groups(),)),
+    Case(
+        "one feature outweighs all by far",
+        "dimensional_collapse",
+        lambda: (randn(600, 128) * F.pad(torch.tensor([1e3]), (0, 127), value=1.0),),
+    ),
     Case("a direction and its opposite", "dimensional_collapse", lambda: (_both_signs(),)),
     Case("constant output", "point_collapse", lambda: (randn(128).expand(600, 128).clone(),)),
     Case(
@@ -258,7 +322,6 @@ SETS = (
         "point_collapse",
         lambda: (torch.stack([F.normalize(row[None], dim=0)[0] for row in rand(100, 64)]),),
     ),
-    Case("one positive feature", "point_collapse", lambda: (rand(600, 1),)),
     Case(
         "constant and small noise, bfloat16", "point_collapse", lambda: (_noisy(0.003).bfloat16(),)
     ),
@@ -272,6 +335,21 @@ SETS = (
         lambda: (randn(128) + 0.02 * randn(600, 128, seed=1) * (rand(600, 128) < 0.05),),
     ),
     Case("seven rows in ten at one point", "point_collapse", lambda: (_crowd(420, 0.03),)),
+    Case(
+        "constant and small noise, one row zero",
+        "point_collapse",
+        lambda: (with_row(_noisy(0.01), 0.0),),
+    ),
+    Case(
+        "constant output, one row NaN",
+        "point_collapse",
+        lambda: (with_row(_noisy(0.0), float("nan")),),
+    ),
+    Case(
+        "rank 4 of 128, one row zero",
+        "dimensional_collapse",
+        lambda: (with_row(_low_rank(4), 0.0),),
+    ),
     Case("every row twice", "duplicated", lambda: (_copies(0.0),)),
     Case("every row twice, jittered", "duplicated", lambda: (_copies(1e-3),)),
     Case("thirty rows, forty times", "duplicated", lambda: (randn(30, 64).repeat(40, 1),)),
@@ -287,6 +365,22 @@ SETS = (
         "every row and its double",
         "duplicated",
         lambda: (torch.cat([wordnet()[:500], 2 * wordnet()[:500]]),),
+    ),
+    Case("one feature of both signs", "single_feature", lambda: (randn(600, 1),)),
+    Case("one feature, few rows", "single_feature", lambda: (randn(3, 1),)),
+    Case("one positive feature", "single_feature", lambda: (rand(600, 1),)),
+    Case("one rectified feature", "single_feature", lambda: (torch.relu(randn(600, 1)),)),
+    Case("one feature, few values", "single_feature", lambda: (randn(600, 1).round(),)),
+    Case("one feature, all zeros", "single_feature", lambda: (torch.zeros(600, 1),)),
+    Case(
+        "one feature with labels",
+        "single_feature",
+        lambda: (randn(600, 1), torch.arange(600) % 2),
+    ),
+    Case(
+        "most rows zero, the others one direction",
+        "broken_numbers",
+        lambda: (_noisy(0.01) * (torch.arange(600) < 200)[:, None],),
     ),
     Case("NaN in one row", "broken_numbers", lambda: (with_row(randn(600, 128), float("nan")),)),
     Case("one zero row", "broken_numbers", lambda: (with_row(randn(600, 128), 0.0),)),
