@@ -84,7 +84,8 @@ RULES = {
     },
     "__init__": {"_ops", "diagnose", "functional", "losses", "modules", "retrieval"},
     "integrations": {
-        "__init__", "functional", "modules", "retrieval", "diagnose", "_checks", "_extras"
+        "__init__", "functional", "modules", "retrieval", "diagnose", "_checks", "_extras",
+        "_threads",
     },
     "cli": {
         "__init__", "_checks", "_escaped", "_extras", "_products", "_replacing", "_threads",
