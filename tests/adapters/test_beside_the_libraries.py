@@ -7,7 +7,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import util
+from sentence_transformers import SimilarityFunction, util
 
 from cossim_fast import communities
 from cossim_fast.integrations import sentence_transformers as adapter
@@ -51,6 +51,28 @@ def test_search_finds_the_same():
         assert_ranked_alike(
             *([(hit["score"], hit["corpus_id"]) for hit in hits] for hits in (mine, theirs))
         )
+
+
+@pytest.mark.parametrize("as_tensor", [True, False])
+def test_a_vector_is_a_corpus_of_one_row(as_tensor):
+    query, corpus = (ROWS[3], ROWS[5]) if as_tensor else (ROWS[3].numpy(), ROWS[5].numpy())
+    found = [one.semantic_search(query, corpus) for one in (adapter, util)]
+    assert [[hit["corpus_id"] for hit in hits] for hits in found[0]] == [[0]]
+    assert found[0][0][0]["score"] == pytest.approx(found[1][0][0]["score"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [util.cos_sim, SimilarityFunction.to_similarity_fn("cosine"), adapter.cos_sim],
+    ids=["theirs", "by name", "ours"],
+)
+def test_the_library_s_own_score_is_searched_exactly(score, monkeypatch):
+    wanted = adapter.semantic_search(ROWS[:50], ROWS, top_k=7)
+    pairs = adapter.paraphrase_mining_embeddings(ROWS[:300], top_k=5)
+    monkeypatch.setattr(adapter, "_ranked", None)  # the way of other scores
+    assert adapter.semantic_search(ROWS[:50], ROWS, top_k=7, score_function=score) == wanted
+    found = adapter.paraphrase_mining_embeddings(ROWS[:300], top_k=5, score_function=score)
+    assert found == pairs
 
 
 @pytest.mark.parametrize("most", [100, 500_000])
