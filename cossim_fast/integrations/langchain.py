@@ -15,6 +15,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore as _Theirs
 
+from cossim_fast import _checks
 from cossim_fast._threads import watch
 from cossim_fast.retrieval import CosineIndex
 
@@ -117,7 +118,7 @@ class _Coded:
         self, store: Mapping[Any, Entry], embedding: Any, k: int, wanted: dict[Any, Entry] | None
     ) -> list[tuple[Entry, float]]:
         """The k nearest entries, best first; of ``wanted`` ones that are still there, if given."""
-        query = np.array(embedding, dtype=np.float64)[None]
+        query = _checks.as_tensor("embedding", embedding).detach().cpu().double().numpy()[None]
         with self._lock:
             entries = dict(store)  # in one step, which other threads do not come into
             index = self._follow({key: entry["vector"] for key, entry in entries.items()})

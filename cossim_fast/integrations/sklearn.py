@@ -171,7 +171,8 @@ class CosineNeighbors(TransformerMixin, NearestNeighbors):
             )
         if self.metric_params:
             raise ValueError(f"expected no metric_params, got {self.metric_params!r}")
-        self._fit_X = _dense(self._valid(_rows_of(X)))
+        # A copy: neighbours of the fitted rows are looked for among what was coded.
+        self._fit_X = np.array(_dense(self._valid(_rows_of(X))))
         self._index = CosineIndex(self._fit_X)
         self._fit_method, self._tree = "brute", None
         self.n_samples_fit_ = len(self._fit_X)

@@ -148,10 +148,7 @@ class Selections:
 def _grouped(where: Any, state: Snapshot, queries: int) -> Iterator[Selection]:
     """Read ``where``, and put queries that may find the same rows together."""
     everybody = torch.arange(queries)
-    if isinstance(where, Tensor):
-        where = _checks.as_tensor("where", where).detach().cpu()
-        where = where.numpy() if where.dtype == torch.bool else where
-    mask = np.asarray(where) if getattr(where, "dtype", None) == np.bool_ else None
+    mask = _mask_of(where)
     if mask is not None:
         live = torch.cat(
             [torch.empty(0, dtype=torch.int64)]
@@ -175,6 +172,23 @@ def _grouped(where: Any, state: Snapshot, queries: int) -> Iterator[Selection]:
         same.setdefault(rows.numpy().tobytes(), []).append(number)
     for numbers in same.values():
         yield Selection(torch.tensor(numbers), lists[numbers[0]])
+
+
+def _mask_of(where: Any) -> np.ndarray[Any, Any] | None:
+    """What says yes or no of each row, as an array; None for ids."""
+    if isinstance(where, (list, tuple)) and where:
+        if all(isinstance(item, (bool, np.bool_)) for item in where):
+            return np.array(where)
+        masks: list[np.ndarray[Any, Any]] = []
+        for item in where:
+            mask = _mask_of(item)
+            if mask is None or (masks and mask.shape != masks[0].shape):
+                return None
+            masks.append(mask)
+        return np.stack(masks)
+    if isinstance(where, Tensor) and where.dtype == torch.bool:
+        where = _checks.as_tensor("where", where).cpu().numpy()
+    return np.asarray(where) if getattr(where, "dtype", None) == np.bool_ else None
 
 
 def _scored(

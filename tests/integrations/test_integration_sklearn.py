@@ -194,6 +194,15 @@ def test_a_classifier_of_precomputed_neighbours(rows):
     assert np.array_equal(mine.predict(queries), exact.predict(rows[:99]))
 
 
+def test_rows_that_are_changed_after_fitting_change_nothing(rows):
+    given = rows[:50].copy()
+    mine = CosineNeighbors(n_neighbors=3, radius=0.5).fit(given)
+    wanted = mine.kneighbors()[1], np.concatenate(mine.radius_neighbors()[1])
+    given[:] = given[::-1].copy()
+    assert np.array_equal(mine.kneighbors()[1], wanted[0])
+    assert np.array_equal(np.concatenate(mine.radius_neighbors()[1]), wanted[1])
+
+
 def test_zero_rows():
     mine, exact = both(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]]), n_neighbors=2)
     for a, b in zip(mine.kneighbors(), exact.kneighbors(), strict=True):

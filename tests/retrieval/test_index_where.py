@@ -113,6 +113,16 @@ def test_a_few_rows_are_found_without_a_look_at_the_others(monkeypatch):
     index.search(QUERIES, K, where=range(1000, 1100))
 
 
+def test_a_mask_may_be_a_list():
+    index, allowed = index_of(), drawn(0.3)
+    live = allowed[:, torch.arange(N) % 7 > 0]
+    wanted = index.search(QUERIES, K, where=live).indices
+    for where in (live.tolist(), list(live), list(live.numpy()), live.numpy()):
+        assert torch.equal(index.search(QUERIES, K, where=where).indices, wanted)
+    one = index.search(QUERIES, K, where=live[0].tolist()).indices
+    assert torch.equal(one, index.search(QUERIES, K, where=live[0]).indices)
+
+
 @pytest.mark.parametrize("screen", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_screens_and_dtypes(way, screen, dtype):
@@ -148,6 +158,8 @@ def test_strings_files_nan_and_empty(tmp_path, way):
         (np.ones(3, bool), ValueError, r"mask, of shape \(771,\).*\(6, 771\).*got \(3,\)"),
         (torch.ones(2, 771, dtype=torch.bool), ValueError, r"got \(2, 771\)"),
         ([[1001], [1002]], ValueError, "where to hold one list of ids for each of 6 queries"),
+        ([True, 1001], TypeError, "where to be whole numbers or str, got bool, int"),
+        ([[True]] + [[True, False]] * 5, TypeError, "got bool"),
         ([1001.5], TypeError, "where to be whole numbers or str, got float"),
     ],
 )
