@@ -391,6 +391,7 @@ class CosineIndex:
                 best = search(asked, k, segments, banned.pairs())
             else:
                 best = chosen.topk(asked, k, segments, banned, search)
+                bar.update(chosen.scored_queries())
                 oracle = chosen.oracle(oracle)
         kept = best.dropped_bound if certify else None
         best = replace(best, skipped=state.skipped(), dropped_bound=kept)

@@ -130,6 +130,10 @@ class Selections:
 
         return scores
 
+    def scored_queries(self) -> int:
+        """How many queries have so few rows that each is scored."""
+        return sum(len(one.queries) for some in self._by_size()[0] for one in some)
+
     def _by_size(self) -> tuple[list[list[Selection]], list[Selection]]:
         """Selections of few pairs, taken together up to a number of pairs, and all others."""
         few: list[list[Selection]] = []

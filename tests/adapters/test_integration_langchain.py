@@ -2,6 +2,7 @@
 
 import asyncio
 import doctest
+import multiprocessing
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -259,3 +260,23 @@ def test_attributes_of_a_subclass_are_kept():
     store = InMemoryVectorStore.from_texts(["a"], EMBEDDING)
     store.label = "mine"
     assert pickle.loads(pickle.dumps(store)).label == "mine"
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_child_that_is_forked_in_the_middle_of_a_search(both):
+    context = multiprocessing.get_context("fork")
+    receive, answer = context.Pipe(duplex=False)
+    both[0].similarity_search("text 1")
+
+    def search():
+        answer.send(both[0].similarity_search("text 3", k=1)[0].id)
+
+    child = context.Process(target=search)
+    with both[0]._coded._lock:
+        child.start()
+    there = receive.poll(60)
+    child.kill()
+    child.join()
+    assert there, "the child hangs"
+    assert receive.recv() == "3"
