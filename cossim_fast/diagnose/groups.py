@@ -75,7 +75,7 @@ def _cut(along: Tensor) -> Tensor:
     """Return which numbers are right of the cut that leaves the least variance on both sides."""
     ordered = along.sort().values
     n = len(ordered)
-    count = torch.arange(1, n, dtype=ordered.dtype)
+    count = torch.arange(1, n, dtype=ordered.dtype, device=ordered.device)
     left = ordered.cumsum(0)[:-1]
     between = left.square() / count + (ordered.sum() - left).square() / (n - count)
     cut = int(between.argmax())

@@ -75,12 +75,13 @@ def semantic_search(
 
     Args:
         query_embeddings: (q, d) or (d,) tensor, array or list; may be sparse COO.
-        corpus_embeddings: (n, d) likewise.
+        corpus_embeddings: (n, d) or (d,) likewise.
         query_chunk_size: queries at a time. An exact search of dense rows on CPU does not need it,
             nor the next; other searches hold as many scores as the product of the two.
         corpus_chunk_size: rows at a time.
         top_k: how many rows for each query, if there are as many.
-        score_function: `cos_sim`, or any function of two chunks that gives a matrix of scores.
+        score_function: `cos_sim`, this one or the library's, for which the search is exact; or any
+            other function of two chunks that gives a matrix of scores.
 
     Returns:
         For each query a list of ``{"corpus_id": int, "score": float}``, best first.
@@ -91,6 +92,7 @@ def semantic_search(
     _checks.whole_number("query_chunk_size", query_chunk_size)
     _checks.whole_number("corpus_chunk_size", corpus_chunk_size)
     corpus = _rows("corpus_embeddings", corpus_embeddings)
+    corpus = _matrix(corpus) if len(corpus) else corpus
     queries = _rows("query_embeddings", query_embeddings, single=True).to(corpus.device)
     k = min(top_k, len(corpus))
     if k < 1 or not len(queries):
@@ -128,7 +130,8 @@ def paraphrase_mining_embeddings(
             rows on CPU does not need it.
         max_pairs: how many pairs to return at most.
         top_k: how many neighbours of each row to look at.
-        score_function: `cos_sim`, or another symmetric function of two chunks.
+        score_function: `cos_sim`, this one or the library's, or another symmetric function of two
+            chunks.
 
     Returns:
         A list of ``[score, i, j]``, i < j, best first, equal ones by (i, j).
@@ -224,7 +227,15 @@ class _BestPairs:
 
 def _exact(score_function: Score, *given: Tensor) -> bool:
     """Whether a search is one for cosines that `topk` does."""
-    return score_function is cos_sim and not any(x.is_sparse or not x.is_cpu for x in given)
+    return _is_cosine(score_function) and not any(x.is_sparse or not x.is_cpu for x in given)
+
+
+def _is_cosine(score: Score) -> bool:
+    """Whether a score is `cos_sim`: ours, or the library's, which need not be loaded."""
+    if score is cos_sim:
+        return True
+    room = str(getattr(score, "__module__", "")).partition(".")[0]
+    return (room, getattr(score, "__name__", "")) == ("sentence_transformers", "cos_sim")
 
 
 def _ranked(

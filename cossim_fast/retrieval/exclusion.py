@@ -34,7 +34,7 @@ class Banned:
         self._position = torch.empty(0, dtype=torch.int64, device="cpu")
         if exclude is None:
             return
-        query, names = excluded(exclude, queries)
+        query, names = named_rows("exclude", exclude, queries)
         position = ids.positions(parts, names)
         there = position >= 0
         if query is not None:
@@ -53,12 +53,25 @@ class Banned:
             for s, row in ((s, self._position - s.first) for s in segments)
         ]
 
-    def pairs(self, some: slice) -> Forbidden | None:
+    def pairs(self) -> Forbidden | None:
         """What may not be returned to some of the queries."""
+        return None if self._query is None else (self._query, self._position)
+
+    def pairs_among(self, queries: Tensor, rows: Tensor | None = None) -> Forbidden | None:
+        """The same of some queries, as numbers within these.
+
+        Args:
+            queries: ascending numbers.
+            rows: ascending positions, which are then numbered too; None for all as they are.
+        """
         if self._query is None:
             return None
-        here = (self._query >= some.start) & (self._query < some.stop)
-        return self._query[here] - some.start, self._position[here]
+        query, here = _numbered(queries, self._query)
+        position = self._position
+        if rows is not None:
+            position, among = _numbered(rows, position)
+            here &= among
+        return query[here], position[here]
 
     def left(self, found: Found) -> Found:
         """What some queries found, without what may not be returned to them."""
@@ -94,27 +107,44 @@ class Banned:
         return scores
 
 
-def excluded(exclude: Any, queries: int) -> tuple[Tensor | None, np.ndarray[Any, Any]]:
-    """Read what `CosineIndex.search` takes for ``exclude``.
+def of_queries(forbidden: Forbidden | None, some: slice) -> Forbidden | None:
+    """What may not be returned to consecutive queries, numbered from the first of them on."""
+    if forbidden is None:
+        return None
+    query, position = forbidden
+    here = (query >= some.start) & (query < some.stop)
+    return query[here] - some.start, position[here]
+
+
+def _numbered(among: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Where values are in an ascending list, and whether they are in it."""
+    if not len(among):
+        return torch.zeros_like(values), torch.zeros_like(values, dtype=torch.bool)
+    at = torch.searchsorted(among, values).clamp_max(len(among) - 1)
+    return at, among[at] == values
+
+
+def named_rows(name: str, given: Any, queries: int) -> tuple[Tensor | None, np.ndarray[Any, Any]]:
+    """Read ids for all queries or for each, as `CosineIndex.search` takes them for ``exclude``.
 
     Returns query numbers (p,) and ids (p,); None instead of numbers where ids are for all queries.
     """
-    if isinstance(exclude, Tensor):
-        exclude = _checks.as_tensor("exclude", exclude).detach().cpu()
-        exclude = (exclude.double() if exclude.is_floating_point() else exclude).numpy()
-    _checks.excluded_ids(exclude)
-    if isinstance(exclude, np.ndarray):
-        lists: Any = exclude
-        if exclude.ndim != 2:
-            return None, _present(exclude)
+    if isinstance(given, Tensor):
+        given = _checks.as_tensor(name, given).detach().cpu()
+        given = (given.double() if given.is_floating_point() else given).numpy()
+    _checks.ids_or_lists(name, given)
+    if isinstance(given, np.ndarray):
+        lists: Any = given
+        if given.ndim != 2:
+            return None, _present(name, given)
     else:
-        lists = list(exclude)
+        lists = list(given)
         if not any(_is_list(item) for item in lists):
-            return None, _present(lists)
-    _checks.per_query(len(lists), queries)
-    ids = [_present(some) for some in lists]
+            return None, _present(name, lists)
+    _checks.per_query(name, len(lists), queries)
+    ids = [_present(name, some) for some in lists]
     filled = [some for some in ids if len(some)]
-    _checks.one_kind("exclude", filled)
+    _checks.one_kind(name, filled)
     query = torch.repeat_interleave(
         torch.tensor([len(some) for some in ids], dtype=torch.int64, device="cpu")
     )
@@ -122,15 +152,15 @@ def excluded(exclude: Any, queries: int) -> tuple[Tensor | None, np.ndarray[Any,
 
 
 def _is_list(item: Any) -> bool:
-    """Whether an item of ``exclude`` is what one query excludes, and not an id."""
+    """Whether an item is what one query names, and not an id."""
     if item is None or isinstance(item, (int, str, bytes)):
         return False
     return hasattr(item, "__iter__") and getattr(item, "ndim", 1) > 0
 
 
-def _present(ids: Any) -> np.ndarray[Any, Any]:
+def _present(name: str, ids: Any) -> np.ndarray[Any, Any]:
     """Ids without None, which stands for no row in results of strings."""
-    _checks.excluded_ids(ids)
+    _checks.ids_or_lists(name, ids)
     if isinstance(ids, Tensor) or (isinstance(ids, np.ndarray) and ids.dtype != object):
-        return _checks.row_ids("exclude", ids)
-    return _checks.row_ids("exclude", [name for name in ids if name is not None])
+        return _checks.row_ids(name, ids)
+    return _checks.row_ids(name, [one for one in ids if one is not None])

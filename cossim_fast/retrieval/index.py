@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,11 @@ from torch import Tensor
 from cossim_fast import _checks
 from cossim_fast._threads import one_thread_after_fork, watch
 from cossim_fast.retrieval import tuning
-from cossim_fast.retrieval.exclusion import Banned
+from cossim_fast.retrieval.exclusion import Banned, of_queries
 from cossim_fast.retrieval.explanation import SearchExplanation, merged_traces, reason_for
 from cossim_fast.retrieval.joins.pairs import range_search
 from cossim_fast.retrieval.joins.sweep import Found
-from cossim_fast.retrieval.nearest.batches import Batches, independent_threads
+from cossim_fast.retrieval.nearest.batches import Batches, Forbidden, independent_threads
 from cossim_fast.retrieval.nearest.scan import Trace
 from cossim_fast.retrieval.progress import Progress
 from cossim_fast.retrieval.results import (
@@ -31,6 +34,8 @@ from cossim_fast.retrieval.results import (
     like,
     merged,
 )
+from cossim_fast.retrieval.screening.codes import Segment
+from cossim_fast.retrieval.selection import Selections
 from cossim_fast.retrieval.storage.growing_file import VectorFile
 from cossim_fast.retrieval.storage.ids import Ids
 from cossim_fast.retrieval.storage.index_file import load_parts, save_parts
@@ -236,6 +241,7 @@ class CosineIndex:
         *,
         certify: bool = False,
         exclude: Any = None,
+        where: Any = None,
         progress: bool = False,
     ) -> TopK | CertifiedTopK:
         """Find the k rows with the largest cosine to each query, exactly.
@@ -249,6 +255,11 @@ class CosineIndex:
                 queries, or an array (q, m) or q sequences, one for each query. Ids that are not in
                 the index are ignored, as are -1 and None; so the ``indices`` of one search exclude
                 what it returned from the next.
+            where: which rows may be returned, for access rights, tenants or metadata: ids, as
+                ``exclude`` takes them, for all queries or for each; or a boolean array, (n,) for
+                all queries or (q, n) for each, in the order of `ids`. What ``exclude`` names is not
+                returned even so. The time is that of the rows that are left: where these are few,
+                no other is looked at. Queries that may find the same rows are searched together.
             progress: show a progress bar (needs tqdm: ``pip install 'cossim_fast[retrieval]'``).
 
         Returns:
@@ -257,15 +268,16 @@ class CosineIndex:
             for arrays, save that strings are always an array. With ``certify=True``,
             CertifiedTopK(scores, indices, certificate).
 
-        Where fewer than k rows may be returned to a query (NaN rows and excluded ones may not),
-        the rest is NaN and -1, None for strings; so is all of a query that holds NaN.
+        Where fewer than k rows may be returned to a query (NaN rows and excluded ones may not, nor
+        others than those of ``where``), the rest is NaN and -1, None for strings; so is all of a
+        query that holds NaN.
 
         Raises:
-            TypeError: for integer, complex or sparse queries, and excluded ids of another kind.
+            TypeError: for integer, complex or sparse queries, and ids of another kind.
             ValueError: for shapes that do not match, and k out of range.
         """
         asked, best, oracle, state = self._search(
-            queries, k, certify=certify, exclude=exclude, progress=progress, traces=[]
+            queries, k, certify=certify, exclude=exclude, where=where, progress=progress, traces=[]
         )
         double = torch.float64 in (asked.dtype, self.dtype)
         result = assemble(queries, best, double=double, oracle=oracle)
@@ -273,13 +285,16 @@ class CosineIndex:
         named = ids if ids.dtype == object else like(queries, torch.from_numpy(ids))
         return result._replace(indices=named)
 
-    def range_search(self, queries: Any, threshold: float, *, exclude: Any = None) -> RangeHits:
+    def range_search(
+        self, queries: Any, threshold: float, *, exclude: Any = None, where: Any = None
+    ) -> RangeHits:
         """Find every row whose cosine to a query is at least a threshold, exactly.
 
         Args:
             queries: (q, d) tensor or array of float16, bfloat16, float32 or float64.
             threshold: -1 to 1; compared with the score in float64.
             exclude: ids that are not to be returned, as in `search`.
+            where: which rows may be returned, as in `search`.
 
         Returns:
             RangeHits(lims, scores, indices): the hits of query i are at ``lims[i]:lims[i + 1]``, in
@@ -299,19 +314,25 @@ class CosineIndex:
         with self._lock:
             state = self._snapshot
             banned = Banned(state.ids, state.parts, exclude, len(asked))
+            chosen = None if where is None else Selections(where, state, len(asked))
         double = torch.float64 in (asked.dtype, self.dtype)
+        dtype = torch.float64 if double else torch.float32
         segments = banned.segments([part.segment for part in state.parts])
-        blocks = [
-            banned.left(block)
-            for block in range_search(
-                asked, segments, state.centre, threshold, screen=self.screen, double=double
+
+        def reaching(some: Tensor, rows: Sequence[Segment]) -> Found:
+            blocks = range_search(
+                some, rows, state.centre, threshold, screen=self.screen, double=double
             )
-        ]
-        found = Found.concatenate(blocks, torch.float64 if double else torch.float32)
+            return Found.concatenate(list(blocks), dtype)
+
+        if chosen is None:
+            found = banned.left(reaching(asked, segments))
+        else:
+            found = chosen.reaching(asked, threshold, segments, banned, reaching)
         lims = torch.searchsorted(found.query, torch.arange(len(asked) + 1, device="cpu"))
         ids = ids_at(state.parts, found.position, state.ids.missing())
         named = ids if ids.dtype == object else like(queries, torch.from_numpy(ids))
-        return RangeHits(like(queries, lims), like(queries, found.scores), named)
+        return RangeHits(like(queries, lims), like(queries, found.scores.to(dtype)), named)
 
     def explain(self, queries: Any, k: int) -> SearchExplanation:
         """Search, and say how: which screens, in what pieces, how many rows had to be scored.
@@ -323,7 +344,7 @@ class CosineIndex:
         traces: list[Trace] = []
         begin = time.perf_counter()
         asked, best, _, state = self._search(
-            queries, k, certify=False, exclude=None, progress=False, traces=traces
+            queries, k, certify=False, exclude=None, where=None, progress=False, traces=traces
         )
         seconds, trace = time.perf_counter() - begin, merged_traces(traces)
         return SearchExplanation(
@@ -350,6 +371,7 @@ class CosineIndex:
         *,
         certify: bool,
         exclude: Any,
+        where: Any,
         progress: bool,
         traces: list[Trace],
     ) -> tuple[Tensor, Best, Oracle, Snapshot]:
@@ -359,31 +381,55 @@ class CosineIndex:
         with self._lock:
             state = self._snapshot
             banned = Banned(state.ids, state.parts, exclude, len(asked))
+            chosen = None if where is None else Selections(where, state, len(asked))
         _checks.number_of_neighbours(k, state.live_count())
         segments = banned.segments([part.segment for part in state.parts])
-        found: list[Best] = []
+        oracle = banned.oracle(asked, segments)
         with Progress(progress, "search", len(asked), unit="queries") as bar:
-            # Queries take 8 d bytes in float64: not all at once.
-            step = tuning.MOST_QUERIES * independent_threads(len(asked), k)
-            for start in range(0, max(len(asked), 1), step):
-                some = slice(start, start + step)
-                batches = Batches(
-                    asked[some],
-                    k,
-                    self.screen,
-                    centre=state.centre,
-                    forbidden=banned.pairs(some),
-                    certify=certify,
-                    exact=torch.float64 in (asked.dtype, self.dtype),
-                )
-                batches.through(segments, last=True)
-                found.append(batches.best())
-                traces += batches.traces()
-                bar.update(len(asked[some]))
-                for part in state.parts:
-                    part.rows.release_pages()
-        best = merged(found, skipped=state.skipped())
-        return asked, best, banned.oracle(asked, segments), state
+            search = partial(self._ranked, state, bar, traces, certify)
+            if chosen is None:
+                best = search(asked, k, segments, banned.pairs())
+            else:
+                best = chosen.topk(asked, k, segments, banned, search)
+                bar.update(chosen.scored_queries())
+                oracle = chosen.oracle(oracle)
+        kept = best.dropped_bound if certify else None
+        best = replace(best, skipped=state.skipped(), dropped_bound=kept)
+        return asked, best, oracle, state
+
+    def _ranked(
+        self,
+        state: Snapshot,
+        bar: Progress,
+        traces: list[Trace],
+        certify: bool,
+        asked: Tensor,
+        k: int,
+        segments: Sequence[Segment],
+        forbidden: Forbidden | None,
+    ) -> Best:
+        """Search segments for the k best rows of all queries."""
+        found: list[Best] = []
+        # Queries take 8 d bytes in float64: not all at once.
+        step = tuning.MOST_QUERIES * independent_threads(len(asked), k)
+        for start in range(0, max(len(asked), 1), step):
+            some = slice(start, start + step)
+            batches = Batches(
+                asked[some],
+                k,
+                self.screen,
+                centre=state.centre,
+                forbidden=of_queries(forbidden, some),
+                certify=certify,
+                exact=torch.float64 in (asked.dtype, self.dtype),
+            )
+            batches.through(segments, last=True)
+            found.append(batches.best())
+            traces += batches.traces()
+            bar.update(len(asked[some]))
+            for part in state.parts:
+                part.rows.release_pages()
+        return merged(found, skipped=0)
 
     def save(self, path: str | Path) -> None:
         """Write the index to a safetensors file: vectors, codes, ids and all.

@@ -189,3 +189,13 @@ FLOAT_SCORE_NS = 1.0
 # bound is half as wide. Zen 5, int8 and bfloat16 alone, ms: 1024 queries of 39 000, k = 100 95 and
 # 163, k = 1000 419 and 430; 256 of 12 000, k = 100 16 and 22, k = 1000 66 and 58.
 BFLOAT16_SPARES = 0.3
+
+# ---- a filter (selection) ----
+
+# Queries: whose pass over a row takes as long as to gather and code it. Zen 5: 2.2 ns a number for
+# codes, and 0.13 for one query that passes over rows in memory.
+CODED_AS_QUERIES = 16
+# Pairs: of queries and the rows that they may find, which are scored one by one instead; 4 ms.
+SCORED_PAIRS = 1 << 12
+# Pairs: that are scored at once, with 40 bytes each.
+SCORED_PAIRS_AT_ONCE = 1 << 20

@@ -7,11 +7,11 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import util
+from sentence_transformers import SimilarityFunction, util
 
 from cossim_fast import communities
 from cossim_fast.integrations import sentence_transformers as adapter
-from cossim_fast.integrations.faiss import IndexFlatCosine
+from cossim_fast.integrations.faiss import IndexFlatCosine, knn
 
 DATA = Path(__file__).parent.parent.parent / "examples" / "data"
 ROWS = torch.from_numpy(np.load(DATA / "wordnet_minilm_4k_f16.npy")).float()
@@ -51,6 +51,28 @@ def test_search_finds_the_same():
         assert_ranked_alike(
             *([(hit["score"], hit["corpus_id"]) for hit in hits] for hits in (mine, theirs))
         )
+
+
+@pytest.mark.parametrize("as_tensor", [True, False])
+def test_a_vector_is_a_corpus_of_one_row(as_tensor):
+    query, corpus = (ROWS[3], ROWS[5]) if as_tensor else (ROWS[3].numpy(), ROWS[5].numpy())
+    found = [one.semantic_search(query, corpus) for one in (adapter, util)]
+    assert [[hit["corpus_id"] for hit in hits] for hits in found[0]] == [[0]]
+    assert found[0][0][0]["score"] == pytest.approx(found[1][0][0]["score"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [util.cos_sim, SimilarityFunction.to_similarity_fn("cosine"), adapter.cos_sim],
+    ids=["theirs", "by name", "ours"],
+)
+def test_the_library_s_own_score_is_searched_exactly(score, monkeypatch):
+    wanted = adapter.semantic_search(ROWS[:50], ROWS, top_k=7)
+    pairs = adapter.paraphrase_mining_embeddings(ROWS[:300], top_k=5)
+    monkeypatch.setattr(adapter, "_ranked", None)  # the way of other scores
+    assert adapter.semantic_search(ROWS[:50], ROWS, top_k=7, score_function=score) == wanted
+    found = adapter.paraphrase_mining_embeddings(ROWS[:300], top_k=5, score_function=score)
+    assert found == pairs
 
 
 @pytest.mark.parametrize("most", [100, 500_000])
@@ -124,3 +146,66 @@ def test_faiss_has_the_same_gaps_and_removes_the_same():
             one.reconstruct(7)
         one.reset()
         assert one.ntotal == 0
+
+
+SELECTORS = [
+    lambda: faiss.IDSelectorBatch([3, 9, 3999, 10**6]),
+    lambda: faiss.IDSelectorArray([3, 9]),
+    lambda: faiss.IDSelectorRange(100, 3000),
+    lambda: faiss.IDSelectorNot(faiss.IDSelectorBatch([0, 1, 2])),
+    lambda: faiss.IDSelectorBitmap(np.full(500, 0b10101010, "uint8")),
+]
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_faiss_selects_the_same(indexes, selector):
+    chosen, queries = selector(), torch.nn.functional.normalize(ROWS[:50]).numpy()
+    found = [one.search(queries, 3, params=faiss.SearchParameters(sel=chosen)) for one in indexes]
+    for a, b, c, d in zip(*found[0], *found[1], strict=True):
+        assert np.array_equal(b < 0, d < 0)
+        assert_ranked_alike(list(zip(a, b, strict=True)), list(zip(c, d, strict=True)))
+    some = [IndexFlatCosine(384), faiss.IndexFlatIP(384)]
+    for one in some:
+        one.add(queries)
+    assert some[0].remove_ids(chosen) == some[1].remove_ids(chosen)
+    assert np.array_equal(some[0].reconstruct_n(), some[1].reconstruct_n())
+
+
+def test_faiss_takes_and_gives_an_index(indexes, tmp_path):
+    mine, theirs = indexes
+    given = mine.to_faiss()
+    assert isinstance(given, faiss.IndexFlatIP)
+    np.testing.assert_allclose(given.reconstruct_n(), theirs.reconstruct_n(), atol=1e-7)
+    faiss.write_index(given, str(tmp_path / "index"))
+    again = IndexFlatCosine.from_faiss(faiss.read_index(str(tmp_path / "index")))
+    queries = ROWS[:50].numpy()
+    for a, b in zip(again.search(queries, 5), mine.search(queries, 5), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    zero = IndexFlatCosine(2)
+    zero.add([[0.0, 0.0], [3e-30, 4e-30]])
+    np.testing.assert_allclose(zero.to_faiss().reconstruct_n(), [[0, 0], [0.6, 0.8]], atol=1e-7)
+    with pytest.raises(RuntimeError, match="inner product"):
+        IndexFlatCosine.from_faiss(faiss.IndexFlatL2(3))
+    mine, moved = IndexFlatCosine(384), faiss.clone_index(theirs)
+    mine.merge_from(moved)
+    assert (mine.ntotal, moved.ntotal) == (len(ROWS), 0)
+
+
+def test_faiss_finds_the_same_without_an_index():
+    unit = torch.nn.functional.normalize(ROWS[:300]).numpy()
+    theirs = faiss.knn(unit[:9], unit, 4, metric=faiss.METRIC_INNER_PRODUCT)
+    found = knn(unit[:9], unit, 4, metric=faiss.METRIC_INNER_PRODUCT)
+    assert np.array_equal(found[1], theirs[1])
+    np.testing.assert_allclose(found[0], theirs[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [0, -5])
+def test_faiss_refuses_the_same_with_the_same_type(indexes, k):
+    for one in indexes:
+        with pytest.raises(AssertionError):
+            one.search(ROWS[:1].numpy(), k)
+        with pytest.raises(AssertionError):
+            one.search(ROWS[:1, :3].numpy(), 1)
+        with pytest.raises(RuntimeError):
+            one.add_with_ids(ROWS[:1].numpy(), np.array([1]))
+        assert one.range_search(ROWS[:2].numpy(), np.nan)[0].tolist() == [0, 0, 0]

@@ -5,9 +5,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import Array2D, Dataset, Features, List, Value, concatenate_datasets
+from datasets import (
+    Array2D,
+    Array3D,
+    Dataset,
+    DatasetDict,
+    Features,
+    List,
+    Value,
+    concatenate_datasets,
+)
 
-from cossim_fast.integrations.datasets import column_rows, index_column
+from cossim_fast.integrations.datasets import DatasetIndex, column_rows, index_column
 from cossim_fast.integrations.faiss import IndexFlatCosine
 
 DATA = Path(__file__).parent.parent.parent / "examples" / "data"
@@ -76,6 +85,68 @@ def test_an_index_of_the_dataset_s_own():
     assert scores[0] == pytest.approx(1)
 
 
+def test_an_index_of_the_dataset_s_own_is_saved_as_that_of_faiss(tmp_path):
+    import faiss
+
+    given = dataset()
+    given.add_faiss_index("vector", custom_index=IndexFlatCosine(384))
+    wanted = given.get_nearest_examples("vector", ROWS[17], k=3)
+    path = str(tmp_path / "index")
+    faiss.write_index(given.get_index("vector").faiss_index.to_faiss(), path)
+    again = dataset()
+    again.load_faiss_index("vector", path)
+    held = again.get_index("vector")
+    held.faiss_index = IndexFlatCosine.from_faiss(held.faiss_index)
+    assert again.get_nearest_examples("vector", ROWS[17], k=3).examples == wanted.examples
+
+
+@pytest.mark.parametrize("kind", [Array2D((1, 384), "float32"), Array3D((1, 1, 384), "float32")])
+def test_arrays_of_one_row_each(kind):
+    features = Features({"vector": kind})
+    rows = ROWS.reshape(300, *kind.shape)
+    given = Dataset.from_dict({"vector": list(rows)}, features=features)
+    assert np.array_equal(column_rows(given, "vector"), ROWS)
+    assert np.array_equal(column_rows(given.select([9, 4, 5]), "vector"), ROWS[[9, 4, 5]])
+    assert index_column(given, "vector").search(ROWS[:3], 1).indices[:, 0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "arrow", "pandas"])
+def test_a_format_changes_nothing(kind):
+    given = dataset().add_column("number", list(range(1000, 1300)))
+    for columns in (["vector"], None):
+        given.set_format(kind, columns=columns)
+        for ids, first in (("text", TEXTS[3]), ("number", 1003), (None, 3)):
+            index = index_column(given, "vector", ids=ids)
+            assert index.search(ROWS[3:4], 1).indices.tolist() == [[first]]
+
+
+def test_the_dataset_s_own_names(tmp_path):
+    given, theirs = dataset(), dataset()
+    theirs.add_faiss_index("vector", custom_index=IndexFlatCosine(384))
+    mine = DatasetIndex(given, "vector")
+    mine.save(tmp_path / "index")
+    for one in (mine, DatasetIndex.load(given, tmp_path / "index")):
+        for name, query in (("search", ROWS[7]), ("search", ROWS[7:8]), ("search_batch", ROWS[:9])):
+            found = getattr(one, name)(query, 4)
+            wanted = getattr(theirs, name)("vector", query, 4)
+            assert type(found) is type(wanted)
+            for a, b in zip(found, wanted, strict=True):
+                np.testing.assert_array_equal(a, b)
+        found = one.get_nearest_examples(ROWS[7], k=3)
+        wanted = theirs.get_nearest_examples("vector", ROWS[7], k=3)
+        assert found.examples == wanted.examples
+        assert type(found) is type(wanted)
+        found = one.get_nearest_examples_batch(ROWS[:5], k=400)
+        wanted = theirs.get_nearest_examples_batch("vector", ROWS[:5], k=400)
+        assert found.total_examples == wanted.total_examples
+        assert np.array_equal(found.total_scores, wanted.total_scores)
+    assert mine.get_nearest_examples(ROWS[7], where=[1, 2]).examples["text"][0] in TEXTS[1:3]
+    with pytest.raises(ValueError, match=r"9 rows of the dataset.*300"):
+        DatasetIndex.load(given.select(range(9)), tmp_path / "index")
+    with pytest.raises(ValueError, match=r"query of shape \(d,\) or \(1, d\), got \(2, 384\)"):
+        mine.search(ROWS[:2])
+
+
 def broken(values, kind):
     return Dataset(pa.table({"vector": pa.array(values, kind)}))
 
@@ -91,6 +162,9 @@ def broken(values, kind):
         (broken([1.0], pa.float32()), TypeError, "lists of floats, got float"),
         (broken([], pa.list_(pa.float32())), ValueError, "got no rows"),
         (broken([[]], pa.list_(pa.float32())), ValueError, "d >= 1|no numbers"),
+        (DatasetDict({"train": dataset()}), TypeError, r"DatasetDict of \['train'\].*dataset\['tr"),
+        (dataset().to_iterable_dataset(), TypeError, "got IterableDataset.*streaming=True"),
+        (np.ones((2, 3)), TypeError, "expected a Dataset, got ndarray"),
         (Dataset.from_dict({"text": ["a"]}), KeyError, r"columns \['text'\], got 'vector'"),
         (
             Dataset.from_dict(

@@ -4,17 +4,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
 from typing import Any
 
-from torch import Tensor
-
-from cossim_fast import CosineIndex
-
-
-def search(index: CosineIndex, queries: Tensor, answer: Connection) -> None:
-    """Search an index, and add to it."""
-    found = index.search(queries, 5, exclude=[0])
-    index.add(queries)
-    answer.send((found.scores.numpy(), found.indices.numpy(), len(index)))
-
 
 def time_case(answer: Connection, case: Any) -> None:
     """Time a case of the benchmarks beside a busy process."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cossim_fast.integrations.faiss import IndexFlatCosine
+from cossim_fast.integrations.faiss import IndexFlatCosine, knn
 
 LEAST = np.finfo(np.float32).min
 
@@ -112,7 +112,16 @@ def test_the_index_does_not_change_with_the_caller_s_rows(index, rows):
         (lambda index: index.add("text"), TypeError, "array of numbers"),
         (lambda index: index.search(np.eye(24), 0), ValueError, "k >= 1, got 0"),
         (lambda index: index.search(np.eye(3), 1), ValueError, r"\(n, 24\)"),
-        (lambda index: index.range_search(np.eye(24), np.nan), ValueError, "thresh to be a number"),
+        (lambda index: index.search(np.eye(24), -5), AssertionError, "k >= 1, got -5"),
+        (lambda index: index.search(np.eye(24), 1.5), TypeError, "k to be an int"),
+        (lambda index: index.search(np.eye(24), 2, D=np.ones((24, 2))), ValueError, "D to be an"),
+        (lambda index: index.assign(np.eye(24), 2, np.ones((24, 2))), AssertionError, "I to be an"),
+        (lambda index: index.add_with_ids(np.eye(24), range(24)), RuntimeError, "not implemented"),
+        (lambda index: index.train(np.eye(3)), AssertionError, r"\(n, 24\), got \(3, 3\)"),
+        (lambda index: index.reconstruct_batch([3, -1]), RuntimeError, "from 0 to 499, got -1"),
+        (lambda index: index.merge_from(IndexFlatCosine(3)), RuntimeError, "d = 24.*got d = 3"),
+        (lambda index: index.merge_from(index), RuntimeError, "another index"),
+        (lambda _: knn(np.eye(3), np.eye(3), 1, metric=1), ValueError, "metric to be 0"),
         (lambda index: index.reconstruct(500), RuntimeError, "from 0 to 499, got 500"),
         (lambda index: index.reconstruct(-1), RuntimeError, "from 0 to 499, got -1"),
         (lambda index: index.reconstruct_n(499, 2), RuntimeError, "499 to 501"),
@@ -123,3 +132,76 @@ def test_mistakes(index, call, error, message):
     with pytest.raises(error, match=message):
         call(index)
     assert index.ntotal == 500
+
+
+class Selector:
+    """As FAISS's: says of each number whether it has it."""
+
+    def __init__(self, numbers):
+        self.is_member = set(numbers).__contains__
+
+
+class Parameters:
+    def __init__(self, sel):
+        self.sel = sel
+
+
+@pytest.mark.parametrize("numbers", [range(0, 500, 3), [7], [], range(500), [499, 9999]])
+def test_a_search_among_selected_rows(index, rows, numbers):
+    params, exact = Parameters(Selector(numbers)), cosines(rows[:9], rows)
+    exact[:, np.setdiff1d(np.arange(500), list(numbers))] = -2
+    scores, found = index.search(rows[:9], 4, params=params)
+    most = min(4, int((exact[0] > -2).sum()))
+    best = np.argsort(-exact, axis=1)[:, :most]
+    assert np.array_equal(found[:, :most], best)
+    assert (found[:, most:] == -1).all()
+    assert (scores[:, most:] == LEAST).all()
+    lims, _, reached = index.range_search(rows[:9], 0.2, params=params)
+    query, row = (exact > 0.2).nonzero()
+    assert np.array_equal(reached, row)
+    assert np.array_equal(np.diff(lims), np.bincount(query, minlength=9))
+    assert np.array_equal(index.search(rows[:9], 4, params=Parameters(None))[1][:, 0], range(9))
+
+
+def test_selected_rows_are_removed(index, rows):
+    assert index.remove_ids(Selector([3, 5, 900])) == 2
+    assert np.array_equal(index.reconstruct_n(), np.delete(rows, [3, 5], axis=0))
+
+
+def test_arrays_that_are_given_are_written_to(index, rows):
+    scores, found = index.search(rows[:5], 3)
+    given = np.empty((5, 3), "f"), np.empty((5, 3), "i8"), np.empty((5, 3, 24), "f")
+    for a, b in zip(index.search(rows[:5], 3, D=given[0], I=given[1]), given, strict=False):
+        assert a is b
+    assert np.array_equal(given[0], scores)
+    assert np.array_equal(given[1], found)
+    assert np.array_equal(index.assign(rows[:5], 3), found)
+    assert index.search_and_reconstruct(rows[:5], 3, R=given[2])[2] is given[2]
+    assert np.array_equal(given[2], rows[found])
+    one, some = np.empty(24, "f"), np.empty((2, 24), "f")
+    assert index.reconstruct(4, one) is one
+    assert index.reconstruct_n(4, 2, some) is some
+    assert np.array_equal(some, rows[4:6])
+    assert index.reconstruct_batch(np.array([9, 2, 9]), None).tolist() == rows[[9, 2, 9]].tolist()
+    assert np.array_equal(index.get_xb(), rows)
+    assert not index.get_xb().flags.writeable
+    none = IndexFlatCosine(3).search_and_reconstruct(np.eye(3), 1)
+    assert np.isnan(none[2]).all()
+
+
+def test_rows_of_another_index_are_moved(index, rows):
+    other = IndexFlatCosine(24)
+    index.train(rows)
+    other.add(rows[:7] * 2)
+    index.merge_from(other)
+    assert (index.ntotal, other.ntotal, index.code_size) == (507, 0, 96)
+    assert index.search(rows[:7], 2)[1].tolist() == [[i, 500 + i] for i in range(7)]
+
+
+def test_nothing_is_above_nan(index, rows):
+    assert index.range_search(rows[:3], np.nan)[0].tolist() == [0] * 4
+
+
+def test_knn(index, rows):
+    for a, b in zip(knn(rows[:5], rows, 3), index.search(rows[:5], 3), strict=True):
+        assert np.array_equal(a, b)

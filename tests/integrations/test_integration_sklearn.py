@@ -1,5 +1,8 @@
 """The adapter for scikit-learn: its own checks of estimators, and its own answers."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +11,18 @@ from scipy import sparse
 from sklearn.base import clone
 from sklearn.cluster import DBSCAN
 from sklearn.metrics import pairwise as theirs
-from sklearn.neighbors import NearestNeighbors
+from sklearn.neighbors import BallTree, KDTree, KNeighborsClassifier, NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from cossim_fast.integrations.sklearn import CosineNeighbors, cosine_similarity
+from cossim_fast.integrations import sklearn as adapter
+from cossim_fast.integrations.sklearn import (
+    CosineNeighbors,
+    cosine_distances,
+    cosine_similarity,
+    paired_cosine_distances,
+)
 
 REAL = Path(__file__).parents[2] / "examples" / "data" / "wordnet_minilm_4k_f16.npy"
 CHECKS = list(estimator_checks_generator(CosineNeighbors()))
@@ -79,7 +88,126 @@ def test_matrix_of_zero_huge_and_tiny_rows():
     np.testing.assert_allclose(found, [[0], [0.6], [0.6]], atol=1e-15)
 
 
+@pytest.mark.parametrize("first", KINDS)
+@pytest.mark.parametrize("second", [*KINDS, None])
+def test_distances_are_theirs(first, second):
+    draw = np.random.RandomState(1).random_sample((5, 4))
+    for a, b in ((X * (X > 0.5), draw * (draw > 0.3)), (X * 0, X), (X, X * 0), (X * 0, X * 0)):
+        x, y = first(a), None if second is None else second(b)
+        mine, exact = cosine_distances(x, y), theirs.cosine_distances(x, y)
+        assert type(mine) is type(exact)
+        np.testing.assert_allclose(mine, exact, atol=1e-15)
+        if second is not None:
+            mine, exact = paired_cosine_distances(x, y), theirs.paired_cosine_distances(x, y)
+            assert (type(mine), mine.dtype) == (type(exact), exact.dtype)
+            np.testing.assert_allclose(mine, exact, atol=1e-15)
+    assert (cosine_distances(X, X).diagonal() == 0).all()
+
+
+@pytest.mark.parametrize("name", ["cosine_similarity", "cosine_distances"])
+def test_in_the_place_of_theirs(monkeypatch, name):
+    wanted = getattr(theirs, name)(sparse.csr_matrix(X), sparse.csr_matrix(Y))
+    dense = getattr(theirs, name)(X, Y)
+    monkeypatch.setattr(theirs, name, getattr(adapter, name))
+    np.testing.assert_allclose(getattr(theirs, name)(X, Y), dense, atol=1e-15)
+    found = getattr(theirs, name)(sparse.csr_matrix(X), sparse.csr_matrix(Y))
+    np.testing.assert_allclose(found, wanted, atol=1e-15)
+    metric = name.removeprefix("cosine_")
+    call = {"distances": theirs.pairwise_distances, "similarity": theirs.pairwise_kernels}[metric]
+    np.testing.assert_allclose(call(X, Y, metric="cosine"), dense, atol=1e-15)
+
+
+@pytest.mark.parametrize("dense_output", ["maybe", None, 1])
+def test_dense_output_is_yes_or_no(dense_output):
+    for function in (cosine_similarity, theirs.cosine_similarity):
+        with pytest.raises(ValueError, match="dense_output"):
+            function(X, Y, dense_output)
+
+
+# Whether scikit-learn dispatches is decided before scipy is imported: in a process of its own.
+DISPATCHED = """
+import numpy as np, sklearn, torch
+from cossim_fast.integrations import sklearn as adapter
+from sklearn.metrics import pairwise as theirs
+x, y = torch.rand(5, 4), torch.rand(5, 4)
+names = ["cosine_similarity", "cosine_distances", "paired_cosine_distances"]
+for name in names:
+    assert isinstance(getattr(adapter, name)(x, y), np.ndarray)
+with sklearn.config_context(array_api_dispatch=True):
+    for name in names:
+        mine = getattr(adapter, name)(x, y)
+        assert isinstance(mine, torch.Tensor) and mine.dtype == torch.float32, name
+        if name[:6] != "paired":
+            torch.testing.assert_close(mine, getattr(theirs, name)(x, y))
+            torch.testing.assert_close(getattr(adapter, name)(x), getattr(theirs, name)(x))
+        assert isinstance(getattr(adapter, name)(x.numpy(), y.numpy()), np.ndarray)
+"""
+
+
+def test_tensors_give_tensors_where_arrays_are_dispatched():
+    environment = {**os.environ, "SCIPY_ARRAY_API": "1"}
+    subprocess.run([sys.executable, "-c", DISPATCHED], check=True, env=environment)
+
+
 # CosineNeighbors, beside NearestNeighbors(metric="cosine").
+
+
+def test_arguments_are_theirs(rows):
+    options = {"n_neighbors": 3, "radius": 0.4, "metric": "cosine", "n_jobs": -1, "leaf_size": 9}
+    mine, exact = CosineNeighbors(**options), NearestNeighbors(**options)
+    assert mine.get_params() == exact.get_params()
+    assert {**CosineNeighbors().get_params(), "metric": 0} == {
+        **NearestNeighbors().get_params(),
+        "metric": 0,
+    }
+    mine, exact = mine.fit(rows), exact.fit(rows)
+    for name in ("effective_metric_", "effective_metric_params_", "n_samples_fit_"):
+        assert getattr(mine, name) == getattr(exact, name)
+    assert_same(mine.kneighbors()[1], exact.kneighbors()[1])
+    assert repr(clone(mine)) == repr(mine)
+
+
+@pytest.mark.parametrize(
+    "fitted",
+    [
+        lambda x: NearestNeighbors(metric="cosine").fit(x),
+        lambda x: CosineNeighbors().fit(x),
+        lambda x: KNeighborsClassifier().fit(x, np.arange(len(x)) % 2),
+        BallTree,
+        KDTree,
+    ],
+)
+def test_what_was_fitted_is_fitted_again(rows, fitted):
+    mine = CosineNeighbors(n_neighbors=3).fit(fitted(rows[:50]))
+    for a, b in zip(mine.kneighbors(), both(rows[:50], n_neighbors=3)[1].kneighbors(), strict=True):
+        assert_same(a, b)
+    exact = NearestNeighbors(metric="cosine", n_neighbors=3).fit(mine)
+    assert_same(exact.kneighbors()[1], mine.kneighbors()[1])
+
+
+def test_a_classifier_of_precomputed_neighbours(rows):
+    labels = np.arange(1500) % 3
+    near = CosineNeighbors(n_neighbors=5).fit(rows)
+    graph, queries = (near.kneighbors_graph(x, mode="distance") for x in (rows, rows[:99] * 2))
+    mine = KNeighborsClassifier(5, metric="precomputed").fit(graph, labels)
+    exact = KNeighborsClassifier(5, metric="cosine", algorithm="brute").fit(rows, labels)
+    assert np.array_equal(mine.predict(queries), exact.predict(rows[:99]))
+
+
+def test_rows_that_are_changed_after_fitting_change_nothing(rows):
+    given = rows[:50].copy()
+    mine = CosineNeighbors(n_neighbors=3, radius=0.5).fit(given)
+    wanted = mine.kneighbors()[1], np.concatenate(mine.radius_neighbors()[1])
+    given[:] = given[::-1].copy()
+    assert np.array_equal(mine.kneighbors()[1], wanted[0])
+    assert np.array_equal(np.concatenate(mine.radius_neighbors()[1]), wanted[1])
+
+
+def test_zero_rows():
+    mine, exact = both(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]]), n_neighbors=2)
+    for a, b in zip(mine.kneighbors(), exact.kneighbors(), strict=True):
+        assert_same(np.sort(a), np.sort(b))
+    assert mine.kneighbors([[0.0, 0.0]])[0].tolist() == [[1.0, 1.0]]
 
 
 def both(rows, **options):
@@ -191,6 +319,16 @@ def test_the_last_step_of_a_pipeline(rows):
             "return_distance must be True",
         ),
         (lambda near: near.radius_neighbors_graph(mode="x"), ValueError, "mode"),
+        (
+            lambda _: CosineNeighbors(metric="euclidean").fit(np.eye(3)),
+            ValueError,
+            "metric='cosine'",
+        ),
+        (lambda _: CosineNeighbors(algorithm="kd_tree").fit(np.eye(3)), ValueError, "'kd_tree'"),
+        (lambda _: CosineNeighbors(algorithm="x").fit(np.eye(3)), ValueError, "'algorithm' param"),
+        (lambda _: CosineNeighbors(metric_params={"w": 1}).fit(np.eye(3)), ValueError, "no metric"),
+        (lambda _: CosineNeighbors(radius=-1).fit(np.eye(3)), ValueError, "'radius' parameter"),
+        (lambda _: CosineNeighbors().fit(NearestNeighbors()), ValueError, "not fitted yet"),
         (lambda _: CosineNeighbors(n_neighbors=0).fit(np.eye(3)), ValueError, "n_neighbors >= 1"),
         (lambda _: CosineNeighbors().fit([["a"]]), ValueError, "could not convert"),
         (lambda _: CosineNeighbors().kneighbors(np.eye(3)), ValueError, "not fitted yet"),

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import arithmetic as models
-import children
 from cossim_fast import CosineIndex, _threads, topk
 from cossim_fast.retrieval import FileError, VerificationError, tuning
 from cossim_fast.retrieval.screening import screens
 from cossim_fast.retrieval.storage import parts
+from index_data import search_in_child
 
 SCREENS = ["int8", "bfloat16", "float32"]
 pytestmark = pytest.mark.usefixtures("int8_product")
@@ -556,7 +556,7 @@ def test_a_forked_child_can_search(held, tmp_path):
         wanted = index.search(queries, 5, exclude=[0])  # the threads of OpenMP are there now
         context = multiprocessing.get_context("fork")
         receive, answer = context.Pipe(duplex=False)
-        child = context.Process(target=children.search, args=(index, queries, answer))
+        child = context.Process(target=search_in_child, args=(index, queries, answer))
         if held:
             with index._lock:
                 child.start()
@@ -596,7 +596,7 @@ def test_a_spawned_child_gets_an_index(corpus, queries):
     context = multiprocessing.get_context("spawn")
     receive, answer = context.Pipe(duplex=False)
     index = CosineIndex(corpus)
-    child = context.Process(target=children.search, args=(index, queries, answer))
+    child = context.Process(target=search_in_child, args=(index, queries, answer))
     child.start()
     assert receive.poll(60)
     scores, indices, _ = receive.recv()
