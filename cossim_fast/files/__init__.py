@@ -3,6 +3,7 @@
 What a file claims is compared with what it holds before anything is read, and no code in it runs.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,22 @@ _READERS = {
 }
 
 
-def load(path: str | Path, *, key: str | None = None, ndim: int = 2, verify: bool = True) -> Any:
+def load(
+    path: str | Path,
+    *,
+    key: str | None = None,
+    ndim: int = 2,
+    verify: bool = True,
+    note: Callable[[str], None] | None = None,
+) -> Any:
     """Return the array of ``ndim`` axes that a file holds.
 
     ``.npy``, ``.safetensors``, ``.pt`` and a ``.npz`` that is not compressed are mapped: what is
     not touched is not read. ``.npz``, ``.pt`` and ``.safetensors`` may hold several arrays:
     ``key`` names one, and is not needed where one alone has the right number of axes; the others
     are not read. ``.pt`` is read with ``weights_only=True``, so no code in it runs. ``.parquet``
-    holds one column of lists, or one number a column, and is read into memory.
+    holds one column of lists, or one float a column, and is read into memory. There numbers that
+    are no floats, and the index of a pandas frame, are no coordinates unless ``key`` names them.
 
     ``.npz`` and ``.pt`` hold checksums, which are compared once, before the array is returned:
     all of it is read for that. So are those of the pages of a ``.parquet`` that has them.
@@ -40,9 +49,11 @@ def load(path: str | Path, *, key: str | None = None, ndim: int = 2, verify: boo
 
     Args:
         path: the file.
-        key: the name of one array, or of a column.
+        key: the name of one array, or of a column; of a ``.parquet`` also several names or
+            patterns, as ``"x,y"`` or ``"x*"``.
         ndim: how many axes the array is to have.
         verify: whether to compare checksums that need another pass over the file.
+        note: is told which columns were left out, in one sentence.
 
     Raises:
         BadFileError: what was expected, what the file holds, and what to pass.
@@ -56,6 +67,11 @@ def load(path: str | Path, *, key: str | None = None, ndim: int = 2, verify: boo
     with explained(path):
         _check_readable(path)
         name, entry = choose(reader(path, key, verify), key, ndim, path)
+    if note is not None and entry.left_out:
+        note(
+            f"left out of {path}, being no floats or an index: {entry.left_out}; --key names what "
+            "is wanted"
+        )
     with explained(path, f"{name or 'the array'} {entry.claim()}"):
         return entry.read()
 
