@@ -35,7 +35,7 @@ RULES = {
     "testing": set(),
     "_composite": {"_dtypes", "_products"},
     "_score.exact": {"_quiet"},
-    "_score.near": {"_numpy", "_score.exact"},
+    "_score.near": {"_numpy", "_score.exact", "_threads"},
     "_score": set(),
     "_cpu": {
         "_composite", "_dtypes", "_products", "_quiet", "_score.exact", "_shapes", "_threads",

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import typer
 from rich.console import Console
 
@@ -17,6 +18,11 @@ FINDING, TROUBLE, INTERRUPTED = 1, 2, 130
 def note(text: str) -> None:
     """Say something beside the result, which has stdout for itself."""
     print(f"cossim: {escaped(text)}", file=sys.stderr, flush=True)
+
+
+def number(value: float) -> str:
+    """A number by as few digits as tell it from its neighbours: 0.9, 0.9999999, 1."""
+    return np.format_float_positional(value, trim="-")
 
 
 def console(*, soft_wrap: bool = False) -> Console:

@@ -224,3 +224,14 @@ def test_info_names_the_screens(folder):
         found = offer(name)  # measured once
         assert f"screen {name}".ljust(17) + ("yes: " if found.fast else "no: ") + found.words in out
     assert out.splitlines()[-1].startswith(("GPU", "kernels"))
+
+
+def test_a_threshold_is_shown_as_it_was_given_and_copies_reach_one(tmp_path):
+    x = np.random.default_rng(0).standard_normal((1000, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", np.concatenate([x, x]))
+    _, _, err = run("pairs", tmp_path / "x.npy", "--threshold", "0.9999999")
+    assert err == "cossim: 1000 pairs of 2000 rows reach 0.9999999\n"
+    _, _, err = run("pairs", tmp_path / "x.npy", "--threshold", "1.0")
+    assert err == "cossim: 1000 pairs of 2000 rows reach 1\n"
+    _, _, err = run("dedup", tmp_path / "x.npy", "--threshold", "1.0")
+    assert err == "cossim: 1000 of 2000 rows kept, 1000 dropped\n"

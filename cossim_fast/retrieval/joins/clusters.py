@@ -50,8 +50,7 @@ def deduplicate(
 
     Args:
         x: (n, d) tensor, array or memory map of float16, bfloat16, float32 or float64.
-        threshold: -1 to 1. Rows and their copies can score 1 - 2^-53, so take a little less than 1
-            for copies.
+        threshold: -1 to 1; copies of a row reach 1.
         keep: ``"first"`` goes through the rows from the first to the last, ``"last"`` from the last
             to the first; priorities (n,), for instance lengths of texts or dates, from the largest
             to the smallest, equal ones as they stand.
