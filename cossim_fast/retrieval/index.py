@@ -359,7 +359,7 @@ class CosineIndex:
         with self._lock:
             state = self._snapshot
             banned = Banned(state.ids, state.parts, exclude, len(asked))
-        _checks.number_of_neighbours(k, state.live_count())
+        k = _checks.number_of_neighbours(k, state.live_count())
         segments = banned.segments([part.segment for part in state.parts])
         found: list[Best] = []
         with Progress(progress, "search", len(asked), unit="queries") as bar:

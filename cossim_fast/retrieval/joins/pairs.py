@@ -103,7 +103,7 @@ def pairs_above(
     Pairs(i=tensor([0, 1]), j=tensor([1, 2]), scores=tensor([0.8000, 0.6000]))
     """
     if max_pairs is not None:
-        _checks.whole_number("max_pairs", max_pairs, least=0)
+        max_pairs = _checks.whole_number("max_pairs", max_pairs, least=0)
     join = _Join(x, y, threshold, screen)
     with JoinCheckpoint(checkpoint) as kept:
         done, before = join.begin(kept, "pairs")
@@ -193,7 +193,7 @@ class JoinBlocks:
         kept: JoinCheckpoint,
     ) -> None:
         if max_pairs is not None:
-            _checks.whole_number("max_pairs", max_pairs, least=0)
+            max_pairs = _checks.whole_number("max_pairs", max_pairs, least=0)
         self._x, self._join = x, _Join(x, y, threshold, screen)
         self._most, self._progress, self._kept = max_pairs, progress, kept
         self.double = self._join.sweep.double
