@@ -22,6 +22,9 @@ SCREENS = ("auto", "int8", "bfloat16", "float32")
 def embedding_rows(name: str, value: Any, device: str = "cpu") -> Tensor:
     """Return rows (n, d) of a floating dtype, sharing memory with what was given.
 
+    Whole numbers of 8 bits, as embeddings are quantized to, become float16, which holds each of
+    them, in memory of their own.
+
     Args:
         name: of the argument.
         value: a tensor or an array.
@@ -31,10 +34,12 @@ def embedding_rows(name: str, value: Any, device: str = "cpu") -> Tensor:
     if rows.dim() != 2:
         fix = "; pass one row as x[None]" if rows.dim() == 1 else ""
         raise ValueError(f"expected {name} of shape (n, d), got {tuple(rows.shape)}{fix}")
+    if rows.dtype in (torch.int8, torch.uint8):
+        rows = rows.half()
     if rows.dtype not in COMPUTED:
         raise TypeError(
-            f"expected {name} of float16, bfloat16, float32 or float64, got {rows.dtype}; "
-            "convert it with .float() or .astype(numpy.float32)"
+            f"expected {name} of float16, bfloat16, float32, float64, int8 or uint8, got "
+            f"{rows.dtype}; convert it with .float() or .astype(numpy.float32)"
         )
     if rows.shape[1] == 0:
         raise ValueError(f"expected {name} of shape (n, d) with d >= 1, got {tuple(rows.shape)}")

@@ -26,6 +26,13 @@ def note(text: str) -> None:
         print(f"cossim: {escaped(text)}", file=sys.stderr, flush=True)
 
 
+def at_most(k: int, rows: int) -> int:
+    """How many rows there are to be found for each query, saying so where they are fewer than k."""
+    if k > rows:
+        note(f"there are {rows} rows, fewer than -k {k}: all of them are ranked")
+    return min(k, rows) if rows else k
+
+
 def number(value: float) -> str:
     """A number by as few digits as tell it from its neighbours: 0.9, 0.9999999, 1."""
     return np.format_float_positional(value, trim="-")

@@ -49,7 +49,7 @@ def deduplicate(
     was kept.
 
     Args:
-        x: (n, d) tensor, array or memory map of float16, bfloat16, float32 or float64.
+        x: (n, d) tensor, array or memory map of float16, bfloat16, float32, float64 or int8.
         threshold: -1 to 1; copies of a row reach 1.
         keep: ``"first"`` goes through the rows from the first to the last, ``"last"`` from the last
             to the first; priorities (n,), for instance lengths of texts, or dates of numpy's or
@@ -115,7 +115,7 @@ def communities(
     equal cosines is left to a sort that is free there, and its cosines are rounded to float32.
 
     Args:
-        x: (n, d) tensor, array or memory map of float16, bfloat16, float32 or float64.
+        x: (n, d) tensor, array or memory map of float16, bfloat16, float32, float64 or int8.
         threshold: -1 to 1.
         min_size: rows of the smallest community, at least 1.
         screen: as for `pairs_above`.

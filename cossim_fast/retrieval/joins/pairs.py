@@ -63,7 +63,7 @@ def pairs_above(
     the threads or the screen. Copies of a row score exactly 1, also scaled by a power of two.
 
     Args:
-        x: (n, d) tensor or array of float16, bfloat16, float32 or float64, for instance
+        x: (n, d) tensor or array of float16, bfloat16, float32, float64 or int8, for instance
             ``np.load(path, mmap_mode="r")``.
         y: (m, d) likewise. None joins x with itself: each unordered pair once, i < j.
         threshold: -1 to 1.

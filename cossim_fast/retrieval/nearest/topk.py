@@ -39,8 +39,8 @@ def topk(
     bits come back whatever the batch, the threads, the tiles or the screen.
 
     Args:
-        queries: (q, d) tensor or array of float16, bfloat16, float32 or float64; on CPU, or on a
-            GPU with its corpus.
+        queries: (q, d) tensor or array of float16, bfloat16, float32, float64 or int8; on CPU, or
+            on a GPU with its corpus.
         corpus: (n, d) likewise, for instance ``np.load(path, mmap_mode="r")``; or an iterator
             (something with ``__next__``) of blocks (n_i, d), which are numbered through.
         k: how many rows for each query, 1 to n.
