@@ -10,7 +10,7 @@ import typer
 from cossim_fast import _checks, files
 from cossim_fast.cli.terminal import note
 
-_FORMATS = "(n, d) in .npy, .npz, .pt, .safetensors or .parquet"
+_FORMATS = "(n, d) in .npy, .npz, .pt, .safetensors or .parquet; or a folder, or 'part-*.npy'"
 # Numbers that are looked at together.
 _CHUNK = 1 << 22
 

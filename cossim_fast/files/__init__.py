@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from cossim_fast.files import npy, npz, parquet, pt, safetensors
+from cossim_fast.files import gz, npy, npz, parquet, pt, safetensors
 from cossim_fast.files.entries import choose
-from cossim_fast.files.errors import BadFileError, NotEnoughMemoryError, explained
+from cossim_fast.files.errors import BadFileError, NotEnoughMemoryError, explained, suffix_of
 from cossim_fast.files.places import check_regular
+from cossim_fast.files.shards import shards_of, together
 
 __all__ = ["BadFileError", "NotEnoughMemoryError", "check_regular", "load", "load_column"]
 
 _READERS = {
     ".npy": npy.entries,
+    ".npy.gz": gz.entries,
     ".npz": npz.entries,
     ".pt": pt.entries,
     ".safetensors": safetensors.entries,
@@ -42,13 +44,16 @@ def load(
     holds one column of lists, or one float a column, and is read into memory. There numbers that
     are no floats, and the index of a pandas frame, are no coordinates unless ``key`` names them.
 
+    ``.npy.gz`` is unpacked into memory.
+
     ``.npz`` and ``.pt`` hold checksums, which are compared once, before the array is returned:
     all of it is read for that. So are those of the pages of a ``.parquet`` that has them.
     ``.npy``, ``.safetensors`` and ``.pt`` as torch wrote it before 1.6 have none: a number that
     was changed there, or the order of bytes, cannot be seen.
 
     Args:
-        path: the file.
+        path: the file; or a folder, or a pattern such as ``"part-*.npy"``: rows of all its files,
+            of one format, width and dtype, in memory, in the order of their names and numbers.
         key: the name of one array, or of a column; of a ``.parquet`` also several names or
             patterns, as ``"x,y"`` or ``"x*"``.
         ndim: how many axes the array is to have.
@@ -61,7 +66,11 @@ def load(
         OSError: the file may not be read, or the disk fails.
     """
     path = Path(path)
-    reader = _READERS.get(path.suffix.lower())
+    if (shards := shards_of(path, _READERS)) is not None:
+        if note is not None:
+            note(f"{path} is {len(shards)} files, from {shards[0].name} to {shards[-1].name}")
+        return together(shards, lambda one: load(one, key=key, ndim=ndim, verify=verify, note=note))
+    reader = _READERS.get(suffix_of(path))
     if reader is None:
         raise BadFileError(f"expected a file ending in {', '.join(_READERS)}, got {path.name!r}")
     with explained(path):
@@ -100,6 +109,6 @@ def _check_readable(path: Path) -> None:
     except FileNotFoundError as error:
         raise BadFileError(f"expected a file at {path}, and there is none") from error
     if not size:
-        raise BadFileError(f"{path} cannot be read as {path.suffix}: it is empty")
+        raise BadFileError(f"{path} cannot be read as {suffix_of(path)}: it is empty")
     with path.open("rb"):
         pass
