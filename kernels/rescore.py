@@ -106,6 +106,13 @@ def _rescore_kernel(
     # A row of zeros gives 0: divide by 1 instead, which keeps a NaN of the other row.
     norms = tl.where(norm_q == 0, 1.0, norm_q) * tl.where(norm_c == 0, 1.0, norm_c)
     score = product / norms
+    # Copies, also scaled by a power of two: their products are the squares, so that the root of
+    # their sum is the norm in every bit. Other rows for which it is are nearer to 1 than rounding.
+    significand = norm_q.to(tl.int64, bitcast=True) ^ norm_c.to(tl.int64, bitcast=True)
+    alike = ((significand & 0xFFFFFFFFFFFFF) == 0) & (norm_q > 0) & (norm_c > 0)
+    ratio = norm_q / tl.where(norm_c == 0, 1.0, norm_c)
+    copies = alike & (tl.sqrt(tl.abs(product) * ratio) == norm_q)
+    score = tl.where(copies, tl.where(product < 0, -1.0, 1.0), score)
     # Comparisons, which keep NaN: tl.clamp does not compile for float64 on sm_90 (Triton 3.9).
     score = tl.where(score > 1.0, 1.0, tl.where(score < -1.0, -1.0, score))
     tl.store(out_ptr + pair, tl.where(mask_p, score, float("nan")), mask=in_list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -96,6 +97,8 @@ def _masked(value: Any) -> int:
 
 def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    # C has two types of 64 bits, of which torch knows one.
+    native = native.view(f"{native.dtype.kind}{native.dtype.itemsize}")
     # torch has no negative strides, and none that end within a number.
     if any(stride < 0 or stride % native.itemsize for stride in native.strides):
         native = native.copy()
@@ -223,9 +226,18 @@ def _labels(labels: Any) -> np.ndarray[Any, Any]:
     return values
 
 
-def whole_number(name: str, value: int, least: int = 1) -> None:
-    """Check that ``value`` is a whole number of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool):
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number of at least ``least``, of Python's, numpy's or torch's, as an int."""
+    flag = isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) in (
+        torch.bool,
+        np.bool_,
+    )
+    try:
+        number = operator.index(value)
+    except Exception as error:  # tensors have errors of their own
+        raise TypeError(f"expected {name} to be an int, got {type(value).__name__}") from error
+    if flag:
         raise TypeError(f"expected {name} to be an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"expected {name} >= {least}, got {value}")
+    if number < least:
+        raise ValueError(f"expected {name} >= {least}, got {number}")
+    return number

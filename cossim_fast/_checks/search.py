@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
+from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ SCREENS = ("auto", "int8", "bfloat16", "float32")
 def embedding_rows(name: str, value: Any, device: str = "cpu") -> Tensor:
     """Return rows (n, d) of a floating dtype, sharing memory with what was given.
 
+    Whole numbers of 8 bits, as embeddings are quantized to, become float16, which holds each of
+    them, in memory of their own.
+
     Args:
         name: of the argument.
         value: a tensor or an array.
@@ -30,10 +34,12 @@ def embedding_rows(name: str, value: Any, device: str = "cpu") -> Tensor:
     if rows.dim() != 2:
         fix = "; pass one row as x[None]" if rows.dim() == 1 else ""
         raise ValueError(f"expected {name} of shape (n, d), got {tuple(rows.shape)}{fix}")
+    if rows.dtype in (torch.int8, torch.uint8):
+        rows = rows.half()
     if rows.dtype not in COMPUTED:
         raise TypeError(
-            f"expected {name} of float16, bfloat16, float32 or float64, got {rows.dtype}; "
-            "convert it with .float() or .astype(numpy.float32)"
+            f"expected {name} of float16, bfloat16, float32, float64, int8 or uint8, got "
+            f"{rows.dtype}; convert it with .float() or .astype(numpy.float32)"
         )
     if rows.shape[1] == 0:
         raise ValueError(f"expected {name} of shape (n, d) with d >= 1, got {tuple(rows.shape)}")
@@ -60,11 +66,12 @@ def index_width(given: int, d: int) -> None:
         )
 
 
-def number_of_neighbours(k: Any, n: int | None) -> None:
-    """Refuse a k that is no whole number from 1 to n."""
-    whole_number("k", k)
-    if n is not None and k > n:
-        raise ValueError(f"expected k <= n, got k = {k} and a corpus of n = {n} rows")
+def number_of_neighbours(k: Any, n: int | None) -> int:
+    """Return k as an int, refusing what is no whole number from 1 to n."""
+    number = whole_number("k", k)
+    if n is not None and number > n:
+        raise ValueError(f"expected k <= n, got k = {number} and a corpus of n = {n} rows")
+    return number
 
 
 def device_search(screen: Any, checkpoint: Any, d: int) -> None:
@@ -254,7 +261,7 @@ def order_to_keep(keep: Any, n: int) -> Tensor | None:
                 f"expected keep to be 'first', 'last' or an array of priorities, got {keep!r}"
             )
         return None if keep == "first" else torch.arange(n - 1, -1, -1, device="cpu")
-    priorities = as_tensor("keep", keep).detach().cpu()
+    priorities = as_tensor("keep", _dates_as_numbers(keep, n)).detach().cpu()
     if priorities.shape != (n,):
         raise ValueError(
             f"expected one priority a row, keep of shape ({n},), got {tuple(priorities.shape)}"
@@ -264,3 +271,31 @@ def order_to_keep(keep: Any, n: int) -> Tensor | None:
     if priorities.is_floating_point() and bool(priorities.isnan().any()):
         raise ValueError("expected priorities that can be compared, and keep holds NaN")
     return torch.sort(priorities, descending=True, stable=True).indices
+
+
+def _dates_as_numbers(keep: Any, n: int) -> Any:
+    """Dates, times and durations, of numpy's or Python's, as whole numbers of the same order."""
+    if isinstance(keep, Tensor):
+        return keep
+    try:
+        values = np.asarray(keep)
+    except Exception:  # `as_tensor` says why
+        return keep
+    if values.dtype.kind in "mM":
+        if np.isnat(values).any():
+            raise ValueError("expected dates that can be compared, and keep holds NaT")
+        return values.astype(np.int64)
+    if values.dtype != object or values.shape != (n,):
+        return keep
+    items = values.tolist()
+    if not all(isinstance(item, (date, timedelta)) for item in items):
+        return keep
+    if any(type(item).__name__ == "NaTType" for item in items):  # of pandas
+        raise ValueError("expected dates that can be compared, and keep holds NaT")
+    try:
+        ranks = {item: rank for rank, item in enumerate(sorted(set(items)))}
+    except TypeError as error:
+        raise TypeError(
+            f"expected dates of one kind that can be compared in keep: {error}"
+        ) from error
+    return np.array([ranks[item] for item in items])

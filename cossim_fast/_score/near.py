@@ -40,9 +40,10 @@ def near_error(d: int) -> float:
     Both divide a sum of d products by the same norms. Each sum is off by at most d + 1 roundings
     of 2^-53 of sum |q_i x_i| <= |q| |x| (Higham, Accuracy and Stability, 2002, eq. 3.5), whatever
     the order; norms by d / 2 + 2 of themselves, which matters to second order; two divisions a
-    rounding each. Twice d + 4 of them, and 1 / 16 more for the second order.
+    rounding each; and the score of copies was moved by 4 roundings (`exact._of_copies`). Twice
+    d + 6 of them, and 1 / 16 more for the second order.
     """
-    return 2.125 * (d + 4) * 2.0**-53
+    return 2.125 * (d + 6) * 2.0**-53
 
 
 def near_scores(

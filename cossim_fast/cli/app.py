@@ -10,29 +10,31 @@ from typer.core import TyperGroup
 from cossim_fast import __version__
 from cossim_fast._escaped import escaped
 from cossim_fast.cli import bench, diagnose, index, info, join, search
-
-# typer names it nowhere, and has it from click or from a copy of its own.
-_UsageError: Any = typer.BadParameter.__base__
+from cossim_fast.cli.terminal import UsageError, one_line_errors
 
 
 @contextmanager
-def _escaped_usage() -> Iterator[None]:
-    """Show the words of an error of usage that the user wrote, as all other errors do."""
+def _handled() -> Iterator[None]:
+    """Handle what no command has: help that cannot be printed, for instance.
+
+    The words of an error of usage that the user wrote are shown as in all other errors.
+    """
     try:
-        yield
-    except _UsageError as error:
-        if type(error).show is _UsageError.show:  # others show help, which has lines
+        with one_line_errors():
+            yield
+    except UsageError as error:
+        if type(error).show is UsageError.show:  # others show help, which has lines
             error.message = escaped(error.message)
         raise
 
 
 class _Commands(TyperGroup):
     def make_context(self, *arguments: Any, **options: Any) -> Any:
-        with _escaped_usage():
+        with _handled():
             return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        with _escaped_usage():
+        with _handled():
             return super().invoke(ctx)
 
 

@@ -9,7 +9,7 @@ from cossim_fast import diagnose as room
 from cossim_fast import files
 from cossim_fast._escaped import escaped
 from cossim_fast.cli import inputs, outputs
-from cossim_fast.cli.terminal import FINDING, bar_wanted, console, one_line_errors
+from cossim_fast.cli.terminal import FINDING, bar_wanted, console, note, one_line_errors
 
 EXAMPLE = "Example: cossim diagnose embeddings.npy --html report.html"
 
@@ -26,7 +26,7 @@ def diagnose(
     with one_line_errors():
         if html is not None:
             outputs.check_place(html, (embeddings, labels))
-        x = files.load(embeddings, key=key)
+        x = files.load(embeddings, key=key, note=note)
         y = None if labels is None else files.load(labels, ndim=1)
         report = room.embeddings(x, y, sample=sample, progress=bar_wanted(progress))
         if html is not None:

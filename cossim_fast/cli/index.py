@@ -9,7 +9,7 @@ import typer
 from cossim_fast import CosineIndex
 from cossim_fast.cli import inputs, outputs
 from cossim_fast.cli.search import columns_of
-from cossim_fast.cli.terminal import bar_wanted, note, one_line_errors
+from cossim_fast.cli.terminal import at_most, bar_wanted, note, one_line_errors
 
 app = typer.Typer(
     name="index", help="Keep an index in a file, and search it.", no_args_is_help=True
@@ -60,7 +60,7 @@ def search(
         held = CosineIndex.load(index)
         asked = inputs.embeddings(queries, key=key, skip_nan=skip_nan)
         shown, shown_queries = inputs.texts(texts, len(held)), inputs.texts(query_texts, len(asked))
-        found = held.search(asked, k, progress=bar_wanted(progress))
+        found = held.search(asked, at_most(k, len(held)), progress=bar_wanted(progress))
         columns = columns_of(
             found.scores, found.indices, shown, shown_queries, ids=_named(held.ids)
         )

@@ -8,14 +8,17 @@ import torch
 import typer
 
 from cossim_fast import _checks, files
+from cossim_fast.cli.terminal import note
 
-_FORMATS = "(n, d) in .npy, .npz, .pt, .safetensors or .parquet"
+_FORMATS = "(n, d) in .npy, .npz, .pt, .safetensors or .parquet; or a folder, or 'part-*.npy'"
 # Numbers that are looked at together.
 _CHUNK = 1 << 22
 
 Embeddings = Annotated[Path, typer.Argument(help=_FORMATS, show_default=False)]
 Queries = Annotated[Path, typer.Argument(help=_FORMATS.replace("n", "q", 1), show_default=False)]
-Key = Annotated[str | None, typer.Option(help="Which array of a file that holds several.")]
+Key = Annotated[
+    str | None, typer.Option(help="Which array, or columns (x,y or x*), of a file with several.")
+]
 QueryKey = Annotated[str | None, typer.Option(help="The same for the queries.")]
 Texts = Annotated[Path | None, typer.Option(help="A text file, one line a row, to be shown.")]
 QueryTexts = Annotated[Path | None, typer.Option(help="The same for the queries.")]
@@ -48,7 +51,7 @@ def embeddings(path: Path, *, key: str | None = None, skip_nan: bool = False) ->
             infinity.
         TypeError: it holds no rows of floats.
     """
-    rows = _checks.readable(f"what {path} holds", files.load(path, key=key))
+    rows = _checks.readable(f"what {path} holds", files.load(path, key=key, note=note))
     # Rows of no width take no bytes, so that a short file may claim more of them than can be gone
     # through, here or in a search.
     if rows.ndim != 2 or not rows.shape[1]:

@@ -8,7 +8,7 @@ import typer
 import cossim_fast
 from cossim_fast.cli import checkpoints, inputs, outputs
 from cossim_fast.cli.spool import Spool
-from cossim_fast.cli.terminal import bar_wanted, note, one_line_errors
+from cossim_fast.cli.terminal import bar_wanted, note, number, one_line_errors
 from cossim_fast.retrieval import Pairs, TooManyPairsError
 from cossim_fast.retrieval.resumable import JoinBlocks, JoinCheckpoint
 
@@ -69,9 +69,11 @@ def pairs(
                 count = spool.count
         except TooManyPairsError as error:
             fix = "" if error.suggested is None else f"; --threshold {error.suggested:.4f} may do"
-            raise ValueError(f"more than {max_pairs} pairs reach {threshold:g}{fix}") from error
+            raise ValueError(
+                f"more than {max_pairs} pairs reach {number(threshold)}{fix}"
+            ) from error
     wrote = "" if output is None else f"wrote {output}: "
-    note(f"{wrote}{count} pairs of {len(rows)} rows reach {threshold:g}")
+    note(f"{wrote}{count} pairs of {len(rows)} rows reach {number(threshold)}")
 
 
 def _columns(pairs: Pairs, texts: list[str] | None) -> outputs.Columns:

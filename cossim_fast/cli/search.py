@@ -6,7 +6,7 @@ import numpy as np
 import typer
 
 from cossim_fast.cli import checkpoints, inputs, outputs
-from cossim_fast.cli.terminal import bar_wanted, note, one_line_errors
+from cossim_fast.cli.terminal import at_most, bar_wanted, note, one_line_errors
 from cossim_fast.retrieval.resumable import SearchCheckpoint, topk_with_checkpoint
 
 EXAMPLE = "Example: cossim topk queries.npy corpus.npy -k 10 -o nearest.parquet"
@@ -44,7 +44,7 @@ def topk(
         shown = inputs.texts(texts, len(rows))
         shown_queries = inputs.texts(query_texts, len(asked))
         found = topk_with_checkpoint(
-            asked, rows, k, screen, progress=bar_wanted(progress), kept=kept
+            asked, rows, at_most(k, len(rows)), screen, progress=bar_wanted(progress), kept=kept
         )
         columns = columns_of(found.scores, found.indices, shown, shown_queries)
         outputs.write(output, columns, show)

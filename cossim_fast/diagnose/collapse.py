@@ -92,7 +92,7 @@ def embeddings(
     """
     rows = Rows(x)
     limit = SAMPLE if sample is None else sample
-    _checks.whole_number("sample", limit, least=2)
+    limit = _checks.whole_number("sample", limit, least=2)
     codes: Tensor | None = None
     names: tuple[str, ...] = ()
     if labels is not None:

@@ -96,8 +96,8 @@ class CollapseMonitor:
         log: Any = None,
         warn: bool = True,
     ) -> None:
-        _checks.whole_number("every", every)
-        _checks.whole_number("rows", rows, least=2)
+        every = _checks.whole_number("every", every)
+        rows = _checks.whole_number("rows", rows, least=2)
         logs = log if isinstance(log, (list, tuple)) else [] if log is None else [log]
         self.records: list[Record] = []
         self.every = every

@@ -1,6 +1,6 @@
 """The arrays that a file says it holds: names and shapes first, one of them read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ class Entry:
     read: Callable[[], Any]
     # Why it cannot be read, and what to do: the end of a sentence about the array.
     refusal: str = ""
+    # What stands beside it in the file and is no part of it, where that could have been meant.
+    left_out: str = ""
 
     def claim(self) -> str:
         """Shape and size in words."""
@@ -105,5 +107,11 @@ def _listed(entries: Mapping[str, Entry]) -> str:
         f"{name or 'array'} {shown(entry.shape)}" + (entry.refusal and f", which {entry.refusal}")
         for name, entry in list(entries.items())[:_LISTED]
     ]
-    more = len(entries) - len(words)
-    return ", ".join([*words, f"and {more} more"] if more else words) or "no array"
+    return listed_names(words, len(entries)) or "no array"
+
+
+def listed_names(names: Sequence[str], count: int | None = None) -> str:
+    """The first of ``count`` names, and how many more there are."""
+    count = len(names) if count is None else count
+    more = count - min(count, _LISTED)
+    return ", ".join([*names[:_LISTED], *([f"and {more} more"] if more else [])])

@@ -22,6 +22,7 @@ class DamagedError(Exception):
 # The readers' own messages advise to load what is not safe.
 _EXPECTED = {
     ".npy": "numbers saved by numpy.save",
+    ".npy.gz": "numbers saved by numpy.save and packed by gzip",
     ".npz": "numbers saved by numpy.savez",
     ".pt": "a tensor or a dict of tensors saved by torch.save; nothing else in it is loaded",
     ".safetensors": "tensors saved by safetensors",
@@ -34,6 +35,12 @@ _OF_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|std::bad_alloc"
     r"|could not create a (primitive|memory object)(?! descriptor)"
 )
+
+
+def suffix_of(path: Path) -> str:
+    """What the name of a file says about its format."""
+    packed = path.name.lower().endswith(".npy.gz")
+    return ".npy.gz" if packed else path.suffix.lower()
 
 
 @contextmanager
@@ -54,7 +61,7 @@ def explained(path: Path, wanted: str = "") -> Iterator[None]:
     except (BadFileError, NotEnoughMemoryError, ModuleNotFoundError):
         raise
     except DamagedError as error:
-        raise BadFileError(f"{path} cannot be read as {path.suffix}: {error}") from error
+        raise BadFileError(f"{path} cannot be read as {suffix_of(path)}: {error}") from error
     except Exception as error:  # every reader has errors of its own
         if is_lack_of_memory(error):
             detail = wanted or " ".join(str(error).split())
@@ -64,9 +71,9 @@ def explained(path: Path, wanted: str = "") -> Iterator[None]:
         # A damaged offset makes libraries seek where nothing is (EINVAL), or raise without number.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise OSError(error.errno, error.strerror, str(path)) from error
-        expected = _EXPECTED[path.suffix.lower()]
+        expected = _EXPECTED[suffix_of(path)]
         raise BadFileError(
-            f"{path} cannot be read as {path.suffix}: expected {expected}"
+            f"{path} cannot be read as {suffix_of(path)}: expected {expected}"
         ) from error
 
 

@@ -1,30 +1,93 @@
-"""`.parquet`: one column of lists as a matrix, or one number a column; what is wanted is read."""
+"""`.parquet`: one column of lists as a matrix, or one float a column; what is wanted is read."""
 
+import fnmatch
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cossim_fast._extras import require
-from cossim_fast.files.entries import Entry
+from cossim_fast.files.entries import Entry, listed_names
 from cossim_fast.files.errors import BadFileError, DamagedError
 from cossim_fast.files.memory import check_fits
 
+# What pyarrow calls an index without a name, also where the metadata of pandas got lost.
+_NAMELESS_INDEX = re.compile(r"__index_level_\d+__")
+
 
 def entries(path: Path, key: str | None, verify: bool) -> dict[str, Entry]:
-    """The columns of lists; without any, the columns of numbers as one array; or the one named."""
+    """What may be meant: columns of lists; without any, the columns of floats as one array.
+
+    Each other column stands by itself, as labels do; the index of a pandas frame is left out. A
+    key names one column, or several that are to stand beside each other: names or patterns
+    (`fnmatch`) between commas.
+    """
     with _open(path, verify) as file:
         table = _Table(path, file, verify)
         fields = {field.name: field.type for field in file.schema_arrow}
-    lists = [name for name, kind in fields.items() if hasattr(kind, "value_field")]
-    if key is not None and key in fields:
-        return {key: table.matrix(key) if key in lists else table.numbers([key])}
+        index = _index_of_pandas(file.schema_arrow, fields)
+    lists = [name for name, kind in fields.items() if _is_list(kind)]
+    if key is not None and (named := _named(key, list(fields))):
+        if len(named) == 1:
+            name = named[0]
+            return {key: table.matrix(name) if name in lists else table.numbers([name])}
+        return {key: table.numbers(named)}
+    there = [name for name in fields if name not in index]
+    floats = [name for name in there if _is_float(fields[name])]
+    lists = [name for name in lists if _is_float(fields[name].value_type)] or (
+        lists if len(floats) < 2 else []
+    )
     if len(lists) > 1 and key is None:
         # Which of them is a matrix is seen only by reading the lengths.
         return {name: table.looked_at(name) for name in lists}
-    if lists:
-        return {name: table.matrix(name) for name in lists}
-    return {"": table.numbers(list(fields))} if fields else {}
+    found = {name: table.matrix(name) for name in lists}
+    found |= {name: table.numbers([name]) for name in there if not _is_list(fields[name])}
+    if not lists:
+        rest = listed_names([f"{name} ({fields[name]})" for name in fields if name not in floats])
+        if len(floats) > 1:
+            found[""] = table.numbers(floats, left_out=rest)
+        elif len(there) > 1:
+            found[""] = Entry(
+                (table.rows, len(there)),
+                0,
+                lambda: None,
+                f"has no columns of floats beside each other, but {rest}; name with a key those "
+                "that are coordinates, as 'x,y' or 'x*'",
+            )
+    return found
+
+
+def _named(key: str, columns: list[str]) -> list[str]:
+    """The columns that a key names, in the order of the key, then of the file."""
+    if key in columns:
+        return [key]
+    found: dict[str, None] = {}
+    for pattern in key.split(","):
+        some = fnmatch.filter(columns, pattern.strip())
+        if not some:
+            return []
+        found |= dict.fromkeys(some)
+    return list(found)
+
+
+def _index_of_pandas(schema: Any, columns: Any) -> set[str]:
+    """Columns that number or name the rows of a pandas frame, and are no part of its values.
+
+    Raises:
+        DamagedError: the metadata of pandas make no sense.
+    """
+    index = {name for name in columns if _NAMELESS_INDEX.fullmatch(name)}
+    said = (schema.metadata or {}).get(b"pandas")
+    if said is None:
+        return index
+    try:
+        levels = json.loads(said).get("index_columns", [])
+        # A range is not stored as a column, but described.
+        return index | {name for name in levels if isinstance(name, str)}
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise DamagedError("its metadata of pandas make no sense") from error
 
 
 def column(path: Path, name: str | None) -> np.ndarray[Any, Any]:
@@ -32,10 +95,12 @@ def column(path: Path, name: str | None) -> np.ndarray[Any, Any]:
     with _open(path, True) as file:
         table = _Table(path, file, True)
         there = file.schema_arrow.names
-    chosen = name if name is not None else there[0] if len(there) == 1 else None
+        index = _index_of_pandas(file.schema_arrow, there)
+    values = [column for column in there if column not in index] or there
+    chosen = name if name is not None else values[0] if len(values) == 1 else None
     if chosen is None or chosen not in there:
         wanted = "one column" if name is None else repr(name)
-        raise BadFileError(f"expected {wanted} in {path}, which holds {', '.join(there)}")
+        raise BadFileError(f"expected {wanted} in {path}, which holds {listed_names(there)}")
     held = table.read([chosen]).column(0)
     if held.null_count:
         raise BadFileError(f"expected {chosen!r} of {path} without gaps, got {held.null_count}")
@@ -74,7 +139,7 @@ class _Table:
     def _nbytes(self, name: str) -> int:
         """What a column takes in memory; of lists of any length, what they take at least."""
         kind, numbers = self._types[name], self.rows
-        if hasattr(kind, "value_field"):
+        if _is_list(kind):
             numbers, kind = numbers * max(getattr(kind, "list_size", 1), 1), kind.value_type
         return int(numbers * (kind.bit_width if _is_number(kind) else 8) // 8)
 
@@ -87,7 +152,7 @@ class _Table:
             raise DamagedError(f"expected {self.rows} rows of {names}, got {table.num_rows}")
         return table
 
-    def numbers(self, names: list[str]) -> Entry:
+    def numbers(self, names: list[str], left_out: str = "") -> Entry:
         """Columns beside each other; text is left to labels, which are one column."""
 
         def read() -> Any:
@@ -96,12 +161,12 @@ class _Table:
                 if column.null_count:
                     raise DamagedError(f"{column.null_count} of its values are missing")
                 if len(names) > 1 and not _is_number(column.type):
-                    raise DamagedError(f"a column is of {column.type}; name one with its key")
+                    raise DamagedError(f"a column is of {column.type}, and numbers are expected")
                 columns.append(column.to_numpy(zero_copy_only=False))
             return columns[0] if len(columns) == 1 else np.stack(columns, 1)
 
         shape = (self.rows,) if len(names) == 1 else (self.rows, len(names))
-        return Entry(shape, sum(map(self._nbytes, names)), read)
+        return Entry(shape, sum(map(self._nbytes, names)), read, left_out=left_out)
 
     def matrix(self, name: str) -> Entry:
         """Lists as rows; whether they are of one length is seen when they are read."""
@@ -150,6 +215,14 @@ def _rows(lists: Any) -> np.ndarray[Any, Any]:
         raise DamagedError(f"{flat.null_count} of the numbers in its lists are missing")
     matrix: np.ndarray[Any, Any] = flat.to_numpy(zero_copy_only=False).reshape(len(lists), most)
     return matrix
+
+
+def _is_list(kind: Any) -> bool:
+    return hasattr(kind, "value_field")
+
+
+def _is_float(kind: Any) -> bool:
+    return bool(require("pyarrow.types", extra="cli").is_floating(kind))
 
 
 def _is_number(kind: Any) -> bool:

@@ -52,8 +52,8 @@ class CosineIndex:
     batch and the threads, however the rows came in, and after `save` and `load`.
 
     Args:
-        embeddings: (n, d) tensor or array of float16, bfloat16, float32 or float64; n may be 0.
-            They are copied, save for a memory map in the dtype of ``store`` where no ``path`` is
+        embeddings: (n, d) tensor or array of float16, bfloat16, float32, float64 or int8; n may be
+            0. They are copied, save for a memory map in the dtype of ``store`` where no ``path`` is
             given: that is searched where it lies, and must stay as it is.
         ids: n different whole numbers (int64, not -1) or strings. Without them rows are numbered
             from 0 on in the order in which they are added, and a number is never given twice.
@@ -247,7 +247,7 @@ class CosineIndex:
         """Find the k rows with the largest cosine to each query, exactly.
 
         Args:
-            queries: (q, d) tensor or array of float16, bfloat16, float32 or float64.
+            queries: (q, d) tensor or array of float16, bfloat16, float32, float64 or int8.
             k: how many rows for each query, 1 to ``len(index)``.
             certify: return a `Certificate` too, which names rows by their position among all that
                 are kept, and can be verified as long as the vectors are as they are now.
@@ -291,7 +291,7 @@ class CosineIndex:
         """Find every row whose cosine to a query is at least a threshold, exactly.
 
         Args:
-            queries: (q, d) tensor or array of float16, bfloat16, float32 or float64.
+            queries: (q, d) tensor or array of float16, bfloat16, float32, float64 or int8.
             threshold: -1 to 1; compared with the score in float64.
             exclude: ids that are not to be returned, as in `search`.
             where: which rows may be returned, as in `search`.
@@ -382,7 +382,7 @@ class CosineIndex:
             state = self._snapshot
             banned = Banned(state.ids, state.parts, exclude, len(asked))
             chosen = None if where is None else Selections(where, state, len(asked))
-        _checks.number_of_neighbours(k, state.live_count())
+        k = _checks.number_of_neighbours(k, state.live_count())
         segments = banned.segments([part.segment for part in state.parts])
         oracle = banned.oracle(asked, segments)
         with Progress(progress, "search", len(asked), unit="queries") as bar:

@@ -224,3 +224,41 @@ def test_info_names_the_screens(folder):
         found = offer(name)  # measured once
         assert f"screen {name}".ljust(17) + ("yes: " if found.fast else "no: ") + found.words in out
     assert out.splitlines()[-1].startswith(("GPU", "kernels"))
+
+
+def test_a_threshold_is_shown_as_it_was_given_and_copies_reach_one(tmp_path):
+    x = np.random.default_rng(0).standard_normal((1000, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", np.concatenate([x, x]))
+    _, _, err = run("pairs", tmp_path / "x.npy", "--threshold", "0.9999999")
+    assert err == "cossim: 1000 pairs of 2000 rows reach 0.9999999\n"
+    _, _, err = run("pairs", tmp_path / "x.npy", "--threshold", "1.0")
+    assert err == "cossim: 1000 pairs of 2000 rows reach 1\n"
+    _, _, err = run("dedup", tmp_path / "x.npy", "--threshold", "1.0")
+    assert err == "cossim: 1000 of 2000 rows kept, 1000 dropped\n"
+
+
+def test_more_rows_than_there_are_are_all_rows(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "q.npy", Q)
+    status, out, err = run("topk", tmp_path / "q.npy", tmp_path / "x.npy", "-k", "100")
+    assert (status, len(out.splitlines())) == (0, len(Q) * len(X))
+    assert err == "cossim: there are 70 rows, fewer than -k 100: all of them are ranked\n"
+    run("index", "build", tmp_path / "x.npy", "-o", tmp_path / "x.index")
+    found = run("index", "search", tmp_path / "q.npy", tmp_path / "x.index", "-k", "100")
+    assert found == (0, out, err)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_whole_numbers_of_8_bits(dtype, tmp_path):
+    x = np.random.default_rng(0).integers(0, 128, (60, 9)).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "wide.npy", x.astype(np.float32))
+    for command in (["pairs", "--threshold", "0.8"], ["dedup", "--threshold", "0.8"], ["diagnose"]):
+        narrow, wide = (run(*command, tmp_path / name) for name in ("x.npy", "wide.npy"))
+        assert narrow[0] == wide[0] != 2
+        if command[0] != "diagnose":
+            assert narrow == wide
+    found = [
+        run("topk", tmp_path / name, tmp_path / name, "-k", "3") for name in ("x.npy", "wide.npy")
+    ]
+    assert found[0] == found[1]

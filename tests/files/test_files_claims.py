@@ -357,7 +357,7 @@ def test_only_the_column_that_was_named_is_read(tmp_path):
     ("columns", "key", "why"),
     [
         ({"x": [1.0, None]}, "x", "1 of its values are missing"),
-        ({"x": [1.0, 2.0], "y": ["a", "b"]}, None, "a column is of string"),
+        ({"x": [1.0, 2.0], "y": ["a", "b"]}, None, r"but y \(string\); name with a key"),
         ({"x": [["a"], ["b"]]}, None, "lists are of string"),
         ({"x": [[1.0], [2.0]], "y": [[1.0], [2.0]]}, None, "name one with its key"),
         ({"x": [[1.0], [2.0]]}, "y", r"expected 'y' in .* which holds x \(2, \?\)"),

@@ -66,6 +66,20 @@ def test_rescoring_zero_nan_missing_and_extreme_rows():
     assert oracle.error(got[5:6], expected) <= 2**-48
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, F32, F16, BF16], ids=str)
+@pytest.mark.parametrize("d", [1, 67, 300])
+def test_copies_score_one(dtype, d):
+    x = oracle.inputs(48, d, dtype=dtype).to(DEVICE)
+    x[x.abs() < 2**-10] = 1  # so that half of it is no rounded number
+    index = torch.arange(48, device=DEVICE)
+    for other, score in ((x, 1.0), (-x, -1.0), (x / 2, 1.0), (-4 * x, -1.0)):
+        assert launch_rescore(x, other.contiguous(), index, index).tolist() == [score] * 48
+    x[:, 0] = 0  # infinite rows stay NaN, zero rows 0
+    x[0], x[1, 0] = 0, torch.inf
+    got = launch_rescore(x, x, index[:2], index[:2])
+    assert (got[0].item(), got[1].isnan().item()) == (0, True)
+
+
 def test_nothing_to_do():
     x = torch.ones(3, 4, dtype=torch.int8, device=DEVICE)
     assert launch_block_max(x[:0], x).shape == (0, 1)

@@ -49,12 +49,11 @@ def deduplicate(
     was kept.
 
     Args:
-        x: (n, d) tensor, array or memory map of float16, bfloat16, float32 or float64.
-        threshold: -1 to 1. Rows and their copies can score 1 - 2^-53, so take a little less than 1
-            for copies.
+        x: (n, d) tensor, array or memory map of float16, bfloat16, float32, float64 or int8.
+        threshold: -1 to 1; copies of a row reach 1.
         keep: ``"first"`` goes through the rows from the first to the last, ``"last"`` from the last
-            to the first; priorities (n,), for instance lengths of texts or dates, from the largest
-            to the smallest, equal ones as they stand.
+            to the first; priorities (n,), for instance lengths of texts, or dates of numpy's or
+            Python's, from the largest to the smallest, equal ones as they stand.
         screen: as for `pairs_above`.
         progress: show a progress bar (needs tqdm: ``pip install 'cossim_fast[retrieval]'``).
 
@@ -116,7 +115,7 @@ def communities(
     equal cosines is left to a sort that is free there, and its cosines are rounded to float32.
 
     Args:
-        x: (n, d) tensor, array or memory map of float16, bfloat16, float32 or float64.
+        x: (n, d) tensor, array or memory map of float16, bfloat16, float32, float64 or int8.
         threshold: -1 to 1.
         min_size: rows of the smallest community, at least 1.
         screen: as for `pairs_above`.
@@ -144,7 +143,7 @@ def communities(
     >>> communities(x, 0.8, min_size=2)
     [tensor([0, 3, 2])]
     """
-    _checks.whole_number("min_size", min_size)
+    min_size = _checks.whole_number("min_size", min_size)
     join = _SelfJoin(x, threshold, screen)
     itself = join.pairs_with_itself()
     counts, pairs = _count(join, itself, progress)

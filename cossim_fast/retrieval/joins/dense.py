@@ -1,6 +1,6 @@
 """Tiles of which most pairs reach a threshold: one product in float64, rounded where that is safe.
 
-The score of a pair is a sum in one fixed order (`_cpu_screen.score_pairs`), and takes about as long
+The score of a pair is a sum in one fixed order (`score_pairs`), and takes about as long
 as ten of its products in a matrix product, whose order of additions is open. The two differ by
 `product_error` at most. So where a cosine of the product is farther than that from the threshold
 and from where the rounding to float32 turns, both give the same float32, or both give none. The
@@ -31,9 +31,10 @@ def product_error(d: int) -> float:
     (d + 2) u S of the cosine, to first order, whatever their order (Higham, Accuracy and Stability,
     2002, section 4.2); fewer where additions are fused. The score sums the products, of one
     rounding each, in pairs of halves down to 128, these in eight sums: at most d / 128 + 30
-    additions on the way of a term. The product of the norms and the division add two. Three more
-    roundings are those of the sums that are compared below. Together
-    (d + d / 128 + 38) u S; 64 hold the second order and the rounding of the norms.
+    additions on the way of a term. The product of the norms and the division add two, and that
+    copies score 1 adds four (`_score.exact`). Three more roundings are those of the sums that are
+    compared below. Together (d + d / 128 + 42) u S; 64 hold the second order and the rounding of
+    the norms.
     """
     return (d + d / 64 + 64) * _UNIT
 

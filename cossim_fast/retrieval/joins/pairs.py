@@ -60,11 +60,10 @@ def pairs_above(
     The score of a pair is <x, y> / (|x| |y|) in float64, added up in one fixed order, and 0 where
     either is zero: that of `topk`. The result holds each pair whose score reaches the threshold
     and no other, however many neighbours a row has; the same bits come back whatever the batch,
-    the threads or the screen. A row and its copy can score 1 - 2^-53, so for duplicates ask for a
-    little less than 1.
+    the threads or the screen. Copies of a row score exactly 1, also scaled by a power of two.
 
     Args:
-        x: (n, d) tensor or array of float16, bfloat16, float32 or float64, for instance
+        x: (n, d) tensor or array of float16, bfloat16, float32, float64 or int8, for instance
             ``np.load(path, mmap_mode="r")``.
         y: (m, d) likewise. None joins x with itself: each unordered pair once, i < j.
         threshold: -1 to 1.
@@ -104,7 +103,7 @@ def pairs_above(
     Pairs(i=tensor([0, 1]), j=tensor([1, 2]), scores=tensor([0.8000, 0.6000]))
     """
     if max_pairs is not None:
-        _checks.whole_number("max_pairs", max_pairs, least=0)
+        max_pairs = _checks.whole_number("max_pairs", max_pairs, least=0)
     join = _Join(x, y, threshold, screen)
     with JoinCheckpoint(checkpoint) as kept:
         done, before = join.begin(kept, "pairs")
@@ -194,7 +193,7 @@ class JoinBlocks:
         kept: JoinCheckpoint,
     ) -> None:
         if max_pairs is not None:
-            _checks.whole_number("max_pairs", max_pairs, least=0)
+            max_pairs = _checks.whole_number("max_pairs", max_pairs, least=0)
         self._x, self._join = x, _Join(x, y, threshold, screen)
         self._most, self._progress, self._kept = max_pairs, progress, kept
         self.double = self._join.sweep.double
@@ -321,7 +320,7 @@ def _too_many(scores: Tensor, most: int, join: _Join) -> TooManyPairsError:
         else "no threshold would leave so few"
     )
     message = (
-        f"more than max_pairs={most} pairs reach threshold={join.threshold:g}: {found} among the "
+        f"more than max_pairs={most} pairs reach threshold={join.threshold!r}: {found} among the "
         f"first {share:.2%} of all pairs; judging by these, {advice}. Raise one of the two, or "
         "take the pairs in blocks from iter_pairs_above"
     )

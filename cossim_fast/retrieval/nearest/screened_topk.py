@@ -63,7 +63,7 @@ def screened_topk(
 
     Source: Cauchy-Schwarz on the residuals of the codes, derived at `_cpu_screen.cosine_bounds`.
     """
-    _checks.whole_number("k", k)
+    k = _checks.whole_number("k", k)
     n, m = queries.shape[0], corpus.shape[0]
     best = _Best(n, k, queries)
     thresholds = torch.full((n,), -torch.inf, dtype=torch.float32, device=queries.device)

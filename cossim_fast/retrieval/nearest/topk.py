@@ -39,8 +39,8 @@ def topk(
     bits come back whatever the batch, the threads, the tiles or the screen.
 
     Args:
-        queries: (q, d) tensor or array of float16, bfloat16, float32 or float64; on CPU, or on a
-            GPU with its corpus.
+        queries: (q, d) tensor or array of float16, bfloat16, float32, float64 or int8; on CPU, or
+            on a GPU with its corpus.
         corpus: (n, d) likewise, for instance ``np.load(path, mmap_mode="r")``; or an iterator
             (something with ``__next__``) of blocks (n_i, d), which are numbered through.
         k: how many rows for each query, 1 to n.
@@ -112,7 +112,7 @@ def topk_with_checkpoint(
     asked = _checks.embedding_rows("queries", queries)
     source = open_corpus(corpus, asked.shape[1])
     _checks.same_width(asked.shape[1], source.d)
-    _checks.number_of_neighbours(k, source.n)
+    k = _checks.number_of_neighbours(k, source.n)
     _checks.screen_name(screen)
     if screen == "auto" and len(asked) < tuning.CODING_PAYS:
         screen = "float32"
@@ -148,7 +148,7 @@ def _topk_on_device(
     rows = _checks.embedding_rows("corpus", corpus, "cuda")
     _checks.same_device(asked, rows)
     _checks.same_width(asked.shape[1], rows.shape[1])
-    _checks.number_of_neighbours(k, rows.shape[0])
+    k = _checks.number_of_neighbours(k, rows.shape[0])
     _checks.device_search(screen, checkpoint, rows.shape[1])
     dtype = torch.promote_types(asked.dtype, rows.dtype)  # holds both exactly
     asked, rows = asked.to(dtype), rows.to(dtype)

@@ -283,7 +283,9 @@ def _narrow_product(rows: Tensor, queries: Tensor) -> Tensor:
     size = shape[0] * shape[1]
     memory: Tensor | None = getattr(_kept, "memory", None)
     if memory is None or memory.numel() < size:
-        memory = torch.empty(size, dtype=torch.bfloat16, device="cpu")
+        # What is made in inference mode could not be written to outside it.
+        with torch.inference_mode(False):
+            memory = torch.empty(size, dtype=torch.bfloat16, device="cpu")
         if size <= tuning.KEPT_SCORES:
             _kept.memory = memory
     out = memory[:size].view(shape)

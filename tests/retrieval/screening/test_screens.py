@@ -1,5 +1,7 @@
 """The proven bound of every screen, pair by pair, against float64."""
 
+import threading
+
 import pytest
 import torch
 
@@ -149,3 +151,11 @@ def test_int8_is_refused_where_it_would_be_wrong(monkeypatch):
     monkeypatch.setattr(arithmetic, "found", lambda: arithmetic.Arithmetic(0))
     with pytest.raises(ValueError, match="multiply int8"):
         screens.choose(10, "int8")
+
+
+def test_memory_kept_from_inference_mode_is_written_to_outside_it(monkeypatch):
+    monkeypatch.setattr(screens, "_kept", threading.local())
+    rows = torch.ones(64, 8, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        screens._narrow_product(rows, rows[:3])
+    assert (screens._narrow_product(rows, rows[:3]) == 8).all()
