@@ -43,7 +43,7 @@ def rows_gradients(
             a, b, g = (t[index].to(cross.dtype) for t in (x, y, incoming))
             for whole, this, other in zip(results, (a, b), (b, a), strict=True):
                 if whole is not None:
-                    whole[index] = _odd_gradient(this, other, g, eps).to(whole.dtype)
+                    whole[index] = _out_of_range_gradient(this, other, g, eps).to(whole.dtype)
     return results
 
 
@@ -90,7 +90,7 @@ def _fill_gradients(
                 block.copy_(target)
 
 
-def _odd_gradient(this: Tensor, other: Tensor, grad: Tensor, eps: float) -> Tensor:
+def _out_of_range_gradient(this: Tensor, other: Tensor, grad: Tensor, eps: float) -> Tensor:
     """The derivative by `this` for rows of any magnitude, without autograd: an op has none."""
     t = _composite.unit_rows(other, -1, eps) * grad[..., None]
     project(t, _composite.unit_rows(this, -1, eps), _composite.row_norms(this, -1), eps)

@@ -1,10 +1,9 @@
-"""Tiles of which most pairs reach a threshold: one product in float64, rounded where that is safe.
+"""Tiles of which most pairs reach a threshold: a matrix product in float64, where it is certain.
 
-The score of a pair is a sum in one fixed order (`_cpu_screen.score_pairs`), and takes about as long
-as ten of its products in a matrix product, whose order of additions is open. The two differ by
-`product_error` at most. So where a cosine of the product is farther than that from the threshold
-and from where the rounding to float32 turns, both give the same float32, or both give none. The
-few others are scored.
+The score of a pair is a sum in one fixed order (`_score.exact.score_pairs`). It takes about as long
+as ten pairs in a matrix product, which adds in any order. The two differ by `product_error` at
+most. So a cosine of the product that is farther than this from the threshold, and from the nearest
+rounding boundary of float32, gives the same result as the score. The few other pairs are scored.
 """
 
 from __future__ import annotations
@@ -23,17 +22,16 @@ _UNIT = 2.0**-53
 
 
 def product_error(d: int) -> float:
-    """How far a product of unit rows may be from the score.
+    """Largest difference between a product of unit rows and the score.
 
-    With u = 2^-53, n_q and n_x the norms as they were computed, and S = sum |q_k x_k| / (n_q n_x),
-    which is 1 but for the rounding of the norms, by Cauchy and Schwarz: the product sums d terms
-    fl(q_k / n_q) fl(x_k / n_x), each of three roundings, in d - 1 additions, so it is within
-    (d + 2) u S of the cosine, to first order, whatever their order (Higham, Accuracy and Stability,
-    2002, section 4.2); fewer where additions are fused. The score sums the products, of one
-    rounding each, in pairs of halves down to 128, these in eight sums: at most d / 128 + 30
-    additions on the way of a term. The product of the norms and the division add two. Three more
-    roundings are those of the sums that are compared below. Together
-    (d + d / 128 + 38) u S; 64 hold the second order and the rounding of the norms.
+    Let u = 2^-53, n_q and n_x the computed norms, and S = sum |q_k x_k| / (n_q n_x), which by
+    Cauchy and Schwarz is at most 1, but for the rounding of the norms. The product sums d terms
+    fl(q_k / n_q) fl(x_k / n_x), of three roundings each, in d - 1 additions. In any order it is
+    within (d + 2) u S of the cosine, to first order (Higham, Accuracy and Stability, 2002, section
+    4.2); fused additions round less. The score sums the products, of one rounding each, pairwise
+    down to 128, and these in eight sums: each term passes at most d / 128 + 30 additions. The
+    product of the norms and the division add two roundings, and the comparisons below three. That
+    is (d + d / 128 + 38) u S in all; 64 also covers the second order and the rounding of the norms.
     """
     return (d + d / 64 + 64) * _UNIT
 
@@ -54,11 +52,11 @@ def pairs_above(
         segment: of the rows.
         rows: of the segment.
         threshold: -1 to 1.
-        double: scores are wanted in float64, which a product never has.
-        after: (q,) positions; only rows behind them are wanted.
+        double: scores are wanted in float64: all are to be computed.
+        after: (q,) positions; only later rows are wanted.
 
     Returns:
-        Query, row of the segment and score (p,), as it is returned; NaN where it is to be computed.
+        Query, row of the segment and final score (p,); NaN where the score is to be computed.
     """
     d, count = segment.rows.shape[1], rows.stop - rows.start
     error = product_error(d)
@@ -71,7 +69,7 @@ def pairs_above(
     hit = cosines >= threshold - error
     if after is not None and segment.first + rows.start <= int(after.max()):
         hit &= torch.arange(rows.start, rows.stop) + segment.first > after[:, None]
-    # numpy counts, as it searches (`places`), in a third of the time of torch.
+    # numpy counts and searches (`places`) in a third of the time of torch.
     if bool(hit.all()):
         flat, near = torch.arange(hit.numel()), cosines.view(-1)
     else:
@@ -84,7 +82,7 @@ def pairs_above(
     scores = near.add_(error).float()
     lowest = near.sub_(2 * error)
     unsure = (lowest.float() != scores).logical_or_(lowest < threshold)
-    # What lies beyond 1 rounds to 1 in the score.
+    # The score of a pair whose product exceeds 1 rounds to 1.
     return query, row, scores.clamp_(-1.0, 1.0).masked_fill_(unsure, torch.nan)
 
 
