@@ -146,11 +146,10 @@ def row_norms(x: Tensor, dim: int) -> Tensor:
 def range_scale(x: Tensor, dim: int) -> Tensor:
     """A power of two for each row that brings its squares into range; 1 for most rows."""
     band = BANDS[x.dtype]
-    with torch.no_grad():
-        largest = vector_norm(x.detach(), math.inf, dim, keepdim=True)
-        one = torch.ones_like(largest)
-        scale = torch.where(largest >= band.high, one * band.down, one)
-        return torch.where(largest < band.low, one * band.up, scale)
+    largest = vector_norm(x.detach(), math.inf, dim, keepdim=True)
+    one = torch.ones_like(largest)
+    scale = torch.where(largest >= band.high, one * band.down, one)
+    return torch.where(largest < band.low, one * band.up, scale)
 
 
 def _clamp_value(cosine: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def mm(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
     if a.dtype != torch.float32:
         return unforked(torch.mm, a, b, out=out)
     if a.shape[0] * a.shape[1] * b.shape[1] <= _FEW:
-        few = torch.from_numpy(np.dot(a.numpy(), b.numpy()))
+        few = torch.from_numpy(_dot(a.numpy(), b.numpy()))
         return few if out is None else out.copy_(few)
     out = a.new_empty((a.shape[0], b.shape[1])) if out is None else out
     if not _left_whole(a, b, out):
@@ -108,6 +108,13 @@ def bmm(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
         for left, right, place in zip(a, b, out, strict=True):
             mm(left, right, out=place)
     return out
+
+
+# Rows that are not finite give NaN, of which some BLAS warns.
+@quiet
+def _dot(a: Array, b: Array) -> Array:
+    found: Array = np.dot(a, b)
+    return found
 
 
 @quiet

@@ -35,7 +35,7 @@ RULES = {
     "testing": set(),
     "_composite": {"_dtypes", "_products"},
     "_score.exact": {"_quiet"},
-    "_score.near": {"_numpy", "_score.exact"},
+    "_score.near": {"_numpy", "_score.exact", "_threads"},
     "_score": set(),
     "_cpu": {
         "_composite", "_dtypes", "_products", "_quiet", "_score.exact", "_shapes", "_threads",
@@ -84,7 +84,8 @@ RULES = {
     },
     "__init__": {"_ops", "diagnose", "functional", "losses", "modules", "retrieval"},
     "integrations": {
-        "__init__", "functional", "modules", "retrieval", "diagnose", "_checks", "_extras"
+        "__init__", "functional", "modules", "retrieval", "diagnose", "_checks", "_extras",
+        "_threads",
     },
     "cli": {
         "__init__", "_checks", "_escaped", "_extras", "_products", "_replacing", "_threads",

@@ -16,6 +16,7 @@ from langchain_core.vectorstores import InMemoryVectorStore as _Theirs
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from cossim_fast import _checks
+from cossim_fast._threads import watch
 from cossim_fast.retrieval import CosineIndex
 
 Filter = Callable[[Document], bool]
@@ -49,6 +50,11 @@ class InMemoryVectorStore(_Theirs):
         self._index: CosineIndex | None = None
         self._coded: set[str] = set()
         self._changed = set(self.store)
+        watch(self)
+
+    def forked(self) -> None:
+        """Be fit for use in a forked child: another thread may have been at it."""
+        self._forget()
 
     def add_documents(
         self, documents: list[Document], ids: list[str] | None = None, **kwargs: Any

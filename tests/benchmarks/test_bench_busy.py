@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import busy
+import children
 import peers
 import timing
 from cases import CASES, OURS, OURS_QUIET, TORCH, Case, Target
@@ -143,18 +144,13 @@ def test_a_case_is_measured_beside_it_and_ours_without_it_too(monkeypatch):
     assert made[0]._process.returncode is not None
 
 
-def _in_process(connection, case):
-    timing.BUDGET_BESIDE = 0.01
-    connection.send(timing.time_case(case))
-
-
 def test_a_case_from_end_to_end():
     shapes = ((2000, 24), (2000, 24))
     targets = (Target("speed", 0.5, OURS_QUIET), Target("speed", 1, TORCH))
     case = Case("rows", shapes, torch.float32, 1, targets, beside=True)
     context = timing.multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_in_process, args=(theirs, case))
+    child = context.Process(target=children.time_case, args=(theirs, case))
     child.start()
     timed = ours.recv()
     child.join()

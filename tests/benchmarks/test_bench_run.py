@@ -8,9 +8,9 @@ import time
 import pytest
 import torch
 
+import children
 import data
 import held
-import memory
 import peers
 import timing
 from cases import CASES, FASTEST, OURS, OURS_QUIET, Case, Target
@@ -247,12 +247,6 @@ def test_other_threads_than_were_given_are_an_error(monkeypatch):
         timing.threads_kept(2)
 
 
-def _in_process(queue, case):
-    """Time a case and measure its memory where no other test is disturbed by threads and gc."""
-    timing.BUDGET = 0.01
-    queue.put((timing.time_case(case), memory.peak_bytes(case, OURS)))
-
-
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are pinned on Linux")
 def test_a_case_from_end_to_end():
     context = multiprocessing.get_context("spawn")
@@ -260,7 +254,7 @@ def test_a_case_from_end_to_end():
     # 96 MB of inputs, and a result of 2 MB.
     shapes = ((500_000, 24), (500_000, 24))
     case = Case("rows", shapes, torch.float32, 1, (Target("memory", 64),), headline=False)
-    child = context.Process(target=_in_process, args=(queue, case))
+    child = context.Process(target=children.time_and_measure, args=(queue, case))
     child.start()
     timed, peak = queue.get(timeout=240)
     child.join()

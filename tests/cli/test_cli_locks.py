@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def holding(folder):
     started = []
 
     def start(*command):
-        code = ["-c", HOLDER, os.path.dirname(__file__)]
+        code = ["-c", HOLDER, str(Path(__file__).parents[1] / "helpers")]
         process = subprocess.Popen(
             [sys.executable, *code, *command],
             stdin=subprocess.PIPE,

@@ -6,6 +6,7 @@ import random
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,17 +153,17 @@ def test_what_is_planted_is_refused(kind, when, expected):
 
 @pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="Windows has no such links")
 def test_what_is_planted_in_the_last_moment_is_not_followed(expected, monkeypatch):
-    from cossim_fast.retrieval.storage import own_files
+    from cossim_fast.retrieval import resumable
 
     with open("target", "wb") as file:
         file.write(b"precious")
-    create = own_files.create
+    create = resumable.create
 
     def late(path):
         os.symlink("target", path)
         return create(path)
 
-    monkeypatch.setattr(own_files, "create", late)
+    monkeypatch.setattr(resumable, "create", late)
     status, _, err = run(*COMMAND)
     assert (status, err.count("\n")) == (2, 1)
     with open("target", "rb") as file:
@@ -246,7 +247,7 @@ print(json.dumps({"kills": kills, "resumed": resumed, "wrong": wrong, "lines": l
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 def test_a_process_may_be_killed_at_any_moment(expected):
-    here = os.path.dirname(__file__)
+    here = str(Path(__file__).parents[1] / "helpers")
     command = [sys.executable, "-c", KILLED, here, " ".join(COMMAND), "0", "16"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -185,10 +185,10 @@ def test_what_has_not_begun_is_called_off(monkeypatch):
 # Shares rows, forks, shares rows in the child and at the ends of both.
 PROGRAM = """
 import atexit, os, sys, torch
-from cossim_fast._cpu import rows as _cpu
 from cossim_fast import _threads, cosine_similarity
+from cossim_fast._cpu import rows
 torch.set_num_threads(2)
-SHARED, CACHED = 64, 4096
+rows.SHARED, rows.CACHED = 64, 4096
 x = torch.arange(1.0, 60_001.0).reshape(300, 200)
 def check(where):
     found = cosine_similarity(x, x)

@@ -2,10 +2,8 @@
 
 import copy
 import csv
-import datetime
 import io
 import json
-import os
 import time
 import warnings
 
@@ -15,6 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+import children
+from children import LONGEST_WAIT
 from cossim_fast import diagnose
 from cossim_fast.diagnose import CollapseMonitor, CollapseWarning
 
@@ -227,10 +227,6 @@ def test_torch_compile(attach_to):
     assert [record["step"] for record in monitor.records] == [0, 2]
 
 
-# Seconds; a loaded machine takes tens of them to start two processes.
-LONGEST_WAIT = 120
-
-
 def run_in_processes(function, path):
     """Run a function in two processes, neither of which outlives this call."""
     context = torch.multiprocessing.spawn(function, (path,), nprocs=2, join=False)
@@ -244,39 +240,9 @@ def run_in_processes(function, path):
             process.join()
 
 
-def _train_in_process(rank, path):
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{path}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=LONGEST_WAIT),
-    )
-    torch.manual_seed(0)
-    network = nn.parallel.DistributedDataParallel(nn.Linear(8, 8))
-    log = f"{path}/log.jsonl"
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", CollapseWarning)
-        with CollapseMonitor(network, every=2, log=log) as monitor:
-            for step in range(4):
-                batch = randn(32, 8, seed=10 * rank + step) + 1000.0 * (step >= 2)
-                network(batch).sum().backward()
-    count = sum(issubclass(each.category, CollapseWarning) for each in caught)
-    with open(f"{path}/{rank}.json", "w") as file:
-        json.dump({"records": len(monitor.records), "warnings": count}, file)
-    # Gloo's threads abort a process whose peer leaves first, or that ends with one of its users.
-    del network
-    dist.barrier()
-    dist.destroy_process_group()
-    # Nor does the interpreter take down what is left of them: that aborts now and then, too.
-    os._exit(0)
-
-
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 def test_distributed_data_parallel(tmp_path):
-    run_in_processes(_train_in_process, str(tmp_path))
+    run_in_processes(children.train, str(tmp_path))
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert [rank["records"] for rank in ranks] == [2, 2]
     assert [rank["warnings"] for rank in ranks] == [1, 0]

@@ -14,6 +14,7 @@ from cossim_fast import (
     _ops,
     _products,
     _reference,
+    _threads,
     pairs_above,
     pairwise_cosine,
     topk,
@@ -64,6 +65,8 @@ def rounds(request):
 def untried(monkeypatch):
     """As if nothing were tried, and torch's products believed."""
     monkeypatch.setattr(_products, "_leaves_factors_whole", lambda by: True)
+    # Beside other threads, as a parallel run of the tests has them, products are looked at.
+    monkeypatch.setattr(_threads, "others_run", lambda: False)
 
 
 def check_products():

@@ -71,6 +71,7 @@ def changing(request):
     thread = threading.Thread(target=change)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)  # so that changes fall into products
+    restore()
     with rounding.rounding(as_set):
         for form, _ in products():
             form()  # tried: a trial beside that thread seldom comes to its end

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import arithmetic as models
+import children
 from cossim_fast import CosineIndex, _threads, topk
 from cossim_fast.retrieval import FileError, VerificationError, tuning
 from cossim_fast.retrieval.screening import screens
@@ -544,12 +545,6 @@ def test_threads_that_add_and_remove_at_once_lose_nothing(corpus):
     assert_same(found.indices[:, 0], kept[:20])
 
 
-def _search_in_child(index, queries, answer):
-    found = index.search(queries, 5, exclude=[0])
-    index.add(queries)
-    answer.send((found.scores.numpy(), found.indices.numpy(), len(index)))
-
-
 @pytest.mark.parametrize("held", [False, True], ids=["at rest", "while a thread adds"])
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_a_forked_child_can_search(held, tmp_path):
@@ -561,7 +556,7 @@ def test_a_forked_child_can_search(held, tmp_path):
         wanted = index.search(queries, 5, exclude=[0])  # the threads of OpenMP are there now
         context = multiprocessing.get_context("fork")
         receive, answer = context.Pipe(duplex=False)
-        child = context.Process(target=_search_in_child, args=(index, queries, answer))
+        child = context.Process(target=children.search, args=(index, queries, answer))
         if held:
             with index._lock:
                 child.start()
@@ -601,7 +596,7 @@ def test_a_spawned_child_gets_an_index(corpus, queries):
     context = multiprocessing.get_context("spawn")
     receive, answer = context.Pipe(duplex=False)
     index = CosineIndex(corpus)
-    child = context.Process(target=_search_in_child, args=(index, queries, answer))
+    child = context.Process(target=children.search, args=(index, queries, answer))
     child.start()
     assert receive.poll(60)
     scores, indices, _ = receive.recv()

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _threads
-from cossim_fast._lazily import lazily
 from cossim_fast.retrieval import tuning
+from cossim_fast.retrieval.joins.budget import Budget
 from cossim_fast.retrieval.joins.sweep import Batch, Found, Sweep
 from cossim_fast.retrieval.screening import costs
 from cossim_fast.retrieval.screening.codes import Segment
@@ -85,10 +85,8 @@ class Rounds:
             )
             # As many queries as are predicted to fit, but not more than twice as many as before.
             count, size = found.scores.numel(), stop - self.done
-            size = max(
-                min(2 * size, size * tuning.ROUND_PAIRS * 7 // (8 * max(count, 1)), self._longest),
-                1,
-            )
+            size = min(2 * size, Budget(tuning.ROUND_PAIRS).fitting(size, count), self._longest)
+            size = max(size, 1)
             self._found += count
             self.done = stop
             yield found
@@ -109,11 +107,11 @@ class Rounds:
                     if at and room < tuning.ROUND_PAIRS // 8:
                         del made[at:]
                         break
-                    found = sweep.through(part.batch, segment, room, part.held)
-                if len(part.batch) < asked:
-                    # The queries that were cut off are in the next round.
-                    part.found[:] = [before.of_first(len(part.batch)) for before in part.found]
-                    del made[at + 1 :]
+                    found, kept = sweep.through(part.batch, segment, Budget(room), part.held)
+                    if kept < asked:
+                        # The other queries are in the next round.
+                        part.keep(kept)
+                        del made[at + 1 :]
                 part.found.append(found)
                 while len(made) > at + 1 and _held(made) > tuning.ROUND_PAIRS:
                     del made[-1]
@@ -142,7 +140,7 @@ class Rounds:
         lock = threading.Lock()
 
         def through(part: _Part, sweep: Sweep) -> Found | None:
-            found = sweep.uncut(part.batch, segment, part.held + room, part.held)
+            found = sweep.if_it_fits(part.batch, segment, Budget(part.held + room), part.held)
             if found is not None:
                 with lock:
                     self._sweep.note(sweep)
@@ -172,11 +170,19 @@ class _Part:
 
     def __init__(self, numbers: Tensor, make: Callable[[Tensor], Batch]) -> None:
         self._numbers, self._make = numbers, make
+        self._batch: Batch | None = None
         self.found: list[Found] = []
 
-    @lazily
+    @property
     def batch(self) -> Batch:
-        return self._make(self._numbers)
+        if self._batch is None:
+            self._batch = self._make(self._numbers)
+        return self._batch
+
+    def keep(self, queries: int) -> None:
+        """Keep only the first queries."""
+        self._batch = self.batch.first(queries)
+        self.found[:] = [found.of_first(queries) for found in self.found]
 
     @property
     def held(self) -> int:

@@ -7,6 +7,7 @@ of these pairs are results, and the tile is multiplied in float64 (`dense`).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from cossim_fast._numpy import places
 from cossim_fast._score.exact import WideRows, score_pairs, widen
 from cossim_fast._score.near import float32_scores
 from cossim_fast.retrieval.joins import dense
+from cossim_fast.retrieval.joins.budget import Budget
 from cossim_fast.retrieval.screening import costs
 from cossim_fast.retrieval.screening.codes import BLOCK, Segment
 from cossim_fast.retrieval.screening.filtered_product import FilteredProduct, passed
@@ -94,13 +96,14 @@ class Batch:
             held = self._filtered = level, coded, FilteredProduct(terms, coded)
         return held[2]
 
-    def cut(self, size: int) -> None:
-        """Keep only the first queries."""
-        self.numbers, self.finite = self.numbers[:size], self.finite[:size]
-        self.wide = WideRows(*(column[:size] for column in self.wide))
-        self._unit = None if self._unit is None else self._unit[:size]
-        self._terms.clear()
-        self._filtered = None
+    def first(self, queries: int) -> Batch:
+        """A batch of only the first queries."""
+        other = copy.copy(self)
+        other.numbers, other.finite = self.numbers[:queries], self.finite[:queries]
+        other.wide = WideRows(*(column[:queries] for column in self.wide))
+        other._unit = None if self._unit is None else self._unit[:queries]
+        other._terms, other._filtered = {}, None
+        return other
 
     def unit(self) -> Tensor:
         """Unit rows (q, d) in float64; NaN in those that are not finite."""
@@ -157,16 +160,18 @@ class Sweep:
         self.compared += other.compared
         self.levels = [a + b for a, b in zip(self.levels, other.levels, strict=True)]
 
-    def through(self, batch: Batch, segment: Segment, room: int, before: int = 0) -> Found:
-        """Find every pair of a batch with a segment.
+    def through(
+        self, batch: Batch, segment: Segment, budget: Budget, before: int = 0
+    ) -> tuple[Found, int]:
+        """Find every pair of the first queries of a batch with a segment; also return how many.
 
-        If more pairs are predicted than there is room for, the batch is cut to its first queries:
+        These are all queries, unless more pairs are predicted than there is room for. Then they are
         as many as there is room for, at least one.
 
         Args:
             batch: of queries.
             segment: of rows.
-            room: most pairs of the batch, over all segments.
+            budget: for the pairs of the batch, over all segments.
             before: how many pairs it has from other segments.
         """
         tiles, parts = self._tiles(batch, segment), list[Found]()
@@ -174,23 +179,25 @@ class Sweep:
             parts.append(self._tile(batch, segment, rows))
             self.compared += len(batch) * (rows.stop - rows.start)
             while len(batch) > 1:
-                expected = before + _expected(parts, tiles, number, room - before)
-                if expected <= room:
+                expected = before + _expected(parts, tiles, number, budget.pairs - before)
+                if expected <= budget.pairs:
                     break
-                kept = max(len(batch) * room * 7 // (8 * expected), 1)
+                kept = budget.fitting(len(batch), expected)
                 before = before * kept // len(batch)
-                batch.cut(kept)
+                batch = batch.first(kept)
                 parts = [part.of_first(kept) for part in parts]
-        return self._scored(batch, segment, Found.concatenate(parts, self.dtype))
+        return self._scored(batch, segment, Found.concatenate(parts, self.dtype)), len(batch)
 
-    def uncut(self, batch: Batch, segment: Segment, room: int, before: int = 0) -> Found | None:
-        """What `through` returns, or None where that would cut the batch."""
+    def if_it_fits(
+        self, batch: Batch, segment: Segment, budget: Budget, before: int = 0
+    ) -> Found | None:
+        """The pairs of all queries of a batch, as in `through`; None if they may not fit."""
         tiles, parts = self._tiles(batch, segment), list[Found]()
         for number, rows in enumerate(tiles):
             _threads.go_on()
             parts.append(self._tile(batch, segment, rows))
             self.compared += len(batch) * (rows.stop - rows.start)
-            if before + _expected(parts, tiles, number, room - before) > room:
+            if before + _expected(parts, tiles, number, budget.pairs - before) > budget.pairs:
                 return None
         return self._scored(batch, segment, Found.concatenate(parts, self.dtype))
 

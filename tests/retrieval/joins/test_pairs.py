@@ -21,6 +21,7 @@ from cossim_fast.retrieval import Pairs, TooManyPairsError, tuning
 from cossim_fast.retrieval.joins import checkpoint as join_checkpoint
 from cossim_fast.retrieval.joins import pairs as pairs_module
 from cossim_fast.retrieval.joins import rounds, sweep
+from cossim_fast.retrieval.joins.budget import Budget
 from cossim_fast.retrieval.screening.codes import centre_of, encode
 from cossim_fast.retrieval.screening.screens import choose
 
@@ -165,7 +166,9 @@ def test_products_in_float64_are_scores_once_rounded(monkeypatch, double, thresh
     segment = encode(x, centre_of(x))
     swept = sweep.Sweep([], centre_of(x), threshold, double=double)
     batch = sweep.Batch(torch.arange(300), x, [], centre_of(x))
-    found = rounds.in_order(batch, [swept.through(batch, segment, 1 << 20)])
+    found, kept = swept.through(batch, segment, Budget(1 << 20))
+    assert kept == 300
+    found = rounds.in_order(batch, [found])
     same(Pairs(*found), brute(x, x, threshold))
 
 
@@ -205,8 +208,8 @@ def test_screens_are_given_up_where_they_do_not_pay_and_taken_up_again():
     batch = sweep.Batch(torch.arange(1024), x[:1024], screens, centre_of(x))
     # Every second query is a copy of the row that is there 8192 times.
     batch = sweep.Batch(torch.arange(1024), x[3072:5120][::2], screens, centre_of(x))
-    found = swept.through(batch, encode(x, centre_of(x)), 1 << 30)
-    assert found is not None
+    _, kept = swept.through(batch, encode(x, centre_of(x)), Budget(1 << 30))
+    assert kept == 1024
     assert swept.levels[0] == 4
     assert swept.levels[-1] == 4
 
@@ -400,7 +403,7 @@ def interrupted_after(monkeypatch, sweeps):
 
 def before_sweeps(monkeypatch, do):
     """Call do(sweep, batch, ...) before each sweep; return what undoes that."""
-    sweeps = {name: getattr(sweep.Sweep, name) for name in ("through", "whole")}
+    sweeps = {name: getattr(sweep.Sweep, name) for name in ("through", "if_it_fits")}
 
     def doing(name):
         def first(self, *args):
