@@ -61,7 +61,7 @@ def index_width(given: int, d: int) -> None:
 
 
 def number_of_neighbours(k: Any, n: int | None) -> None:
-    """Refuse a k that is no whole number from 1 to n."""
+    """Refuse a k that is not an int from 1 to n."""
     whole_number("k", k)
     if n is not None and k > n:
         raise ValueError(f"expected k <= n, got k = {k} and a corpus of n = {n} rows")
@@ -72,7 +72,7 @@ def device_search(screen: Any, checkpoint: Any, d: int) -> None:
     if screen not in ("auto", "int8"):
         raise ValueError(f"expected screen to be 'auto' or 'int8' on a GPU, got {screen!r}")
     if checkpoint is not None:
-        raise ValueError("expected no checkpoint on a GPU, where a search is one step")
+        raise ValueError("expected no checkpoint on a GPU, where a search cannot be resumed")
     if d > LONGEST_CODE:
         raise ValueError(f"expected d <= {LONGEST_CODE} on a GPU, got {d}; search on CPU")
 
@@ -99,7 +99,7 @@ def stored_dtype(store: Any) -> torch.dtype:
     if store not in COMPUTED:
         raise ValueError(
             "expected store to be torch.float16, bfloat16, float32 or float64, "
-            f"got {store!r}; int8 codes are kept beside the rows in any case"
+            f"got {store!r}; int8 codes are kept in addition to the rows"
         )
     dtype: torch.dtype = store
     return dtype
@@ -138,10 +138,10 @@ def row_ids(name: str, ids: Any, n: int | None = None) -> np.ndarray[Any, Any]:
 
 
 def _id_array(name: str, ids: Any) -> np.ndarray[Any, Any]:
-    """What was given as ids, as an array of any dtype."""
+    """Ids as they were given, as an array of any dtype."""
     if isinstance(ids, Tensor):
         ids = as_tensor(name, ids).detach().cpu()
-        # numpy has neither bfloat16 nor float8; what it shows of them is refused in any case.
+        # numpy has neither bfloat16 nor float8; floating ids are refused later.
         return (ids.double() if ids.is_floating_point() else ids).numpy()  # type: ignore[no-any-return]
     unmasked(name, ids)
     if hasattr(ids, "dtype") and not np.isscalar(ids):
@@ -155,7 +155,7 @@ def _id_array(name: str, ids: Any) -> np.ndarray[Any, Any]:
 
 
 def _listed(name: str, ids: Any) -> np.ndarray[Any, Any]:
-    """An array of the items of a sequence, which numpy would turn into text if one is."""
+    """An array of the items of a sequence; numpy would convert all to text if one is."""
     items = list(ids)
     if all(isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in items):
         for item in (min(items, default=0), max(items, default=0)):
@@ -170,7 +170,7 @@ def _listed(name: str, ids: Any) -> np.ndarray[Any, Any]:
 
 
 def new_ids(ids: np.ndarray[Any, Any], taken: np.ndarray[Any, Any]) -> None:
-    """Refuse an id that stands for no row, or for another."""
+    """Refuse the id -1, which stands for no row, and ids that other rows have."""
     if ids.dtype != object and bool((ids == -1).any()):
         raise ValueError("expected ids other than -1, which stands for no row in a result")
     if bool(taken.any()):
@@ -195,13 +195,13 @@ def per_query(given: int, queries: int) -> None:
     """Refuse lists of excluded ids that are not one for each query."""
     if given != queries:
         raise ValueError(
-            f"expected exclude to hold one list of ids for each of {queries} queries, or ids "
-            f"alone for all of them, got {given} lists"
+            f"expected exclude to hold one list of ids for each of {queries} queries, or ids that "
+            f"hold for all of them, got {given} lists"
         )
 
 
 def excluded_ids(exclude: Any) -> None:
-    """Refuse what is no sequence of ids, nor of sequences: text and a mapping can be iterated."""
+    """Refuse what is neither ids nor lists of ids, such as text or a mapping."""
     if isinstance(exclude, (str, bytes, bytearray, dict)) or not hasattr(exclude, "__iter__"):
         raise TypeError(
             "expected exclude to be a sequence or a set of ids, or one for each query, "
@@ -216,7 +216,7 @@ def one_kind(name: str, lists: Sequence[np.ndarray[Any, Any]]) -> None:
 
 
 def threshold(value: Any) -> float:
-    """Return a threshold as a float, refusing what is no cosine."""
+    """Return a threshold as a float; refuse one outside [-1, 1]."""
     try:
         found = float(value)
     except (TypeError, ValueError) as error:

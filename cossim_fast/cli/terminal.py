@@ -1,4 +1,4 @@
-"""What every command does alike: notes and errors of one line, interruption, progress."""
+"""What all commands share: notes and errors of one line, interruption, progress."""
 
 import sys
 from collections.abc import Iterator
@@ -11,29 +11,30 @@ from rich.console import Console
 from cossim_fast import files
 from cossim_fast._escaped import escaped
 
+# Exit statuses.
 FINDING, TROUBLE, INTERRUPTED = 1, 2, 130
 
 
 def note(text: str) -> None:
-    """Say something beside the result, which has stdout for itself."""
+    """Print a note to stderr; stdout is for the result alone."""
     print(f"cossim: {escaped(text)}", file=sys.stderr, flush=True)
 
 
 def console(*, soft_wrap: bool = False) -> Console:
-    """What a result is shown on, letter for letter: texts go through `escaped` first."""
+    """The console for results, without markup; texts must be `escaped` first."""
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=soft_wrap)
 
 
 @contextmanager
 def one_line_errors(checkpoint: Path | None = None) -> Iterator[None]:
-    """Turn trouble into one line and an exit status; say how to go on if there is a checkpoint."""
+    """Turn errors into one line and an exit status; name the checkpoint if there is one."""
     try:
         yield
     except KeyboardInterrupt:
         note(f"interrupted{_way_on(checkpoint) or '; nothing was written'}")
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
-        raise  # the reader has had enough: typer ends quietly
+        raise  # the reader closed the pipe: typer ends quietly
     except OSError as error:
         words = (str(part) for part in (error.filename, error.strerror or error) if part)
         note(": ".join(words) + _way_on(checkpoint))
