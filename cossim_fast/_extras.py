@@ -1,4 +1,4 @@
-"""Packages that only some faces of the diagnosis need, imported at first use."""
+"""Optional packages, imported at first use."""
 
 import importlib
 from types import ModuleType

@@ -192,10 +192,10 @@ def full_precision_product(a: Tensor, b: Tensor) -> Tensor:
 def described() -> str:
     """How float32 products are formed now."""
     if _settings_leave_whole(_by_torch, _here):
-        return "as torch forms them, from whole factors"
+        return "as torch computes them, without rounding factors"
     if time.monotonic() < _rest_until:
-        return "in float64, as another thread changed torch's setting during one"
-    return "in float64, as torch rounds the factors of float32 here"
+        return "in float64, since another thread changed torch's setting during one"
+    return "in float64, since torch would round the factors of float32 ones"
 
 
 def _left_whole(a: Tensor, b: Tensor, out: Tensor) -> bool:

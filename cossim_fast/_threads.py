@@ -1,13 +1,13 @@
-"""Threads of our own that stay: for loops of numpy's, and for work that falls into parts.
+"""A pool of threads, for loops of numpy operations, and for work in independent parts.
 
-Both let go of the interpreter's lock. Starting threads for a call costs more than most calls take;
-handing work to those that wait for it costs 10 to 30 µs. On these threads torch's operations start
-no others: a part is worked on by one thread from its beginning to its end, and waits for nobody.
+Both release the interpreter's lock. Starting threads in a call costs more than most calls take;
+handing work to waiting threads costs 10 to 30 µs. torch's operations start no further threads on
+these: one thread does a part from beginning to end, and waits for no other.
 
-torch's own threads meet at the end of every operation, and wait awake for the slowest. Where
-another process keeps a processor busy, that is one that the system lets wait, for milliseconds:
-(10000, 384) float16 rows, whose blocks were widened so, took 1.3 ms on two quiet cores of Zen 5,
-2.6 to 7 beside one busy process and 94 beside two.
+torch's own threads synchronize at the end of every operation, and spin while they wait for the
+slowest. Beside a busy process, that is one that the system does not schedule for milliseconds:
+(10000, 384) float16 rows, whose blocks were widened in this way, took 1.3 ms on two quiet cores of
+Zen 5, 2.6 to 7 beside one busy process and 94 beside two.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from cossim_fast._cgroup import processors_of_quota
 
 Result = TypeVar("Result")
 
-# Of all threads that work on a call.
+# [threads] Most that work on a call.
 MOST_THREADS = 16
 
 _helpers: ThreadPoolExecutor | None = None
 _starting = threading.Lock()
 _here = threading.local()
-# Threads that run our parts of work alone.
+# Identities of the threads of the pool.
 _OURS: set[int] = set()
 
 
 class Forkable(Protocol):
-    """Something that is told when it finds itself in a child."""
+    """An object that is told when its process is a forked child."""
 
     def forked(self) -> None:
-        """Be fit for use in a child process that was forked."""
+        """Reset for use in a forked child process."""
 
 
 class StoppedError(Exception):
-    """Another part failed, or nobody waits for this one any more."""
+    """Another part failed, or the caller no longer waits for this one."""
 
 
 def usable_threads() -> int:
-    """How many threads of our own to share work among: more would wait for a processor."""
+    """How many threads of the pool to use: more would wait for a processor."""
     return min(torch.get_num_threads(), processors())
 
 
@@ -67,13 +67,13 @@ def processors() -> int:
 
 
 def single_threaded(work: Callable[..., Result], *arguments: Any) -> Result:
-    """Run `work`, keeping torch's elementwise operations on this thread, where OpenMP lets us.
+    """Run `work` with torch's elementwise operations kept on this thread, where OpenMP allows.
 
-    torch.set_num_threads would set the number for threads to come as well. OpenMP's own function
-    sets it for the thread that calls it, in a quarter of a microsecond.
+    torch.set_num_threads would also set the number for later threads. OpenMP's own function sets it
+    only for the thread that calls it, in a quarter of a microsecond.
 
-    No context manager: Python sees to signals at the beginning of a function and after calls, so
-    that Ctrl-C could fall into `__exit__`. Nothing can fall before the one call of `finally`.
+    This is no context manager, since Python handles signals when a function begins and after calls,
+    so that Ctrl-C could interrupt `__exit__`. It cannot interrupt before the one call of `finally`.
     """
     threads = torch.get_num_threads()
     if threads == 1 or not can_be_single_threaded():
@@ -88,11 +88,11 @@ def single_threaded(work: Callable[..., Result], *arguments: Any) -> Result:
 
 @cache
 def can_be_single_threaded() -> bool:
-    """Whether torch takes its number of threads from the OpenMP that this process finds."""
+    """Whether torch takes its number of threads from the OpenMP library that this process loads."""
     found = []
 
     def ask() -> None:
-        torch.get_num_threads()  # the first on a thread sets what it has
+        torch.get_num_threads()  # the first call on a thread initializes the number
         with contextlib.suppress(OSError, AttributeError, TypeError):
             _openmp()(1)
             found.append(torch.get_num_threads() == 1)
@@ -108,8 +108,8 @@ def can_be_single_threaded() -> bool:
 @cache
 def _openmp() -> Callable[[int], None]:
     """OpenMP's function that sets the number of threads for the thread that calls it."""
-    # torch loads its libraries so that the process sees their names. Without the interpreter's
-    # lock it would take four times as long.
+    # torch loads its libraries with global symbols. PyDLL keeps the interpreter's lock: releasing
+    # it would take four times as long.
     function = ctypes.PyDLL(None).omp_set_num_threads
     function.argtypes, function.restype = [ctypes.c_int], None
     found: Callable[[int], None] = function
@@ -119,14 +119,15 @@ def _openmp() -> Callable[[int], None]:
 def run_shared(threads: int, work: Callable[[], None]) -> None:
     """Run `work` on this thread and, at the same time, on up to `threads` - 1 others.
 
-    Every run takes pieces from one iterator until none is left. So a helper that comes late, since
-    the processors are busy, has nothing to do, and one that has not come by the end is called off.
+    Every run takes pieces from one shared iterator until none is left. So a helper that starts
+    late, on busy processors, finds nothing to do, and one that has not started by the end is
+    cancelled.
     """
     if threads == 1:
         work()
         return
     futures = []
-    # At the interpreter's end no work can be handed out any more: this thread does it all.
+    # At the interpreter's exit the pool takes no more work: this thread does all of it.
     with contextlib.suppress(RuntimeError):
         futures = [_pool().submit(work) for _ in range(min(threads, MOST_THREADS) - 1)]
     try:
@@ -134,16 +135,16 @@ def run_shared(threads: int, work: Callable[[], None]) -> None:
     finally:
         begun = [future for future in futures if not future.cancel()]
         for future in begun:
-            future.exception()  # waits: nobody writes to the caller's memory after this
+            future.exception()  # waits, so that nothing writes to the caller's memory after this
     for future in begun:
         future.result()
 
 
 def run_independent(threads: int, parts: Sequence[Callable[[], Result]]) -> list[Result]:
-    """Run parts on so many threads, each on one from its beginning to its end; return the results.
+    """Run parts on so many threads, each part on one thread; return the results in order.
 
-    In inference mode if the caller is. Where a part fails, or the caller is interrupted, the others
-    are stopped as soon as they call `go_on`, and waited for.
+    Parts run in inference mode if the caller does. If a part fails, or the caller is interrupted,
+    the others stop at their next `go_on`, and are waited for.
     """
     threads = min(threads, MOST_THREADS, len(parts))
     if threads <= 1:
@@ -170,9 +171,9 @@ def run_independent(threads: int, parts: Sequence[Callable[[], Result]]) -> list
         try:
             for _ in range(threads):
                 futures.append(_pool().submit(work))
-        except RuntimeError:  # at the interpreter's end no work can be handed out any more
+        except RuntimeError:  # at the interpreter's exit the pool takes no more work
             work()
-        # When one has ended, there is nothing left for those that have not begun.
+        # When one has ended, no part is left for those that have not started.
         wait(futures, return_when=FIRST_COMPLETED)
         futures = [future for future in futures if not future.cancel()]
         wait(futures)
@@ -188,24 +189,24 @@ def run_independent(threads: int, parts: Sequence[Callable[[], Result]]) -> list
 
 
 def on_one(work: Callable[[], Result]) -> Result:
-    """Run `work` on a helper, where torch's operations start no threads; here if there is none."""
+    """Run `work` on a thread of the pool, where torch starts no others; else on this thread."""
     if torch.get_num_threads() == 1:
         return work()
     try:
         future = _pool().submit(work)
-    except RuntimeError:  # at the interpreter's end no work can be handed out any more
+    except RuntimeError:  # at the interpreter's exit the pool takes no more work
         return work()
     return future.result()
 
 
 def others_run() -> bool:
-    """Whether there are other threads than this one, and ours, that may run Python."""
-    threading.current_thread()  # so that it is counted, whoever started it
+    """Whether threads other than this one and those of the pool may run Python."""
+    threading.current_thread()  # so that it is counted, even if not started by Python
     return threading.active_count() > 1 + len(_OURS - {get_ident()})
 
 
 def go_on() -> None:
-    """Raise StoppedError in a part that is not wanted any more."""
+    """Raise StoppedError in a part that is to stop (`run_independent`)."""
     stop = getattr(_here, "stop", None)
     if stop is not None and stop.is_set():
         raise StoppedError
@@ -215,17 +216,16 @@ def _pool() -> ThreadPoolExecutor:
     global _helpers  # noqa: PLW0603 - the process has one
     if _helpers is None:
         _helpers = ThreadPoolExecutor(
-            MOST_THREADS, thread_name_prefix="cossim_fast", initializer=_alone
+            MOST_THREADS, thread_name_prefix="cossim_fast", initializer=_keep_operations_here
         )
     return _helpers
 
 
-def _alone() -> None:
-    """Keep torch's operations on this thread to it.
+def _keep_operations_here() -> None:
+    """Have torch run operations that this thread calls on no other thread.
 
-    torch keeps the number of threads for each thread that calls it, and one more for threads that
-    have not called it yet; to set it sets both. A thread that does nothing else sets the latter
-    back.
+    torch keeps a number of threads for each thread that has called it, and one for threads that
+    have not yet; setting it sets both. A short-lived thread restores the latter.
     """
     _OURS.add(get_ident())
     with _starting:
@@ -236,23 +236,23 @@ def _alone() -> None:
         back.join()
 
 
-# Forks. A child has the thread alone that forked, and all locks as they were held.
+# Forks. A child has only the thread that forked, and all locks in the state they were in.
 
-# What is done in every child that is forked.
+# Called in every forked child.
 _in_child: list[Callable[[], None]] = []
 _watched: weakref.WeakSet[Forkable] = weakref.WeakSet()
-# Whether this is a forked child that has not been seen to yet.
+# Whether this is a forked child in which torch has not been set to one thread yet.
 _forked = False
-# By thread: held while it is inside what `unforked` calls. And the lock of this table.
+# By thread: a lock that it holds while `unforked` calls something; and the lock of this table.
 _inside: dict[int, threading.RLock] = {}
 _making = threading.RLock()
-# What a fork waits for and holds.
+# Locks that a fork in progress has acquired.
 _held: list[threading.RLock] = []
 _Lock = type(_making)
 
 
 class _Released:
-    """To go through it is to release what a fork holds."""
+    """Releases the locks that a fork holds as it is iterated over."""
 
     __iter__ = staticmethod(partial(map, _Lock.release, _held))
 
@@ -263,15 +263,15 @@ def after_fork(do: Callable[[], None]) -> None:
 
 
 def watch(something: Forkable) -> None:
-    """Call its ``forked`` in every child that is forked from now on."""
+    """Call ``something.forked`` in every child that is forked from now on."""
     _watched.add(something)
 
 
 def one_thread_after_fork() -> None:
-    """Leave OpenMP's threads alone in a forked child, where a wait for them never ends.
+    """Set torch to one thread in a forked child, where OpenMP would wait for threads forever.
 
-    They stay in the parent. torch's own DataLoader does the same in its workers. It is done once
-    in a child: one whose parent had started no threads may set their number again afterwards.
+    These threads exist only in the parent. torch's DataLoader does the same in its workers. It is
+    done once in a child: if its parent had started no threads, it may set their number again.
     """
     global _forked  # noqa: PLW0603 - the process is one
     if _forked:
@@ -280,9 +280,9 @@ def one_thread_after_fork() -> None:
 
 
 def unforked(call: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
-    """Call a product of torch's, which no fork falls into: it waits for its end.
+    """Call a product of torch; a fork in another thread waits until it has ended.
 
-    oneDNN and MKL hold locks in a product, which nobody would release in a child. Takes 0.3 µs.
+    oneDNN and MKL hold locks during a product, which nobody would release in a child. Takes 0.3 µs.
     """
     here = get_ident()
     with _inside.get(here) or _new_lock(here):
@@ -295,15 +295,15 @@ def _new_lock(here: int) -> threading.RLock:
 
 
 def _before_fork() -> None:
-    # Where Ctrl-C ends this, those are held that come first.
+    # If Ctrl-C interrupts this, `_held` names the locks that were acquired first.
     _held[:] = [_making]
     _making.acquire()
     _held.extend(_inside.values())
     deque(map(_Lock.acquire, _held[1:]), 0)
 
 
-def _forget_helpers() -> None:
-    """A forked child has its parent's pool without the threads: it makes its own."""
+def _discard_helpers() -> None:
+    """Discard the parent's pool in a forked child, which lacks its threads."""
     global _helpers, _starting
     _helpers, _starting = None, threading.Lock()
     _OURS.clear()
@@ -314,7 +314,7 @@ def _after_in_child() -> None:
     _making, _forked = threading.RLock(), True
     _inside.clear()
     _held.clear()
-    _forget_helpers()
+    _discard_helpers()
     for do in _in_child:
         do()
     for watched in list(_watched):
@@ -324,7 +324,7 @@ def _after_in_child() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_before_fork,
-        # No Python in it, so that Ctrl-C cannot come before its end.
+        # It runs no Python, so that Ctrl-C cannot interrupt it.
         after_in_parent=partial(deque, _Released(), 0),
         after_in_child=_after_in_child,
     )

@@ -1,4 +1,4 @@
-"""The nn.Module face of the functions."""
+"""Modules (torch.nn.Module) for the functions."""
 
 from __future__ import annotations
 

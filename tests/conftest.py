@@ -130,3 +130,12 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def int8_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let int8 come first: with this processor's product, or a model where that is of no use."""
     arithmetic.become(monkeypatch, arithmetic.PROCESSORS[-1])
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two threads of torch, whatever the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -19,7 +19,7 @@ from cossim_fast._checks.tensors import (
     unreadable,
 )
 
-# What diagnosis reads beside the dtypes that are computed in.
+# Dtypes that diagnosis reads besides the floating ones.
 _WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -32,7 +32,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
 def readable(name: str, value: Any) -> Tensor | np.ndarray[Any, Any]:
     """Return ``value`` as a dense real tensor or an array, both as they are, or refuse it.
 
-    Where a part of it alone will be read, this looks at all of it: at masks, for instance.
+    All of it is checked, for masks for instance, even if only a part of it will be read.
     """
     if not isinstance(value, Tensor):
         return _readable_array(name, value)
@@ -41,10 +41,10 @@ def readable(name: str, value: Any) -> Tensor | np.ndarray[Any, Any]:
         raise TypeError(f"expected {name} of real numbers, got {value.dtype}")
     with_values(name, value)
     if type(value) not in PLAIN:
-        # What a subclass adds is of no use to numpy, and may refuse what is done here.
+        # numpy does not need the subclass, whose own functions may refuse what follows.
         with torch._C.DisableTorchFunctionSubclass():
             value = value.as_subclass(Tensor)
-    if value.is_neg() or value._is_zerotensor():  # its memory holds other numbers, or none
+    if value.is_neg() or value._is_zerotensor():  # its memory holds negated numbers, or none
         value = value.clone()
     dense: Tensor = value
     return dense
@@ -55,8 +55,8 @@ def _readable_array(name: str, value: Any) -> np.ndarray[Any, Any]:
         array = np.asarray(value)
     except Exception as error:  # whatever the class of the value raises
         raise TypeError(
-            f"expected {name} to be a tensor or an array of numbers, got {type(value).__name__} "
-            f"that is none: {error}"
+            f"expected {name} to be a tensor or an array of numbers, got {type(value).__name__}, "
+            f"which cannot be converted: {error}"
         ) from error
     unmasked(name, value)
     kind, dtype = array.dtype.kind, array.dtype
@@ -73,12 +73,12 @@ def _readable_array(name: str, value: Any) -> np.ndarray[Any, Any]:
         fix = "make one of it with numpy.lib.recfunctions.structured_to_unstructured"
     raise TypeError(
         f"expected {name} to be a tensor or an array of numbers, got {type(value).__name__} of "
-        f"dtype {dtype}, no real numbers of torch; {fix}"
+        f"dtype {dtype}, which is no real dtype of torch; {fix}"
     )
 
 
 def unmasked(name: str, value: Any) -> None:
-    """Refuse arrays of which something is masked: nothing here would take notice of it."""
+    """Refuse masked values, since nothing here would take the mask into account."""
     if masked := _masked(value):
         raise TypeError(
             f"expected {name} without a mask, got {masked} masked values; fill them with "
@@ -109,14 +109,14 @@ def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
 
 
 def dense_tensor(name: str, value: Tensor) -> None:
-    """Refuse a tensor that torch's functions do not take for a matrix of numbers."""
+    """Refuse a tensor that is not a dense array of numbers."""
     what = unlike_dense(value)
     if what is not None:
         raise TypeError(f"expected {name} to be a dense tensor, got {what}")
 
 
 def with_values(name: str, value: Tensor) -> None:
-    """Refuse a tensor without numbers to look at."""
+    """Refuse a tensor whose numbers cannot be read."""
     what = unreadable(value)
     if what is not None:
         raise TypeError(f"expected {name} to hold values, got {what}")
@@ -146,7 +146,7 @@ def listed(name: str, value: Any) -> Tensor:
     except Exception as error:  # torch has many
         raise TypeError(
             f"expected {name} to be a tensor, an array or a list of numbers, rows of one length, "
-            f"got {type(value).__name__} that is none: {error}"
+            f"got {type(value).__name__}, which cannot be converted: {error}"
         ) from error
 
 
@@ -158,7 +158,7 @@ def comparison(a: Tensor, b: Tensor, dim: int) -> tuple[int, ...]:
     if a.device != b.device:
         raise ValueError(f"expected both tensors on one device, got {a.device} and {b.device}")
     try:
-        # numpy's: torch's loads sympy at its first call, half a second of somebody's training.
+        # numpy's function: torch's imports sympy at its first call, which takes half a second.
         shape = np.broadcast_shapes(tuple(a.shape), tuple(b.shape))
     except ValueError as error:
         raise ValueError(
@@ -191,7 +191,7 @@ def embeddings(shape: tuple[int, ...]) -> None:
 
 
 def diagnosed(dtype: torch.dtype) -> None:
-    """Check that a set of embeddings is of a dtype that has a least and a largest number."""
+    """Check that a set of embeddings is of a dtype that diagnosis can read."""
     if dtype not in COMPUTED and dtype not in _WHOLE:
         raise TypeError(
             "expected embeddings of float16, bfloat16, float32, float64, bool, uint8 or a signed "

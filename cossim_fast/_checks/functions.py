@@ -45,9 +45,9 @@ def drop_in_arguments(x1: Tensor, x2: Tensor, dim: int, eps: float) -> tuple[tor
 
 
 def drop_in_dense(x1: Tensor, x2: Tensor) -> None:
-    """Refuse what is no dense tensor: for most that are not, torch has a NotImplementedError.
+    """Refuse tensors that are not dense, with the NotImplementedError that torch mostly raises.
 
-    Asked where no plain memory was found (`_dispatch`): before every call it would take 0.2 µs.
+    Called only for tensors without plain memory (`_dispatch`): in every call it would take 0.2 µs.
     """
     require_dense("cosine_similarity", "x1", x1, NotImplementedError)
     require_dense("cosine_similarity", "x2", x2, NotImplementedError)
@@ -73,14 +73,14 @@ def drop_in_dtype(x1: Tensor, x2: Tensor) -> torch.dtype:
 
 
 def _promoted(x: Tensor, y: Tensor) -> torch.dtype:
-    """The dtype of two together; that which torch does not promote, if one has such a dtype."""
+    """The promoted dtype of two tensors; or the dtype of one that torch does not promote."""
     for dtype in (x.dtype, y.dtype):
         if converted(dtype):
             return dtype
-    # torch promotes these beside floating dtypes alone; two of whole numbers give no floating one.
-    whole = not (x.dtype.is_floating_point or y.dtype.is_floating_point)
+    # torch promotes these only with floating dtypes; two integer dtypes give no floating one.
+    integers = not (x.dtype.is_floating_point or y.dtype.is_floating_point)
     for dtype in (x.dtype, y.dtype):
-        if whole and dtype in (torch.uint16, torch.uint32, torch.uint64):
+        if integers and dtype in (torch.uint16, torch.uint32, torch.uint64):
             return dtype
     return torch.promote_types(x.dtype, y.dtype)
 
@@ -172,7 +172,7 @@ def pairwise_arguments(x: Tensor, y: Tensor | None, eps: float, precision: str) 
 def pairwise_out(
     out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, inputs: tuple[Tensor, ...]
 ) -> None:
-    """Refuse an `out` that cannot take the result as it is."""
+    """Refuse an `out` that cannot hold the result without conversion."""
     require_dense("pairwise_cosine", "out", out, TypeError)
     if tuple(out.shape) != shape or out.dtype != dtype:
         raise ValueError(
@@ -184,7 +184,7 @@ def pairwise_out(
     if torch.is_grad_enabled() and any(t.requires_grad for t in (out, *inputs)):
         raise ValueError(
             "out= cannot be recorded by autograd, and an argument requires a gradient; "
-            "leave out= away, or call under torch.no_grad()"
+            "omit out=, or call under torch.no_grad()"
         )
     if _overlaps_itself(out):
         raise ValueError("expected out to have one place in memory for each element; pass a copy")

@@ -76,7 +76,7 @@ def candidates(queries: Tensor, corpus: Tensor, query_index: Tensor, corpus_inde
 def bound_terms(
     n: int, blocks: int, query_terms: Tensor, block_terms: Tensor, thresholds: Tensor | None = None
 ) -> None:
-    """Check what the bounds of n queries against so many blocks are made of."""
+    """Check the terms of the bounds of n queries and so many blocks."""
     for name, terms, shape in (
         ("query_terms", query_terms, (4, n)),
         ("block_terms", block_terms, (3, blocks)),
@@ -90,7 +90,7 @@ def bound_terms(
 
 
 def block_maxima(maxima: Tensor) -> None:
-    """Check what the block-maximum screen gives."""
+    """Check the result of the block-maximum screen."""
     if maxima.dim() != 2 or maxima.dtype not in (torch.int32, torch.float32):
         raise ValueError(
             "expected maxima of shape (n, blocks) and dtype torch.int32 or torch.float32, "

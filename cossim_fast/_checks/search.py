@@ -79,7 +79,7 @@ def device_search(screen: Any, checkpoint: Any, d: int) -> None:
     if screen not in ("auto", "int8"):
         raise ValueError(f"expected screen to be 'auto' or 'int8' on a GPU, got {screen!r}")
     if checkpoint is not None:
-        raise ValueError("expected no checkpoint on a GPU, where a search is one step")
+        raise ValueError("expected no checkpoint on a GPU, where a search cannot be resumed")
     if d > LONGEST_CODE:
         raise ValueError(f"expected d <= {LONGEST_CODE} on a GPU, got {d}; search on CPU")
 
@@ -106,7 +106,7 @@ def stored_dtype(store: Any) -> torch.dtype:
     if store not in COMPUTED:
         raise ValueError(
             "expected store to be torch.float16, bfloat16, float32 or float64, "
-            f"got {store!r}; int8 codes are kept beside the rows in any case"
+            f"got {store!r}; int8 codes are kept in addition to the rows"
         )
     dtype: torch.dtype = store
     return dtype
@@ -145,10 +145,10 @@ def row_ids(name: str, ids: Any, n: int | None = None) -> np.ndarray[Any, Any]:
 
 
 def _id_array(name: str, ids: Any) -> np.ndarray[Any, Any]:
-    """What was given as ids, as an array of any dtype."""
+    """Ids as they were given, as an array of any dtype."""
     if isinstance(ids, Tensor):
         ids = as_tensor(name, ids).detach().cpu()
-        # numpy has neither bfloat16 nor float8; what it shows of them is refused in any case.
+        # numpy has neither bfloat16 nor float8; floating ids are refused later.
         return (ids.double() if ids.is_floating_point() else ids).numpy()  # type: ignore[no-any-return]
     unmasked(name, ids)
     if hasattr(ids, "dtype") and not np.isscalar(ids):
@@ -162,7 +162,7 @@ def _id_array(name: str, ids: Any) -> np.ndarray[Any, Any]:
 
 
 def _listed(name: str, ids: Any) -> np.ndarray[Any, Any]:
-    """An array of the items of a sequence, which numpy would turn into text if one is."""
+    """An array of the items of a sequence; numpy would convert all to text if one is."""
     items = list(ids)
     if all(isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in items):
         for item in (min(items, default=0), max(items, default=0)):
@@ -177,7 +177,7 @@ def _listed(name: str, ids: Any) -> np.ndarray[Any, Any]:
 
 
 def new_ids(ids: np.ndarray[Any, Any], taken: np.ndarray[Any, Any]) -> None:
-    """Refuse an id that stands for no row, or for another."""
+    """Refuse the id -1, which stands for no row, and ids that other rows have."""
     if ids.dtype != object and bool((ids == -1).any()):
         raise ValueError("expected ids other than -1, which stands for no row in a result")
     if bool(taken.any()):
@@ -232,7 +232,7 @@ def one_kind(name: str, lists: Sequence[np.ndarray[Any, Any]]) -> None:
 
 
 def threshold(value: Any) -> float:
-    """Return a threshold as a float, refusing what is no cosine."""
+    """Return a threshold as a float; refuse one outside [-1, 1]."""
     try:
         found = float(value)
     except (TypeError, ValueError) as error:

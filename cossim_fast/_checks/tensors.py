@@ -1,4 +1,4 @@
-"""Tensors whose numbers a function cannot read as they lie, and how to get at them."""
+"""Tensors whose numbers a function cannot read directly, and what to pass instead."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 PLAIN = (Tensor, torch.nn.Parameter)
 COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _QUANTIZED = (torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4)
-# What torch promotes beside a dtype that is computed in; float8 and quantized numbers are not.
+# Dtypes that torch promotes with those above; float8 and quantized dtypes are not among them.
 _PROMOTED = frozenset(
     {
         *COMPUTED, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
@@ -19,7 +19,7 @@ _PROMOTED = frozenset(
 
 
 def unlike_dense(x: Tensor) -> str | None:
-    """What a tensor is that is not a dense one of numbers, and how to make one of it."""
+    """Why a tensor is not dense, and how to convert it; None for a dense tensor."""
     if x.is_nested:
         return (
             "a nested tensor; pass the tensors of x.unbind() one by one, or rows of one length "
@@ -43,19 +43,19 @@ def converted(dtype: torch.dtype) -> str | None:
 
 
 def one_is_fake(x: Tensor, y: Tensor) -> bool:
-    """Whether one of two tensors has no values, in a mode that refuses the other for that."""
+    """Whether only one of two tensors is fake, in a mode that refuses others."""
     fakes = [t for t in (x, y) if type(t).__name__ == "FakeTensor"]
     return len(fakes) == 1 and not fakes[0].fake_mode.allow_non_fake_inputs  # type: ignore[attr-defined]
 
 
 def unreadable(x: Tensor) -> str | None:
-    """Why the numbers of a dense tensor cannot be read here, and what to pass instead."""
+    """Why the numbers of a dense tensor cannot be read, and what to pass; None if they can."""
     if x.is_meta:
         return "a tensor on the meta device; make one with values"
     name = type(x).__name__
     if type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         fix = ".full_tensor()" if name == "DTensor" else "a plain tensor made of it"
-        return f"{name}, whose numbers lie elsewhere; pass {fix}"
+        return f"{name}, whose numbers are elsewhere; pass {fix}"
     if torch._C._functorch.is_functorch_wrapped_tensor(x):
         return "a tensor inside a function transform such as vmap; call the function outside"
     if torch._is_functional_tensor(x):
@@ -71,12 +71,12 @@ def freed(x: Tensor) -> bool:
 
 
 def in_memory(x: Tensor, y: Tensor) -> bool:
-    """Whether the numbers of two plain tensors are at their addresses; of which one is 0.
+    """Whether both plain tensors have memory that holds their numbers; call it if an address is 0.
 
-    Empty tensors are; zeros that torch keeps as such, and functional tensors, are not.
+    Empty tensors count as such; zero tensors without memory and functional tensors do not.
 
     Raises:
-        ValueError: the memory of one was freed: torch itself would read what is there now.
+        ValueError: the memory of one was freed: torch itself would read whatever is there now.
     """
     if freed(x) or freed(y):
         raise ValueError(

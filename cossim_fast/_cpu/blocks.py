@@ -1,4 +1,4 @@
-"""Blocks of rows that stay in cache, the memory that they are written to, and rows out of range."""
+"""Blocks of rows that stay in cache, scratch memory, and out-of-range rows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.linalg import vector_norm
 
 from cossim_fast._threads import run_shared, single_threaded, usable_threads
 
-# Elements of one operand in a block of what is widened or strided: torch's ops start slowly, and
-# threads that meet at the interpreter's lock wait for each other. (100000, 384) float16 rows on two
+# [elements] Of one operand in a block that is widened or strided: torch's operations start slowly,
+# and threads wait for the interpreter's lock between them. (100000, 384) float16 rows on two
 # threads took 11 ms with 2^19 or 2^20, 13 with 2^18, 21 with 2^17 and 35 with 2^15 (Zen 5).
 BLOCK = 3 << 17
-# Elements of the least part of such work that is worth a thread. On Zen 5 two took 0.35 ms for
-# (1000, 384) float16 rows, where one took 0.17; 0.52 and 0.40 for (10000, 64); 1.36 and 1.44 for
-# (10000, 384).
+# [elements] Of the least part of such work that is worth a thread. On Zen 5 two threads took 0.35
+# ms for (1000, 384) float16 rows, and one took 0.17; 0.52 and 0.40 for (10000, 64); 1.36 and 1.44
+# for (10000, 384).
 PART = 1 << 20
 # Norms within these bounds have squares, and products of two, well inside the dtype's range.
 NORM_BOUNDS = {
@@ -30,14 +30,14 @@ NORM_BOUNDS = {
 def each_block(
     work: Callable[[int, Iterator[tuple[Tensor, ...]]], None], shape: torch.Size, *tensors: Tensor
 ) -> None:
-    """Let `work` take blocks of tensors of the same leading `shape`, by one thread each.
+    """Call `work` on blocks of tensors with the same leading `shape`, each block on one thread.
 
     torch would share every operation on a block among its threads, which wait at its end for the
     slowest.
 
     Args:
-        work: takes the elements of the largest block, and blocks until there are no more.
-        shape: the rows.
+        work: called on each thread, with the elements of the largest block, and the blocks.
+        shape: of the rows.
         tensors: the first of shape (*shape, d).
     """
     width = max(tensors[0].shape[-1], 1)
@@ -46,13 +46,13 @@ def each_block(
     # Blocks of one size, and as many for each thread.
     blocks = threads * -(-elements // (threads * BLOCK))
     rows = -(-shape.numel() // max(blocks, 1)) or 1
-    # Of a list, since threads may not ask a generator at the same time.
+    # An iterator of a list, since threads cannot share a generator.
     left = iter(list(row_blocks(rows, shape, *tensors)))
     run_shared(threads, partial(single_threaded, work, min(rows * width, elements), left))
 
 
 def norms_along_last(x: Tensor, squares: Scratch, out: Tensor) -> Tensor:
-    """Write |x| along the last dimension to `out`; infinite or 0 where squares leave the range."""
+    """Write |x| along the last dimension to `out`; infinite or 0 where squares are out of range."""
     if x.stride(-1) == 1:
         return vector_norm(x, dim=-1, out=out)  # type: ignore[no-any-return]
     # Along a strided dimension torch's norm is not vectorised: ten times slower than this.
@@ -73,7 +73,7 @@ def row_blocks(rows: int, shape: torch.Size, *tensors: Tensor) -> Iterator[tuple
 
 
 class Scratch:
-    """Memory that one block after another is written to."""
+    """Memory that is reused for one block after another."""
 
     def __init__(self, dtype: torch.dtype, memory: Tensor | None = None) -> None:
         self.dtype = dtype
@@ -99,9 +99,9 @@ class Scratch:
 def scratch_places(dtype: torch.dtype, *elements: int) -> list[Scratch]:
     """Return scratches of so many elements each that are places in one allocation.
 
-    The C library gives the top of its heap back to the system where several pieces are freed
-    there, and finding their pages anew took (1000, 384) bfloat16 rows five times the work; one
-    piece of the same size, up to 32 MB, it keeps.
+    When several pieces at the top of its heap are freed, the C library returns them to the system,
+    and mapping their pages again took (1000, 384) bfloat16 rows five times the work. It keeps one
+    piece of the same size, up to 32 MB.
     """
     memory = torch.empty(sum(elements), dtype=dtype, device="cpu")
     return [Scratch(dtype, part) for part in memory.split(elements)]
@@ -119,6 +119,6 @@ def all_in_bounds(norms: Tensor) -> bool:
 def out_of_range_rows(norms: Tensor, width: int) -> Iterator[tuple[Tensor, ...]]:
     """Index the rows of which a norm (the first dimension lists them) is out of bounds."""
     low, high = NORM_BOUNDS[norms.dtype]
-    odd = ~((norms >= low) & (norms <= high)).all(0)
-    for index in odd.nonzero().split(max(BLOCK // max(width, 1), 1)):
+    out_of_range = ~((norms >= low) & (norms <= high)).all(0)
+    for index in out_of_range.nonzero().split(max(BLOCK // max(width, 1), 1)):
         yield index.unbind(1)

@@ -1,4 +1,4 @@
-"""First derivatives on CPU, by blocks.
+"""First derivatives of the cosines of paired rows on CPU, in blocks.
 
 With n = max(|x|, eps) and c the cosine before the clamp,
 
@@ -41,19 +41,19 @@ def rows_gradients(
     if not all(t.min(initial=high) >= low and t.max(initial=low) <= high for t in both):
         for index in out_of_range_rows(torch.stack(rows[1:]), x.shape[-1]):
             a, b, g = (t[index].to(cross.dtype) for t in (x, y, incoming))
-            for whole, this, other in zip(results, (a, b), (b, a), strict=True):
-                if whole is not None:
-                    whole[index] = _odd_gradient(this, other, g, eps).to(whole.dtype)
+            for result, this, other in zip(results, (a, b), (b, a), strict=True):
+                if result is not None:
+                    result[index] = _out_of_range_gradient(this, other, g, eps).to(result.dtype)
     return results
 
 
 @quiet
 def _factors(grad: Array, cosine: Array, norm_x: Array, norm_y: Array, eps: float) -> list[Tensor]:
-    """What the other row is multiplied by, and x and y themselves, for their derivatives.
+    """The factors of the other row, of x and of y in the derivatives.
 
-    By numpy, on this thread: few numbers, which torch would share among its threads.
+    By numpy, on this thread, since torch would share even these few numbers among threads.
     """
-    # Before numpy 2 a float and an array without dimensions give float64.
+    # Before numpy 2, a float and a 0-d array give float64.
     least = cosine.dtype.type(eps)
     bounded_x, bounded_y = np.maximum(norm_x, least), np.maximum(norm_y, least)
     own = grad * cosine
@@ -63,7 +63,7 @@ def _factors(grad: Array, cosine: Array, norm_x: Array, norm_y: Array, eps: floa
 
 def _like(this: Tensor) -> Tensor:
     """New memory for the derivative by a tensor, laid out as it is."""
-    # An expanded tensor has a derivative at each place that its elements are seen.
+    # An expanded tensor has a derivative at each of its places.
     return torch.empty_like(this) if 0 not in this.stride() else this.new_empty(this.shape)
 
 
@@ -90,7 +90,7 @@ def _fill_gradients(
                 block.copy_(target)
 
 
-def _odd_gradient(this: Tensor, other: Tensor, grad: Tensor, eps: float) -> Tensor:
+def _out_of_range_gradient(this: Tensor, other: Tensor, grad: Tensor, eps: float) -> Tensor:
     """The derivative by `this` for rows of any magnitude, without autograd: an op has none."""
     t = _composite.unit_rows(other, -1, eps) * grad[..., None]
     project(t, _composite.unit_rows(this, -1, eps), _composite.row_norms(this, -1), eps)
@@ -98,7 +98,7 @@ def _odd_gradient(this: Tensor, other: Tensor, grad: Tensor, eps: float) -> Tens
 
 
 def project(t: Tensor, unit: Tensor, norm: Tensor, eps: float) -> None:
-    """Turn T into the derivative in place, given x / n and |x|; unit is used up."""
+    """Turn T into the derivative in place, given x / n and |x|; ``unit`` is overwritten."""
     bounded = norm.clamp_min(eps)
     # x / |x| = (x / n) (n / |x|), where n / |x| is 1 but below eps.
     ratio = torch.where(norm < eps, eps / norm, 1.0).masked_fill_(norm == 0, 0.0)

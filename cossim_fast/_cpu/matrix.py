@@ -1,10 +1,10 @@
-"""The cosine matrix on CPU: tiles, each worked on by one thread from its rows to its place.
+"""The cosine matrix on CPU, in tiles that are each computed by one thread.
 
-Rows are prepared before the product (see `_cpu_products`), a panel at a time. Then the matrix falls
-into strips of tiles, which threads take one after another: none waits for another before the last
-tile. torch's own threads would meet at the end of every operation, and wait there, awake, for one
-that another process keeps from running: beside one busy process on one of two cores, on an Intel
-machine, a symmetric matrix of 4096 rows so took 1.7 to 2.8 s in place of 0.13.
+Rows are prepared before the product (see `_cpu.products`), a panel at a time. Then the matrix is
+cut into strips of tiles, which threads take one after another; none waits for another before the
+last tile. torch's own threads synchronize at the end of every operation, and spin there while one
+of them is not scheduled: beside one busy process on one of two cores, on an Intel machine, a
+symmetric matrix of 4096 rows took 1.7 to 2.8 s in this way, instead of 0.13.
 """
 
 from __future__ import annotations
@@ -23,31 +23,33 @@ from cossim_fast._cpu.units import normalize, panel_rows
 from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast._shapes import even
 
-# Side of a tile. One core of Zen 5 multiplied tiles of 512 x 512 x 768 at 111 G operations a
+# [rows] Side of a tile. One core of Zen 5 multiplied tiles of 512 x 512 x 768 at 111 G operations a
 # second (torch.mm) and 238 (oneDNN), of 1024 x 4096 at 108 and 227.
 SIDE = 512
-# Side of a tile of more threads than there are of ours.
+# [rows] Side of a tile where torch has more threads than the pool.
 WIDE_SIDE = 2048
-# Parts that the tiles of a panel are cut into for each thread: so many that the last ones to end
-# end together, and as few as prepare the rows of a strip few times.
+# [parts per thread] Into which the tiles of a panel are divided: enough that all threads finish at
+# about the same time, and few enough that the rows of a strip are prepared few times.
 PARTS = 4
-# Multiplications from which threads of our own take tiles; below, torch's share each operation. On
-# two cores of Zen 5, in ms, apart and by torch's threads: (1024, 384) 4.7 and 2.4, (1500, 384) 6.3
-# and 5.1, (2048, 384) 9.7 and 14; beside one busy process 8.1 and 6.3, 10 and 10.3.
+# [multiplications] From so many on, threads of the pool take tiles; below, torch's threads share
+# each operation. On two cores of Zen 5, in ms, by the pool and by torch's threads: (1024, 384) 4.7
+# and 2.4, (1500, 384) 6.3 and 5.1, (2048, 384) 9.7 and 14; beside one busy process 8.1 and 6.3, 10
+# and 10.3.
 SHARED_WORK = 1 << 30
-# Elements of many small matrices and their rows from which threads of our own share them. On two
-# cores of Zen 5, in ms, apart and by torch's threads: 2000 of (16, 64) 2.8 and 1.8, 8000 of them
-# 8.2 and 7.6; beside one busy process 3.3 and 5.9, 11.1 and 15.5.
+# [elements] Of many small matrices and their rows, from which threads of the pool share them. On
+# two cores of Zen 5, in ms, by the pool and by torch's threads: 2000 of (16, 64) 2.8 and 1.8, 8000
+# of them 8.2 and 7.6; beside one busy process 3.3 and 5.9, 11.1 and 15.5.
 SMALL_SHARED = 1 << 24
-# Side of the smallest squares on the diagonal of a symmetric matrix, computed whole.
+# [rows] Side of the smallest squares on the diagonal of a symmetric matrix, computed in full.
 LEAF = 256
-# Side of the squares that are transposed, and what their rows are apart beyond that: a stride of
-# a power of two has all rows meet in the same lines of the cache. 4096 x 4096 float32 took 16 ms
-# on one thread of Zen 3, 33 without a copy so laid out, 35 with squares of 64 and 19 with 512.
+# [rows] Side of the squares that are transposed. 4096 x 4096 float32 took 16 ms on one thread of
+# Zen 3, 33 without a padded copy, 35 with squares of 64 and 19 with 512.
 MIRROR = 256
-APART = 16
+# [numbers] Padding of the rows of such a square: with a stride of a power of two, all rows would
+# map to the same cache lines.
+PADDING = 16
 
-# Up to so many columns the product is bound by reading the rows: keep their blocks in cache.
+# [columns] Up to so many, the product is limited by reading the rows: keep their blocks in cache.
 FEW = 128
 
 Part = Callable[[], None]
@@ -65,24 +67,24 @@ def cosine_matrix(
 def _fill(x: Tensor, y: Tensor | None, eps: float, out: Tensor, precision: str) -> None:
     count, n, m, d = *out.shape, x.shape[2]
     size = (n + m) * d + n * m
-    each, all_together = independent_threads(n * m * d), independent_threads(count * n * m * d)
+    each, all_items = independent_threads(n * m * d), independent_threads(count * n * m * d)
     if count > 1 and size <= BLOCK:
         threads = _threads.usable_threads()
-        apart = count * size >= SMALL_SHARED and threads <= _threads.MOST_THREADS
-        _fill_small(x, y, eps, out, BLOCK // max(size, 1), threads if apart else 1)
+        shared = count * size >= SMALL_SHARED and threads <= _threads.MOST_THREADS
+        _fill_small(x, y, eps, out, BLOCK // max(size, 1), threads if shared else 1)
         return
     dtypes = (x.dtype, x.dtype if y is None else y.dtype)
-    # What is bound by reading the rows gains nothing by a faster product of prepared ones.
+    # A faster product gains nothing where reading the rows is the limit.
     gain = n * m * d if min(n, m) > FEW else 0
     product = choose_product(dtypes, out.dtype, precision, gain)
     tiles = Tiles(product, eps, each, _side(product, out.dtype, n * m * d))
     others = [None] * count if y is None else list(y)
     items = [partial(tiles.fill, *item) for item in zip(x, others, out, strict=True)]
-    _threads.run_independent(1 if each > 1 else all_together, items)
+    _threads.run_independent(1 if each > 1 else all_items, items)
 
 
 def _side(product: Product, result: torch.dtype, multiplications: int) -> int | None:
-    """The side of tiles; None for whole panels, where no tile has memory of its own."""
+    """The side of tiles; None for full panels, which need no memory for tiles."""
     if is_shared(multiplications):
         return SIDE
     if product.is_in_place(result):
@@ -91,15 +93,15 @@ def _side(product: Product, result: torch.dtype, multiplications: int) -> int | 
 
 
 def is_shared(multiplications: int) -> bool:
-    """Whether so much work is cut into tiles for threads of our own.
+    """Whether so much work is cut into tiles for the pool.
 
-    Not where torch has more threads than there are of ours: then these share each product.
+    Not where torch has more threads than the pool: then its threads share each product.
     """
     return multiplications >= SHARED_WORK and _threads.usable_threads() <= _threads.MOST_THREADS
 
 
 def independent_threads(multiplications: int) -> int:
-    """How many threads of our own share so many multiplications."""
+    """How many threads of the pool share so many multiplications."""
     return _threads.usable_threads() if is_shared(multiplications) else 1
 
 
@@ -107,7 +109,7 @@ def _fill_small(
     x: Tensor, y: Tensor | None, eps: float, out: Tensor, items: int, threads: int
 ) -> None:
     """Many small matrices: as many at a time as stay in cache."""
-    # In memory that is kept from one to the next: a few parts for each thread.
+    # A few parts for each thread, since a part reuses its memory from one matrix to the next.
     step = len(x) if threads == 1 else -(-len(x) // (PARTS * threads))
     spans = [slice(start, start + step) for start in range(0, len(x), step)]
     parts = [
@@ -131,13 +133,13 @@ def _fill_items(x: Tensor, y: Tensor | None, eps: float, out: Tensor, items: int
 
 
 class Tiles:
-    """One matrix after another, in tiles that threads share.
+    """Fills one matrix after another, in tiles that threads share.
 
     Args:
-        product: what multiplies.
+        product: multiplies tiles.
         eps: the smallest norm to divide by.
         threads: how many threads take tiles.
-        side: of a tile; None for one of a whole panel, whose operations torch's threads share.
+        side: of a tile; None for full panels, whose operations torch's threads share.
     """
 
     def __init__(self, product: Product, eps: float, threads: int, side: int | None) -> None:
@@ -147,7 +149,7 @@ class Tiles:
         self._side = side
 
     def fill(self, x: Tensor, y: Tensor | None, out: Tensor) -> None:
-        """Fill out (n, m) from (n, d) and (m, d); y=None computes half of it and mirrors that."""
+        """Fill out (n, m) from (n, d) and (m, d); y=None computes a half and mirrors it."""
         m, d = out.shape[1], x.shape[1]
         panel = min(panel_rows(d), m)
         if self._side is not None and panel < m:
@@ -168,7 +170,7 @@ class Tiles:
         return self._product.padded(rows, self._side or rows)
 
     def _prepare_all(self, x: Tensor, memory: Operand) -> Operand:
-        """Prepare rows in memory that may be longer; return them, padded."""
+        """Prepare rows in memory for at least so many; return them, padded."""
         operand = _rows(memory, slice(len(x)))
         step = len(x) if self._threads == 1 else max(BLOCK // max(x.shape[1], 1), 1)
         blocks = [slice(start, start + step) for start in range(0, len(x), step)]
@@ -201,7 +203,7 @@ class Tiles:
         self, x: Tensor, size: int, b: Operand, out: Tensor, starts: range, columns: int,
         mirror: Tensor | None,
     ) -> None:  # fmt: skip
-        """Fill tiles of a strip, whose rows this thread prepares for itself, padded to a size."""
+        """Fill tiles of a strip, after preparing its rows, padded to a size."""
         n, d = x.shape
         a = _padded_rows(self._product.empty(size, d), n, size)
         self._product.prepare(x, self._eps, _rows(a, slice(n)))
@@ -240,9 +242,9 @@ class Tiles:
                 self._fill_tile(a, b, out[strip], start, side, out[:, strip])
 
     def _fill_square(self, a: Operand, out: Tensor) -> None:
-        """Fill out with a and a: half its rows with the other half, then each half alike.
+        """Fill out with a and a: recursively each half, then one half with the other.
 
-        Halves of as few sizes as there are of a.
+        Sizes of halves are rounded, so that few shapes occur.
         """
         n = out.shape[0]
         if n <= LEAF:
@@ -266,7 +268,7 @@ def _rows(operand: Operand, some: slice) -> Operand:
 
 
 def _padded_rows(memory: Operand, count: int, padded: int) -> Operand:
-    """Rows of memory up to a number that is padded with zeros."""
+    """The first ``padded`` rows of memory; those from ``count`` on are set to zero."""
     for each in memory:
         each[count:padded] = 0
     return _rows(memory, slice(padded))
@@ -274,7 +276,7 @@ def _padded_rows(memory: Operand, count: int, padded: int) -> Operand:
 
 def _transpose(source: Tensor, target: Tensor) -> None:
     """Copy the transposed source to target."""
-    memory = source.new_empty(MIRROR, MIRROR + APART)
+    memory = source.new_empty(MIRROR, MIRROR + PADDING)
     for rows, columns in zip(source.split(MIRROR), target.split(MIRROR, 1), strict=True):
         for square, place in zip(rows.split(MIRROR, 1), columns.split(MIRROR), strict=True):
             place.copy_(memory[: square.shape[0], : square.shape[1]].copy_(square).T)

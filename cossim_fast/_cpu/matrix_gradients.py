@@ -18,13 +18,13 @@ from cossim_fast._cpu.units import normalize, panel_rows
 from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast._shapes import even
 
-# Rows of the incoming gradient whose conversion to another dtype stays in cache with as many
-# columns.
+# [elements] Of the incoming gradient that are converted at a time, so that they stay in cache.
 CONVERTED = 1 << 21
-# Strips that few rows are cut into, and their fewest rows.
+# [strips] Into which few rows are cut.
 STRIPS = 8
+# [rows] Fewest of such a strip.
 FEWEST = 64
-# What is added up in one chain is a multiple of so many.
+# [entries] Those summed in one chain are padded to a multiple of this.
 CHAIN_STEP = 64
 
 
@@ -44,7 +44,7 @@ def matrix_gradient(grad: Tensor, x: Tensor, y: Tensor, eps: float) -> Tensor:
 
 
 class _Strips:
-    """The gradient (n, d) of one matrix (n, m): T is added up panel by panel of y."""
+    """The gradient (n, d) of one matrix (n, m): T is summed over the panels of y."""
 
     def __init__(
         self, grad: Tensor, x: Tensor, y: Tensor, result: Tensor, eps: float, dtype: torch.dtype,
@@ -57,10 +57,10 @@ class _Strips:
         self._panel = panel_rows(d)
         threads = _threads.usable_threads()
         strip = min(even(-(-n // STRIPS), FEWEST), SIDE)
-        self._apart = is_shared(size) and n > strip * (threads - 1)
-        self._threads = threads if self._apart else 1
+        self._is_shared = is_shared(size) and n > strip * (threads - 1)
+        self._threads = threads if self._is_shared else 1
         self._by_onednn = dtype == torch.float32 and by_onednn(size)
-        self._strip = strip if self._apart else SIDE if self._by_onednn else self._panel
+        self._strip = strip if self._is_shared else SIDE if self._by_onednn else self._panel
 
     def fill(self) -> None:
         """Compute the result."""
@@ -82,7 +82,7 @@ class _Strips:
                 _threads.run_independent(self._threads, parts)
 
     def _prepare(self, y: Tensor, unit_y: Tensor) -> None:
-        step = max(BLOCK // max(y.shape[1], 1), 1) if self._apart else len(y)
+        step = max(BLOCK // max(y.shape[1], 1), 1) if self._is_shared else len(y)
         spans = _spans(len(y), step)
         parts = [partial(normalize, y[some], self._eps, unit_y[some]) for some in spans]
         _threads.run_independent(self._threads, parts)

@@ -1,13 +1,12 @@
-"""Products of bfloat16 or float16 rows on processors that multiply these faster than float32.
+"""Matrix products in bfloat16 or float16, on processors where these are faster than float32.
 
-torch rounds their float32 sums to the dtype of the factors. So what is multiplied is chosen by
-what that leaves:
+torch rounds the float32 sums to the dtype of the factors. The factors are chosen accordingly:
 
-- rows that are bfloat16 (or float16) already go in as they are, scaled by powers of two at most,
-  and their norms divide the product: two roundings of the result, none of a factor;
+- rows that are bfloat16 (or float16) already are multiplied as they are, at most scaled by powers
+  of two, and the product is divided by their norms: two roundings of the result, none of a factor;
 - for ``precision="medium"`` unit rows are rounded to bfloat16;
-- for ``"high"`` unit rows are hi + lo in bfloat16, and C = C0 + R with C0 the rounded hi hi', and R
-  what is left, hi hi' + hi lo' + lo hi' - C0: so small that rounding it costs 2^-17.
+- for ``"high"`` unit rows are hi + lo in bfloat16, and C = C0 + R, where C0 is hi hi' rounded, and
+  R = hi hi' + hi lo' + lo hi' - C0 is so small that rounding it costs 2^-17.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ from cossim_fast._threads import unforked
 
 
 class NarrowProduct(TileProduct):
-    """Rows of float16 or bfloat16 as they are, multiplied, and then divided by their norms."""
+    """Rows of float16 or bfloat16 are multiplied as they are; the product is divided by norms."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._kept = threading.local()
 
     def empty(self, rows: int, width: int) -> Operand:
-        """Rows (rows, width), and the float32 (rows,) that products with them are multiplied by."""
+        """Rows (rows, width), and their inverse norms (rows,) in float32."""
         narrow = torch.empty((rows, width), dtype=self._dtype, device="cpu")
         return [narrow, torch.empty(rows, dtype=torch.float32, device="cpu")]
 
@@ -54,8 +53,8 @@ class NarrowProduct(TileProduct):
             source, norms = wide.widen(rows), torch.empty_like(inverse)
             norms_along_last(source, squares, norms)
             if self._dtype == torch.float16:
-                # Norms in [0.5, 1): sums beyond 65504 would overflow. Those of float16 rows are in
-                # float32's range, all but 0.
+                # Scaled to norms in [0.5, 1), since sums beyond 65504 would overflow. Norms of
+                # float16 rows are in the range of float32, or 0.
                 power = torch.ldexp(torch.ones_like(norms), -torch.frexp(norms).exponent)
                 narrow.copy_(source * power[:, None])
                 torch.div(power.reciprocal_(), norms.clamp_min_(eps), out=inverse)
@@ -69,8 +68,9 @@ class NarrowProduct(TileProduct):
     def write(self, a: Operand, b: Operand, out: Tensor) -> None:
         """Multiply, and scale in float32, in memory that a thread keeps from tile to tile.
 
-        4096 x 4096 x 768 in bfloat16 on two cores of Zen 5 took 35 ms so, 42 in memory of each
-        tile's own; torch.mm of all normalized rows takes 32, the products of tiles alone 31.
+        4096 x 4096 x 768 in bfloat16 on two cores of Zen 5 took 35 ms, and 42 with new memory for
+        each tile; torch.mm of all normalized rows takes 32, and the products of tiles without
+        scaling 31.
         """
         if not hasattr(self._kept, "tiles"):
             self._kept.tiles = Place(self._dtype), Place(torch.float32)
@@ -82,7 +82,7 @@ class NarrowProduct(TileProduct):
 
 
 class Place:
-    """Memory (r, c) that one tile after another is written to."""
+    """Memory (r, c) that is reused for one tile after another."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._memory = torch.empty(0, dtype=dtype, device="cpu")
@@ -96,12 +96,12 @@ class Place:
 
 
 def _of(tile: Tensor, out: Tensor) -> Tensor:
-    """What of a padded tile belongs to out."""
+    """The part of a padded tile that belongs to out."""
     return tile[: out.shape[0], : out.shape[1]]
 
 
 def _any_range(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Rows (r, d) scaled so that their products stay in range, and what undoes that (r,)."""
+    """Rows (r, d) scaled so that their products stay in range, and their inverse norms (r,)."""
     scale = _composite.range_scale(x, -1)
     scaled = x * scale
     norms = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
@@ -109,18 +109,18 @@ def _any_range(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 class RoundedProduct(TileProduct):
-    """Unit rows rounded to bfloat16, and one product of them, or two.
+    """One product of unit rows rounded to bfloat16, or two where that is not exact enough.
 
-    Factors rounded by 2^-8 may alone be off by all that "medium" allows, 2 * 2^-8 + 2^-16; most
-    rows are off by half of that. What they are off by is measured, and where the rounding of the
-    product, by 2^-9 at most, has no room beside it, a second product undoes it.
+    "medium" allows an error of 2 * 2^-8 + 2^-16. Rounding both factors by 2^-8 may take all of it,
+    but takes half for most rows. The rounding errors of the rows are measured; if they leave less
+    than the 2^-9 that rounding the product may add, a second product corrects that.
     """
 
-    # Of the lengths of what two unit rows lose: 2 * 2^-8 less 2^-9 of the product.
+    # Largest sum of the rounding errors of two unit rows: 2 * 2^-8, less 2^-9 for the product.
     ROOM = 1.5 * 2.0**-8
 
     def empty(self, rows: int, width: int) -> Operand:
-        """Rows (rows, width), and the lengths (rows,) of what they lose."""
+        """Rows (rows, width), and the norms (rows,) of their rounding errors."""
         lost = torch.empty(rows, dtype=torch.float32, device="cpu")
         return [torch.empty((rows, width), dtype=torch.bfloat16, device="cpu"), lost]
 
@@ -132,7 +132,7 @@ class RoundedProduct(TileProduct):
             torch.linalg.vector_norm(unit.sub_(rounded), dim=1, out=lost)
 
     def write(self, a: Operand, b: Operand, out: Tensor) -> None:
-        """Multiply once, and again where the first rounding is too much."""
+        """Multiply once, and again if the rounding errors are too large."""
         tile = unforked(torch.mm, a[0], b[0].T)
         if (a[1].max() + b[1].max()).item() <= self.ROOM:
             out.copy_(_of(tile, out).clamp_(-1.0, 1.0))
@@ -142,21 +142,21 @@ class RoundedProduct(TileProduct):
 
 
 class SplitProduct(TileProduct):
-    """Unit rows in two bfloat16 parts, and four products of these."""
+    """Four products of unit rows that are split into two bfloat16 parts."""
 
     def empty(self, rows: int, width: int) -> Operand:
-        """The rounded rows and what is left, (rows, width) each."""
+        """The rounded rows and the rounded rest, (rows, width) each."""
         return [torch.empty((rows, width), dtype=torch.bfloat16, device="cpu") for _ in range(2)]
 
     def prepare(self, x: Tensor, eps: float, operand: Operand) -> None:
-        """Round unit rows, and round what is left."""
+        """Round unit rows, and round the rest."""
         for rows, high, low in _blocks(x, operand):
             unit = normalized(rows, eps, torch.float32)
             high.copy_(unit)
             low.copy_(unit.sub_(high))
 
     def write(self, a: Operand, b: Operand, out: Tensor) -> None:
-        """Multiply, and correct the result by what its rounding and the low parts add to it."""
+        """Multiply, and add the rounding error of the result and the products with low parts."""
         first = unforked(torch.mm, a[0], b[0].T)
         rest = first.neg()
         for left, right in ((a[0], b[0]), (a[0], b[1]), (a[1], b[0])):
@@ -171,7 +171,7 @@ def _blocks(x: Tensor, operand: Operand) -> Iterator[tuple[Tensor, ...]]:
 def choose_product(
     dtypes: tuple[torch.dtype, torch.dtype], result: torch.dtype, precision: str, size: int
 ) -> Product:
-    """What multiplies rows of these dtypes; `size` is how many multiplications there are."""
+    """The product for rows of these dtypes and `size` multiplications."""
     dtype = accumulation_dtype(result)
     if dtype == torch.float32 and size >= LARGE:
         if dtypes == (result, result) and result in fast_dtypes():

@@ -1,8 +1,8 @@
-"""The product of two tiles of rows on CPU: what rows are turned into, and what multiplies them.
+"""Products of two tiles of rows on CPU: how rows are prepared and multiplied.
 
 A product prepares rows once, as tensors whose first dimension is that of the rows, so that strips
-and tiles are slices of them; and writes the clamped cosines of two such tiles. Products by oneDNN
-take tiles that are padded, so that few shapes occur (`_shapes`).
+and tiles are slices of them. Then it writes the clamped cosines of two such tiles. oneDNN takes
+padded tiles, so that few shapes occur (`_shapes`).
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from cossim_fast._threads import MOST_THREADS
 # Prepared rows: tensors (rows, ...).
 Operand = list[Tensor]
 
-# Entries of a row that oneDNN adds up in one chain. On Zen 5 the largest error of 384 in one was
+# [entries] Of a row that oneDNN sums in one chain. On Zen 5 the largest error of 384 in one was
 # 9.4e-7, of 192 it was 4.5e-7, as much as MKL's, at 0.96 of the rate.
 CHAIN = 192
-# Multiplications of a matrix from which oneDNN's products are taken: it makes machine code for
-# each new shape in 0.5 ms, and MKL takes 2.5 ms for so many (one core of Zen 5).
+# [multiplications] Of a matrix, from which oneDNN is used: it makes machine code for each new shape
+# in 0.5 ms, and MKL takes 2.5 ms for so many (one core of Zen 5).
 LARGE = 1 << 27
-# Rows that are padded: to a multiple of so many at least; and the steps of a tile's side beside
-# others, of 64 rows at least.
-LEAST, FEW_STEPS = 16, 16
+# [rows] Padded numbers of rows are multiples of this.
+LEAST = 16
+# [steps per side] A last tile beside others is padded to a step of their side, of at least 64 rows.
+FEW_STEPS = 16
 
 
 class Product(Protocol):
@@ -44,7 +45,7 @@ class Product(Protocol):
         """Whether `write` needs no memory of its own to fill a result of this dtype."""
 
     def padded(self, rows: int, side: int) -> int:
-        """To how many rows so many are padded, which are cut into tiles of a side."""
+        """The padded number of rows, which are cut into tiles of a side."""
 
     def write(self, a: Operand, b: Operand, out: Tensor) -> None:
         """Fill out (r, c) with the clamped cosines of the rows of a with those of b.
@@ -54,7 +55,7 @@ class Product(Protocol):
 
 
 class PlainProduct:
-    """Unit rows in float32 or float64, multiplied by torch.mm where it leaves them whole."""
+    """Unit rows in float32 or float64, multiplied by torch.mm where it does not round them."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -68,11 +69,11 @@ class PlainProduct:
         normalize(x, eps, operand[0])
 
     def is_in_place(self, result: torch.dtype) -> bool:
-        """Where the result has the product's dtype."""
+        """True if the result has the product's dtype."""
         return result == self._dtype
 
     def padded(self, rows: int, side: int) -> int:
-        """To no more."""
+        """Not padded."""
         return rows
 
     def write(self, a: Operand, b: Operand, out: Tensor) -> None:
@@ -84,16 +85,16 @@ class PlainProduct:
 
 
 class TileProduct:
-    """A product by oneDNN, that is formed in a tile of its own."""
+    """A product by oneDNN, which is computed in new memory and then copied."""
 
     def is_in_place(self, result: torch.dtype) -> bool:
-        """Never."""
+        """False."""
         return False
 
     def padded(self, rows: int, side: int) -> int:
-        """By an eighth at most; what is left beside whole tiles, by `FEW_STEPS` steps of a side.
+        """Padded by an eighth at most; the rows after full tiles, to one of `FEW_STEPS` of a side.
 
-        So a side of a tile, of 512 at most, has one of 24 sizes, 8 of them where there are others.
+        So the side of a tile, at most 512, has one of 24 sizes; beside others, one of 8.
         """
         if rows <= side:
             return even(rows, LEAST)
@@ -126,11 +127,11 @@ class OneDnnProduct(TileProduct):
             piece.copy_(part)
 
     def write(self, a: Operand, b: Operand, out: Tensor) -> None:
-        """Add up the products of the pieces."""
-        whole = _products.linear(a[0], b[0])
+        """Sum the products of the pieces."""
+        total = _products.linear(a[0], b[0])
         for left, right in zip(a[1:], b[1:], strict=True):
-            whole = _products.linear(left, right, whole)
-        tile = whole[: out.shape[0], : out.shape[1]]
+            total = _products.linear(left, right, total)
+        tile = total[: out.shape[0], : out.shape[1]]
         if out.dtype == tile.dtype:
             torch.clamp(tile, -1.0, 1.0, out=out)
         else:
@@ -145,6 +146,6 @@ def full_product(dtype: torch.dtype, multiplications: int) -> PlainProduct | One
 
 
 def by_onednn(multiplications: int) -> bool:
-    """Whether so many float32 multiplications are oneDNN's: in tiles, so on a few threads."""
+    """Whether oneDNN does so many float32 multiplications: in tiles, so on few threads."""
     few = torch.get_num_threads() <= MOST_THREADS
     return few and multiplications >= LARGE and _products.linear_is_faster()

@@ -1,10 +1,10 @@
-"""The vectorised path on CPU: blocks that stay in cache, scratch made once.
+"""Cosines of paired rows on CPU, in blocks that stay in cache.
 
-Nothing fuses a dot product and two norms, so a block of rows is read three times, of which only
-the first comes from memory. Along unit strides numpy's vecdot, a BLAS dot product a row, reads
-and writes no more than that; torch would write all products and read them again: 106 µs against
-187 for 1024 cached pairs of 384 float32. Around it stand as few operations as will do: each of
-torch's costs 3 to 8 µs between others, and (1000, 384) took 262 µs with 20 of them, 180 with five.
+No operation fuses a dot product and two norms, so a block of rows is read three times, of which
+only the first reads memory. Along unit strides numpy's vecdot, a BLAS dot product for each row,
+reads and writes no more than that. torch would write all products and read them again: 187 µs
+against 106 for 1024 cached pairs of 384 float32. There are as few other operations as possible:
+each of torch's costs 3 to 8 µs, and (1000, 384) took 262 µs with 20 of them, 180 with five.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from cossim_fast._quiet import quiet
 from cossim_fast._threads import run_shared, single_threaded, usable_threads
 from cossim_fast._vecdot import vecdot
 
-# Elements of one operand in a block of numpy's. (200000, 384) float32 rows on one thread took 1.3
+# [elements] Of one operand in a block for numpy. (200000, 384) float32 rows on one thread took 1.3
 # times the bare read of the inputs with 2^17 to 2^18 of them, 1.36 with 3 * 2^17 and 1.5 with 2^15,
 # where Python shows.
 CACHED = 1 << 18
-# Bytes of a row below which einsum is faster than a BLAS dot product: 45 µs against 50 for 2000
+# [bytes] Of a row, below which einsum is faster than a BLAS dot product: 45 µs against 50 for 2000
 # cached pairs of 64 float32, 29 against 50 for pairs of 16, 56 against 53 for pairs of 96.
 NARROW = 384
-# Elements of one row that are summed at a time: BLAS would start its own threads beyond 10000.
+# [elements] Of one row that are summed at a time: beyond 10000, BLAS starts threads of its own.
 WIDE = 1 << 13
-# Elements of one operand from which threads of our own share the rows: with fewer, waking them
-# costs as much as they save (3.8 million: 5.7 ms on two, 4.5 on one; 15 million: 11.6 and 16.8).
+# [elements] Of one operand, from which threads of the pool share the rows: with fewer, waking them
+# costs as much as it saves (3.8 million: 5.7 ms on two, 4.5 on one; 15 million: 11.6 and 16.8).
 SHARED = 1 << 23
-# Rows whose sums are kept until they become cosines: 24 bytes each in float32.
+# [rows] Whose sums are kept until they become cosines: 24 bytes each in float32.
 STATISTICS = 1 << 19
 
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
@@ -77,7 +77,7 @@ def clamped(cosine: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _clamped(cosine: Array, out: Array, dtype: torch.dtype) -> Tensor:
-    # Together these start sooner than np.clip.
+    # These two take less time to start than np.clip.
     found = torch.from_numpy(np.minimum(np.maximum(cosine, -1.0, out=out), 1.0, out=out))
     if found.dtype is dtype:
         return found
@@ -120,8 +120,8 @@ def _statistics(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> tuple[A
     low, high = NORM_BOUNDS[wide]
     if not (smallest >= low and norms.max(initial=0.0) <= high):
         for index in out_of_range_rows(torch.from_numpy(norms), x.shape[-1]):
-            odd = _composite.cosine_rows(x[index], y[index], -1, eps, wide)
-            torch.from_numpy(cosine)[index] = odd.detach()
+            exact = _composite.cosine_rows(x[index], y[index], -1, eps, wide)
+            torch.from_numpy(cosine)[index] = exact.detach()
     return cosine, norms
 
 
@@ -167,7 +167,7 @@ def _fill_dots(x: Array, y: Array, sums: Array, starts: Iterator[int], step: int
 
 def _dot_pairs(x: Array, y: Array, sums: Iterable[Array]) -> None:
     """Write <x, y>, <x, x> and <y, y> of rows to the three of `sums`."""
-    # x and y first, since the two come faster from memory together than one by one.
+    # x and y first: read at once, they come faster from memory than one after the other.
     for (first, second), out in zip(((x, y), (x, x), (y, y)), sums, strict=True):
         if x.shape[-1] * x.itemsize < NARROW:
             np.einsum("...i,...i->...", first, second, out=out)

@@ -6,14 +6,11 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _products
-from cossim_fast._score.exact import (
-    score_pairs,
-    widen,
-)
+from cossim_fast._score.exact import score_pairs, widen
 
 QUERIES_AT_ONCE = 256
 BLOCKS_AT_ONCE = 64
-# What the float32 evaluation of a bound may be off by, see `cosine_bounds`.
+# Errors of the float32 evaluation of a bound, see `cosine_bounds`.
 RELATIVE_SLACK = 2.0**-21
 ABSOLUTE_SLACK = 2.0**-36
 
@@ -38,7 +35,7 @@ def block_max(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | No
         return out
     nothing = lowest(out.dtype)
     columns = corpus.to(wide).mT
-    # A NaN product takes no part either, as in the kernel.
+    # A NaN product counts as no row, as in the kernel.
     for start in range(0, n, QUERIES_AT_ONCE):
         some = queries[start : start + QUERIES_AT_ONCE].to(wide)
         scores = _products.mm(some, columns).nan_to_num_(
@@ -152,7 +149,7 @@ def recheck(
 
 
 def rescore(queries: Tensor, corpus: Tensor, query_index: Tensor, corpus_index: Tensor) -> Tensor:
-    """Cosines of candidate pairs in float64, in an order of additions that nothing changes."""
+    """Cosines of candidate pairs in float64, summed in a fixed order."""
     out = queries.new_full(query_index.shape, torch.nan, dtype=torch.float64)
     present = (query_index >= 0) & (corpus_index >= 0)
     if queries.shape[0] and corpus.shape[0]:

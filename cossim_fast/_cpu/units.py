@@ -1,4 +1,4 @@
-"""Rows divided by their norms, by blocks that stay in cache."""
+"""Rows divided by their norms, in blocks that stay in cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cossim_fast._cpu.blocks import (
     row_blocks,
 )
 
-# Elements of a normalized panel: 16 MiB of float32.
+# [elements] Of a normalized panel: 16 MiB of float32.
 PANEL = 1 << 22
 
 
@@ -25,7 +25,7 @@ def panel_rows(width: int) -> int:
 
 
 def normalize(x: Tensor, eps: float, out: Tensor) -> Tensor:
-    """Write x / max(|x|, eps) along the last dimension to `out`; return |x| with a last 1.
+    """Write x / max(|x|, eps) along the last dimension to `out`; return |x| (..., 1).
 
     `out` is float32 or float64.
     """

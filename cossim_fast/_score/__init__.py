@@ -1,1 +1,1 @@
-"""The score of a pair: `exact`, and many at once with a bound: `near`."""
+"""The score of a pair (`exact`), and scores of many pairs within an error bound (`near`)."""

@@ -1,4 +1,4 @@
-"""The score of a pair: a float64 cosine in one order of additions, the same bits everywhere."""
+"""The score of a pair: a float64 cosine, summed in a fixed order, so that its bits are fixed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHUNK = 3 << 16
 
 
 class WideRows(NamedTuple):
-    """Rows in float64, scaled by powers of two so that no square leaves its range."""
+    """Rows in float64, scaled by powers of two so that no square is out of range."""
 
     rows: Tensor  # (n, d)
     norms: Tensor  # (n,)
@@ -122,12 +122,12 @@ def _of_copies(scores: Tensor, dots: Tensor, query_norms: Tensor, norms: Tensor)
 
 
 def or_one(norms: Tensor) -> Tensor:
-    """Norms to divide by: 1 in the place of 0."""
+    """Norms to divide by, with 1 in place of 0."""
     return norms.masked_fill(norms == 0, 1.0)
 
 
 def widened(rows: Tensor, out: Tensor | None = None) -> Tensor:
-    """Rows (n, d) of any floating dtype in float64, as they enter a score; by way of ``out``."""
+    """Rows (n, d) of any floating dtype in float64, as they enter a score; ``out`` is scratch."""
     if rows.dtype.itemsize == 2:
         rows = rows.float()  # straight to float64, narrow numbers take twice as long
     wide = rows.double().contiguous() if out is None else out.copy_(rows)
@@ -135,14 +135,14 @@ def widened(rows: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def in_range(rows: Tensor, stored: torch.dtype) -> Tensor:
-    """Scale float64 rows by a power of two: only theirs can leave the range when squared."""
+    """Scale rows stored in float64 by a power of two; squares of other dtypes are in range."""
     if stored != torch.float64 or rows.shape[1] == 0:
         return rows
     largest = rows.abs().amax(1, keepdim=True)
     exponent = torch.frexp(largest.masked_fill(~largest.isfinite(), 1.0)).exponent
     half = exponent // 2
-    # In two steps, of which neither factor leaves the range; ldexp of every number takes four
-    # times as long.
+    # In two steps, so that neither factor is out of range; ldexp of every number takes four times
+    # as long.
     one = torch.ones_like(largest)
     return rows * torch.ldexp(one, -half) * torch.ldexp(one, half - exponent)
 
@@ -152,9 +152,9 @@ def _norms(rows: Tensor) -> Tensor:
 
 
 def norms_over(wide: Tensor) -> Tensor:
-    """The norms of float64 rows (n, d) as they enter a score; their squares are written over them.
+    """The norms of float64 rows (n, d) as they enter a score; overwrites the rows.
 
-    By numpy alone: it may run in several threads at once.
+    By numpy only, so it may run on several threads at once.
     """
     numbers = wide.numpy()
     np.multiply(numbers, numbers, out=numbers)
@@ -162,21 +162,20 @@ def norms_over(wide: Tensor) -> Tensor:
 
 
 def _roots(squares: Tensor) -> Tensor:
-    """Square roots, written over squares.
+    """Square roots, in place.
 
-    By numpy: torch's go through MKL, which shares even few of them among threads, and waits where
-    these are busy.
+    By numpy: torch uses MKL, which shares even a few roots among threads, and waits for them.
     """
     np.sqrt(squares.numpy(), out=squares.numpy())
     return squares
 
 
 def _row_sums(products: Tensor) -> Tensor:
-    """Sum each row of (p, d) in float64, in an order that d alone decides.
+    """Sum each row of (p, d) in float64, in an order that depends only on d.
 
-    numpy adds contiguous numbers pairwise, in eight partial sums for each 128, with one thread. A
-    tree of our own out of torch's operators took five times as long; torch's sum takes half as
-    long, and its order depends on the processor and, for a single long row, on the threads.
+    numpy adds contiguous numbers pairwise, in eight partial sums for each 128, on one thread. A
+    tree made of torch's operators took five times as long. torch's sum takes half as long, but its
+    order depends on the processor and, for a single long row, on the threads.
     """
     return torch.from_numpy(_added(products.contiguous().numpy()))
 

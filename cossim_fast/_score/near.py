@@ -1,10 +1,10 @@
-"""Scores of many pairs at once, so near to `score_pairs` that they nearly always decide.
+"""Near scores: scores of many pairs at once, within a tiny error bound of `score_pairs`.
 
-`score_pairs` gathers both rows of every pair and adds up their products in one order: 0.8 µs a
-pair of 384 (Zen 3). Where the order is left open, torch's sampled product (`sampled_addmm`, the
-product of two matrices at given places) reads rows that are widened once for all their queries:
-0.3 µs where a row has several, of which the product is 0.1. It is off by a bound so small that
-two scores, or a score and a number halfway between two of float32, are hardly ever as close.
+`score_pairs` gathers both rows of every pair and sums their products in a fixed order: 0.8 µs a
+pair of 384 (Zen 3). torch's sampled product (`sampled_addmm`, the product of two matrices at given
+places) sums in any order, and widens each row only once for all its queries: 0.3 µs a pair where a
+row has several, of which the product takes 0.1. The error bound is so small that near scores nearly
+always suffice to order two rows, or to round a score to float32.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from cossim_fast._numpy import stable_order
 from cossim_fast._score.exact import WideRows, or_one, score_pairs, widened
 from cossim_fast._threads import unforked
 
-# Pairs: fewer are scored one by one; preparing a sampled product takes as long as 100 of them.
+# [pairs] Fewer are scored exactly; preparing a sampled product takes as long as 100 of them.
 _FEWEST = 256
-# Rows: those that lie together are read without a gather where one in so many is wanted.
-_TOGETHER = 2
-# Runs: of rows that ascend, up to which these are scored one by one, and not sorted together.
+# [rows per row] A range of rows is read without a gather if at least one in so many is wanted.
+_RANGE_PER_ROW = 2
+# [runs] Up to so many runs of ascending rows are scored one after the other, not sorted first.
 _RUNS = 8
-# Pairs: sorted by their rows at a time; 48 bytes each.
+# [pairs] Sorted by their rows at a time; 48 bytes each.
 _PAIRS = 1 << 20
-# Numbers: of the rows that are widened at a time; 2 MB of float64. Zen 5, 256 000 pairs of 256
+# [numbers] Of the rows that are widened at a time; 2 MB of float64. Zen 5, 256 000 pairs of 256
 # queries, ns a pair: twice as many 55, these 50, half 54. Zen 4: 64 to 1365 rows took the same.
 _NUMBERS = 1 << 18
 
 
 def near_error(d: int) -> float:
-    """How far a near score may be from the score of rows of d numbers.
+    """Largest difference between a near score and the score, for rows of d numbers.
 
     Both divide a sum of d products by the same norms. Each sum is off by at most d + 1 roundings
     of 2^-53 of sum |q_i x_i| <= |q| |x| (Higham, Accuracy and Stability, 2002, eq. 3.5), whatever
@@ -92,8 +92,8 @@ def _sums(queries: Tensor, corpus: Tensor, query: Tensor, row: Tensor) -> Tensor
     numbers = row.numpy()
     begins = np.flatnonzero(np.diff(numbers, prepend=-1))
     low, count = int(numbers[0]), int(numbers[-1]) + 1 - int(numbers[0])
-    if _TOGETHER * len(begins) >= count:
-        # To read rows that are not wanted takes less than to gather those that are.
+    if _RANGE_PER_ROW * len(begins) >= count:
+        # Reading rows that are not wanted takes less time than gathering those that are.
         count_of = np.bincount(numbers - low, minlength=count)
         first, rows = np.append(0, count_of.cumsum()), None
         corpus = corpus[low : low + count]
@@ -126,10 +126,10 @@ def float32_scores(
     corpus_norms: Tensor,
     threshold: float,
 ) -> Tensor:
-    """Numbers (p,) in float64 that stand for the scores of pairs in float32.
+    """Numbers (p,) in float64 that may replace the scores of pairs where float32 is returned.
 
-    They round to the same float32, and reach the threshold if the scores do. Arguments as in
-    `near_scores`.
+    They round to the same float32 as the scores, and reach the threshold if and only if the scores
+    do. Arguments as in `near_scores`.
     """
     pairs, error = (query_index, corpus_index), near_error(corpus.shape[1])
     near = near_scores(queries, corpus, *pairs, corpus_norms)
@@ -143,7 +143,7 @@ def float32_scores(
 
 
 def undecided(near: Tensor, error: float) -> Tensor:
-    """Which near scores may round to another float32 than the score does; those of NaN may."""
+    """Which near scores may round to another float32 than the score; True for NaN."""
     return (near - error).float() != (near + error).float()
 
 

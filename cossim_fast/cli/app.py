@@ -41,8 +41,8 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="cossim",
     cls=_Commands,
-    help="Cosine similarity of embeddings: exact search, joins, and what is wrong with them.",
-    epilog="cossim COMMAND --help shows an example of each.",
+    help="Cosine similarity of embeddings: exact search, joins, and a diagnosis.",
+    epilog="cossim COMMAND --help shows an example.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -64,14 +64,16 @@ def _cossim(
     pass
 
 
-app.command(short_help="The nearest rows of every query.", epilog=search.EXAMPLE)(search.topk)
-app.command(short_help="Every pair of rows above a threshold.", epilog=join.PAIRS_EXAMPLE)(
-    join.pairs
+app.command(short_help="Find the nearest rows of every query.", epilog=search.EXAMPLE)(search.topk)
+app.command(
+    short_help="Find every pair of rows that reaches a threshold.", epilog=join.PAIRS_EXAMPLE
+)(join.pairs)
+app.command(short_help="Drop rows that are similar to another.", epilog=join.DEDUP_EXAMPLE)(
+    join.dedup
 )
-app.command(short_help="Drop rows that are like another.", epilog=join.DEDUP_EXAMPLE)(join.dedup)
 app.add_typer(index.app)
-app.command(short_help="Say whether embeddings have collapsed.", epilog=diagnose.EXAMPLE)(
+app.command(short_help="Check whether embeddings have collapsed.", epilog=diagnose.EXAMPLE)(
     diagnose.diagnose
 )
 app.command(short_help="Time the functions beside plain torch.", epilog=bench.EXAMPLE)(bench.bench)
-app.command(short_help="Show what there is on this machine.", epilog=info.EXAMPLE)(info.info)
+app.command(short_help="Show versions and what this machine uses.", epilog=info.EXAMPLE)(info.info)

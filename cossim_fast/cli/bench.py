@@ -1,4 +1,4 @@
-"""`cossim bench`: the functions beside plain torch, on this machine and these embeddings."""
+"""`cossim bench`: times of the functions and of plain torch, on this machine and these rows."""
 
 import os
 import statistics
@@ -22,28 +22,29 @@ EXAMPLE = "Example: cossim bench embeddings.npy --rounds 9"
 
 
 class Case(NamedTuple):
-    """Two ways to one answer."""
+    """A function, and what it replaces."""
 
     name: str
     ours: Callable[[], Any]
     theirs: Callable[[], Any]
-    # How far the two answers are apart.
-    apart: Callable[[Any, Any], float]
+    # The difference of the two answers.
+    difference: Callable[[Any, Any], float]
 
 
 def bench(
     embeddings: Annotated[
-        Path | None, typer.Argument(help="Gaussian rows without one.", show_default=False)
+        Path | None,
+        typer.Argument(help="A file of rows; random ones by default.", show_default=False),
     ] = None,
-    rows: Annotated[int, typer.Option(min=2, help="At most so many.")] = 10_000,
-    width: Annotated[int, typer.Option(min=1, help="Of Gaussian rows.")] = 384,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 7,
+    rows: Annotated[int, typer.Option(min=2, help="Most rows to use.")] = 10_000,
+    width: Annotated[int, typer.Option(min=1, help="Of random rows.")] = 384,
+    rounds: Annotated[int, typer.Option(min=1, help="How often to time each function.")] = 7,
     key: inputs.Key = None,
 ) -> None:
-    """Time the functions beside plain torch, in turns, on rows in float32.
+    """Compare the times of the functions with those of plain torch, on float32 rows.
 
-    Shows medians, and the ratio of each round: its median, lowest and highest. Before it is timed,
-    each answer is compared with that of torch.
+    The two take turns. Shows their median times; the median, lowest and highest speedup of a round;
+    and the largest difference of the results.
     """
     with one_line_errors():
         if embeddings is None:
@@ -55,7 +56,7 @@ def bench(
         if x.shape[0] < 2:
             raise ValueError(f"expected 2 rows or more, got {x.shape[0]}")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for name in ("", "ours", "torch", "times as fast", "apart"):
+        for name in ("", "ours", "torch", "speedup", "difference"):
             table.add_column(name, justify="right" if name else "left", no_wrap=True)
         for case in _cases(x):
             table.add_row(*_timed(case, rounds))
@@ -114,7 +115,7 @@ def _largest(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _timed(case: Case, rounds: int) -> list[str]:
-    apart = case.apart(case.ours(), case.theirs())
+    difference = case.difference(case.ours(), case.theirs())
     ours: list[float] = []
     theirs: list[float] = []
     for number in range(rounds):
@@ -128,5 +129,5 @@ def _timed(case: Case, rounds: int) -> list[str]:
         case.name,
         *(f"{statistics.median(times) * 1e3:.3g} ms" for times in (ours, theirs)),
         f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
-        f"{apart:.1g}" if isinstance(apart, float) else f"{apart} pairs",
+        f"{difference:.1g}" if isinstance(difference, float) else f"{difference} pairs",
     ]

@@ -1,4 +1,4 @@
-"""Where long runs keep what they found, and what they say of their files."""
+"""Checkpoints of long runs: where they are, and which input files they belong to."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ Kept = TypeVar("Kept", bound=Checkpoint)
 
 
 def place(output: Path | None, asked: Path | None) -> Path | None:
-    """Where a long run keeps what it found: as asked, or beside its output, or nowhere."""
+    """The checkpoint of a run: as asked, or beside its output, or None."""
     return asked if asked is not None or output is None else _beside(output)
 
 
@@ -22,32 +22,32 @@ def _beside(output: Path) -> Path:
 
 
 def files(**given: tuple[Path, str | None]) -> dict[str, str | int | None]:
-    """What makes files the same: path, key, size and time of change, of each by its name.
+    """What identifies input files: path, key, size and time of change of each, by its name.
 
-    To be asked before they are read: of what replaces them meanwhile nothing is said then.
+    Called before they are read, so that a file replaced meanwhile does not count as the one read.
     """
-    said: dict[str, str | int | None] = {}
+    found: dict[str, str | int | None] = {}
     for name, (path, key) in given.items():
-        if not path.is_file():  # which reading it says better
+        if not path.is_file():  # reading it will give a better error
             continue
         there = path.stat()
         seconds, rest = divmod(there.st_mtime_ns, 10**9)
         changed = datetime.fromtimestamp(seconds, timezone.utc)
-        said |= {
+        found |= {
             f"path of {name}": str(path.resolve()),
             f"key of {name}": key,
             f"bytes of {name}": there.st_size,
             f"time of change of {name}": f"{changed:%Y-%m-%d %H:%M:%S}.{rest:09d} UTC",
         }
-    return said
+    return found
 
 
 @contextmanager
 def alone(kept: Kept, output: Path | None) -> Iterator[Kept]:
-    """Have a checkpoint and an output for this run alone, and say if there is one to go on from.
+    """Keep other runs from a checkpoint and an output; print a note if the run resumes.
 
-    Without another's name the checkpoint stands for the output. With one, that which would stand
-    beside the output is kept from others too.
+    The lock of the checkpoint beside the output also stands for the output. With a checkpoint
+    elsewhere, both are locked.
     """
     with kept:
         if kept.exists():

@@ -22,7 +22,7 @@ def diagnose(
     sample: Annotated[int | None, typer.Option(help="Rows whose pairs are counted.")] = None,
     progress: inputs.Progress = None,
 ) -> None:
-    """Say whether embeddings have collapsed: exit 0 healthy, 1 a finding, 2 bad input."""
+    """Check whether embeddings have collapsed: exit 0 healthy, 1 a finding, 2 bad input."""
     with one_line_errors():
         if html is not None:
             outputs.check_place(html, (embeddings, labels))

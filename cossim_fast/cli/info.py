@@ -1,4 +1,4 @@
-"""`cossim info`: what there is on this machine, and what is used of it."""
+"""`cossim info`: versions, the processor, and how this machine computes."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ _EXTRAS = ("triton", "tqdm", "typer", "rich", "safetensors", "pyarrow", "matplot
 
 
 def info() -> None:
-    """Show versions, the processor, the screens of exact search and why one is used, and GPUs."""
+    """Show versions, the processor, which screens exact search uses here and why, and GPUs."""
     for name, value in _facts():
         print(escaped(f"{name:<17}{value}".rstrip()))
 
@@ -31,7 +31,7 @@ def _facts() -> Iterator[tuple[str, str]]:
         yield name, version_of(name)
     yield "processor", processor.name()
     yield "instructions", " ".join(processor.instructions()) or "unknown"
-    yield "torch's code", torch.backends.cpu.get_cpu_capability()
+    yield "torch kernels", torch.backends.cpu.get_cpu_capability()
     yield "threads", _threads_here()
     yield "float32 products", _products.described()
     yield "", ""
@@ -49,30 +49,36 @@ def version_of(name: str) -> str:
 
 
 def _threads_here() -> str:
-    used = f"{torch.get_num_threads()} of torch, {_threads.usable_threads()} of our own"
-    return f"{used}, {os.cpu_count()} processors"
+    used = f"{torch.get_num_threads()} of torch, {_threads.usable_threads()} of cossim_fast"
+    return f"{used}; {os.cpu_count()} processors"
 
 
 def _screens() -> Iterator[tuple[str, str]]:
     for name, found in machine.screens_here().items():
         yield f"screen {name}", f"{'yes' if found.fast else 'no'}: {found.words}"
-    yield "scored pair", f"{machine.scored_pair_ns():.0f} ns in float64, 384 numbers, one core"
+    yield "exact score", f"{machine.scored_pair_ns():.0f} ns a pair: float64, 384 numbers, one core"
     first = machine.screen_for(384)
-    yield "screen used", f"{first}, the narrowest that is fast; a wider one if data need it"
+    yield (
+        "first screen",
+        f"{first}, the narrowest that is fast; wider ones if it drops too few rows",
+    )
 
 
 def _gpus() -> Iterator[tuple[str, str]]:
     if not torch.cuda.is_available():
         built = torch.version.cuda or torch.version.hip
-        why = f"torch is built for {built} and finds none" if built else "torch is built without"
-        yield "GPU", f"none: {why}"
+        what = f"{built}, but finds no GPU" if built else "CPU only"
+        yield "GPU", f"none: torch is built for {what}"
         return
     for number in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(number)
-        free, whole = torch.cuda.mem_get_info(number)
+        free, total = torch.cuda.mem_get_info(number)
         yield (
             f"GPU {number}",
-            f"{found.name}, sm_{found.major}{found.minor}, {free >> 20} of {whole >> 20} MB free",
+            f"{found.name}, sm_{found.major}{found.minor}, {free >> 20} of {total >> 20} MB free",
         )
     kernels = version_of("triton")
-    yield "kernels", "composite torch ops" if kernels == "not installed" else f"Triton {kernels}"
+    yield (
+        "kernels",
+        "none without Triton: torch ops" if kernels == "not installed" else f"Triton {kernels}",
+    )

@@ -1,4 +1,4 @@
-"""`cossim pairs` and `cossim dedup`: rows of one set that are like each other."""
+"""`cossim pairs` and `cossim dedup`: similar rows of one set."""
 
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from cossim_fast.retrieval.resumable import JoinBlocks, JoinCheckpoint
 PAIRS_EXAMPLE = "Example: cossim pairs embeddings.npy --threshold 0.9 -o pairs.parquet"
 DEDUP_EXAMPLE = "Example: cossim dedup embeddings.npy --threshold 0.95 -o rows.parquet"
 
-Threshold = Annotated[float, typer.Option(help="The least cosine, -1 to 1.")]
+Threshold = Annotated[float, typer.Option(help="Least cosine of a pair, -1 to 1.")]
 
 
 def pairs(
@@ -24,7 +24,7 @@ def pairs(
     output: outputs.Output = None,
     texts: inputs.Texts = None,
     max_pairs: Annotated[
-        int | None, typer.Option(min=0, help="Stop with an error past so many.")
+        int | None, typer.Option(min=0, help="Stop with an error if there are more.")
     ] = None,
     key: inputs.Key = None,
     skip_nan: inputs.SkipNan = False,
@@ -63,7 +63,7 @@ def pairs(
                 with Spool(place, kept.beside, double=blocks.double) as spool:
                     for some in blocks.blocks(spool.count):
                         spool.add(some)
-                        kept.beside = spool.said()
+                        kept.beside = spool.metadata()
                     outputs.write(output, _columns(spool.pairs(), shown), show)
                     kept.remove()
                 count = spool.count
@@ -90,7 +90,7 @@ def dedup(
     threshold: Threshold = 0.95,
     output: outputs.Output = None,
     texts: inputs.Texts = None,
-    keep: Annotated[str, typer.Option(help="Of rows alike, the first or the last.")] = "first",
+    keep: Annotated[str, typer.Option(help="Which of similar rows: first or last.")] = "first",
     key: inputs.Key = None,
     skip_nan: inputs.SkipNan = False,
     screen: inputs.Screen = "auto",
@@ -99,8 +99,8 @@ def dedup(
 ) -> None:
     """Drop every row whose cosine to a row kept before it reaches the threshold.
 
-    Shows the rows dropped: row, kept_row (which stands for it), score. A file holds all rows; a row
-    that is kept stands for itself, without a score.
+    Shows the dropped rows: row, kept_row (the kept row it is similar to), score. An output file has
+    all rows; a kept row is its own kept_row, and has no score.
     """
     with one_line_errors():
         outputs.check(output, (embeddings, texts))

@@ -1,4 +1,4 @@
-"""What the processor is called and can do, as its system tells."""
+"""The name and instruction sets of the processor, as the system reports them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 
-# What the products are made of, as Linux names it.
+# Instruction sets that products use, by their names on Linux.
 _INSTRUCTIONS = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
     "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
-# ARM processors tell numbers of their maker and part (as in lscpu-arm.c of util-linux).
+# ARM processors report numbers of their maker and part (as in lscpu-arm.c of util-linux).
 _MAKERS = {
     0x41: "Arm", 0x42: "Broadcom", 0x43: "Cavium", 0x46: "Fujitsu", 0x48: "HiSilicon",
     0x4E: "NVIDIA", 0x50: "Applied Micro", 0x51: "Qualcomm", 0x53: "Samsung", 0x61: "Apple",
@@ -43,13 +43,13 @@ def name() -> str:
 
 
 def instructions() -> list[str]:
-    """The instruction sets that matter here; none where the system does not tell."""
+    """The instruction sets that matter here; none where the system does not report them."""
     flags = next(_fields("flags", "Features"), "").split()
     return [name for name in _INSTRUCTIONS if name in flags]
 
 
 def _of_cpuinfo() -> str:
-    """Its name for itself, or of an ARM processor those of its kinds of cores."""
+    """The model name; of an ARM processor, the names of its kinds of cores."""
     told = next(_fields("model name"), "")
     if told:
         return told

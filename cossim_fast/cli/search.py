@@ -34,10 +34,10 @@ def topk(
     with one_line_errors():
         outputs.check(output, (queries, corpus, texts, query_texts))
     place = checkpoints.place(output, checkpoint)
-    said = {"queries": (queries, query_key), "corpus": (corpus, key)}
+    given = {"queries": (queries, query_key), "corpus": (corpus, key)}
     with (
         one_line_errors(place),
-        checkpoints.alone(SearchCheckpoint(place, checkpoints.files(**said)), output) as kept,
+        checkpoints.alone(SearchCheckpoint(place, checkpoints.files(**given)), output) as kept,
     ):
         asked = inputs.embeddings(queries, key=query_key, skip_nan=skip_nan)
         rows = inputs.embeddings(corpus, key=key, skip_nan=skip_nan)

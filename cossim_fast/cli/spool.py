@@ -1,9 +1,8 @@
-"""Pairs on the disk until all are found: memory stays small, and an interruption loses none."""
+"""Pairs kept on the disk until all are found: with little memory, and safe from interruption."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -11,21 +10,21 @@ import numpy as np
 from cossim_fast.retrieval import FileError, Pairs, resumable
 from cossim_fast.retrieval.resumable import Digest
 
-# What every such file begins with: nothing else is taken for one, and overwritten.
+# The first bytes of the file: no file that begins otherwise is overwritten.
 _HEADER = b"cossim_fast pair"
 _PIECE = 1 << 24  # bytes that are read at a time
 
 
 class Spool:
-    """A file of pairs beside a checkpoint, which says how many of them count, and their digest.
+    """A file of pairs beside a checkpoint, which records how many are valid, and their digest.
 
-    A table cannot be gone on with once a process is gone (the end of a .parquet says where all of
-    it is), records of one size can: whatever stands behind those that count is cut off. What counts
-    is on the disk before the checkpoint says so, so a process may be killed at any moment.
+    A table cannot be continued by another process (a .parquet ends with the places of its parts);
+    records of one size can: what follows the valid ones is cut off. Pairs are flushed to the disk
+    before the checkpoint counts them, so the process may be killed at any moment.
 
     Args:
-        checkpoint: the file that says how far the join has come; this process alone has it.
-        said: what it says of pairs, as `said` gave it; empty if there is none yet.
+        checkpoint: of the join; locked by this process.
+        metadata: what `metadata` returned when the checkpoint was written; empty without one.
         double: whether scores are float64.
 
     Attributes:
@@ -33,17 +32,17 @@ class Spool:
         count: how many it holds.
 
     Raises:
-        FileError: pairs that count are missing, or changed.
-        ValueError: there is another file in its place.
+        FileError: valid pairs are missing, or changed.
+        ValueError: there is a file of another kind in its place.
     """
 
-    def __init__(self, checkpoint: Path, said: Mapping[str, Any], *, double: bool) -> None:
+    def __init__(self, checkpoint: Path, metadata: Mapping[str, Any], *, double: bool) -> None:
         self.path = checkpoint.with_name(f"{checkpoint.name}.pairs")
         self._checkpoint = checkpoint
         self._kind = np.dtype([("i", "<i8"), ("j", "<i8"), ("score", "<f8" if double else "<f4")])
         self._digest, self.count = Digest(), 0
         there = resumable.is_there(self.path)
-        if not said:
+        if not metadata:
             if there:
                 self._remove_old()
             self._file = resumable.create(self.path)
@@ -56,13 +55,13 @@ class Spool:
             )
         self._file = resumable.reopen(self.path)
         try:
-            self._check(int(said["pairs"]), said["digest"])
+            self._check(int(metadata["pairs"]), metadata["digest"])
         except BaseException:
             self._file.close()
             raise
 
     def _remove_old(self) -> None:
-        """Delete what a process left that was killed before its checkpoint was written."""
+        """Delete the file of a process that was killed before its first checkpoint."""
         with resumable.reopen(self.path) as file:
             begins = file.read(len(_HEADER))
         if not _HEADER.startswith(begins):
@@ -73,7 +72,7 @@ class Spool:
         self.path.unlink()
 
     def _check(self, count: int, digest: str) -> None:
-        """Compare the pairs that count with what is known of them, and cut off the others."""
+        """Verify the digest of the valid pairs, and cut off what follows."""
         left = count * self._kind.itemsize
         size = len(_HEADER) + left
         there = os.fstat(self._file.fileno()).st_size
@@ -83,13 +82,13 @@ class Spool:
                 f"{self.path} is truncated: {there} bytes, and {size} expected for {count} pairs; "
                 f"{anew}"
             )
-        whole = self._file.read(len(_HEADER)) == _HEADER
-        while whole and left:
+        complete = self._file.read(len(_HEADER)) == _HEADER
+        while complete and left:
             piece = self._file.read(min(left, _PIECE))
-            whole = bool(piece)
+            complete = bool(piece)
             left -= len(piece)
             self._digest.add(piece)
-        if not whole or self._digest.text() != digest:
+        if not complete or self._digest.text() != digest:
             raise FileError(f"{self.path} is damaged: its pairs were changed; {anew}")
         self._file.truncate(size)
         self._file.seek(size)
@@ -106,12 +105,12 @@ class Spool:
         self._digest.add(data)
         self.count += len(some)
 
-    def said(self) -> dict[str, Any]:
-        """What the checkpoint is to say of the pairs so far."""
+    def metadata(self) -> dict[str, Any]:
+        """The number and digest of the pairs so far, for the checkpoint."""
         return {"pairs": self.count, "digest": self._digest.text()}
 
     def pairs(self) -> Pairs:
-        """All of them, read as they are touched."""
+        """All pairs, memory-mapped."""
         held = (
             np.memmap(self._file, self._kind, "r", offset=len(_HEADER), shape=(self.count,))
             if self.count
@@ -122,14 +121,9 @@ class Spool:
     def __enter__(self) -> "Spool":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         try:
             self._file.close()
         finally:
-            if not self._checkpoint.exists():  # nothing says any more what the file is good for
+            if not self._checkpoint.exists():  # without it the file has no use
                 self.path.unlink(missing_ok=True)

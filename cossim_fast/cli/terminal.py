@@ -1,4 +1,4 @@
-"""What every command does alike: notes and errors of one line, interruption, progress."""
+"""What all commands share: notes and errors of one line, interruption, progress."""
 
 import sys
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from rich.console import Console
 from cossim_fast import files
 from cossim_fast._escaped import escaped
 
+# Exit statuses.
 FINDING, TROUBLE, INTERRUPTED = 1, 2, 130
 BROKEN_PIPE = 141  # what a shell says of a program that the signal has ended
 # typer names them nowhere, and has them from click or from a copy of its own.
@@ -51,7 +52,7 @@ def console(*, soft_wrap: bool = False) -> Console:
 
 @contextmanager
 def one_line_errors(checkpoint: Path | None = None) -> Iterator[None]:
-    """Turn trouble into one line and an exit status; say how to go on if there is a checkpoint."""
+    """Turn errors into one line and an exit status; name the checkpoint if there is one."""
     try:
         yield
     except (typer.Exit, typer.Abort, ClickException):
@@ -70,7 +71,7 @@ def told(error: BaseException, checkpoint: Path | None = None) -> int:
     if isinstance(error, OSError):
         words = (str(part) for part in (error.filename, error.strerror or error) if part)
         note(": ".join(words) + _way_on(checkpoint))
-    elif files.is_lack_of_memory(error):
+    elif isinstance(error, Exception) and files.is_lack_of_memory(error):
         named = isinstance(error, files.NotEnoughMemoryError)  # says for what
         note(f"{error if named else 'there is not enough memory'}{_way_on(checkpoint)}")
     elif isinstance(error, (ValueError, TypeError, ModuleNotFoundError)):

@@ -1,4 +1,4 @@
-"""Exact search: low precision decides what need not be looked at, float64 decides the answer."""
+"""Exact search: low precision decides which rows to drop, float64 decides the answer."""
 
 from cossim_fast.retrieval.explanation import SearchExplanation
 from cossim_fast.retrieval.index import CosineIndex

@@ -1,4 +1,4 @@
-"""Rows that a search may not return."""
+"""Rows that the caller excludes from a search, by ids."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cossim_fast.retrieval.storage.parts import Part, without
 
 
 class Banned:
-    """Rows that one search may not return.
+    """The rows that one search may not return, for all queries or for each.
 
     Args:
         ids: of the index.
@@ -45,7 +45,7 @@ class Banned:
             self._position = position[there]
 
     def segments(self, segments: list[Segment]) -> list[Segment]:
-        """Segments without what may be returned to no query."""
+        """Segments, with rows banned that may be returned to no query."""
         if self._query is not None or not len(self._position):
             return segments
         return [
@@ -74,19 +74,19 @@ class Banned:
         return query[here], position[here]
 
     def left(self, found: Found) -> Found:
-        """What some queries found, without what may not be returned to them."""
+        """Pairs without the banned ones."""
         if self._query is None:
             return found
         hit = torch.isin(found.query * self._rows + found.position, self._keys())
         return Found(*(column[~hit] for column in found))
 
     def _keys(self) -> Tensor:
-        """One number for each pair that may not meet."""
+        """One number for each banned pair."""
         assert self._query is not None
         return self._query * self._rows + self._position
 
     def oracle(self, asked: Tensor, segments: Sequence[Segment]) -> Oracle:
-        """The scores of all pairs of some queries and some rows; NaN where they may not meet."""
+        """The scores of all pairs of some queries and some rows; NaN where the pair is banned."""
         keys = None if self._query is None else self._keys()
 
         def scores(query: Tensor, position: Tensor) -> Tensor:

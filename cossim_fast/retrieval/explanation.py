@@ -1,4 +1,4 @@
-"""What a search of an index did, in words."""
+"""What a search of an index did, in words for users."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class SearchExplanation:
     Attributes:
         queries: how many.
         k: how many rows each was to get.
-        rows: how many rows went through the screens; those that were removed take part.
-        segments: how many pieces they lie in.
-        screens: those that were tried, in order; the last was kept.
-        reason: why.
+        rows: how many rows were screened, including removed ones.
+        segments: how many separately coded segments the rows are in.
+        screens: those that were tried, in order; the last one finished the search.
+        reason: why these.
         tile: rows that are multiplied at a time.
-        group: rows under one maximum: those of a group are looked at where it passes.
-        emitted: rows that passed the threshold when they were seen, for a query, on average.
+        group: rows under one maximum; they are compared one by one where the maximum passes.
+        emitted: candidates for each query, on average: rows that passed its threshold at the time.
         rescored: (q,) rows that were scored in float64.
-        repeated: queries that were searched twice, since a guessed threshold was too high.
-        seconds: for all of it.
+        repeated: queries that were searched again, since a guessed threshold was too high.
+        seconds: of the search.
     """
 
     queries: int
@@ -51,10 +51,10 @@ class SearchExplanation:
                 f"{self.queries} queries, k = {self.k}, {self.rows} rows in {self.segments} "
                 f"segments: {self.seconds:.3g} s",
                 f"screen    {' then '.join(self.screens)} ({self.reason})",
-                f"tiles     {self.tile} rows, maxima of {self.group}",
-                f"emitted   {self.emitted:.1f} rows a query passed the threshold of the moment",
-                f"rescored  {mean:.1f} rows a query in float64, {most} at most",
-                f"repeated  {self.repeated} queries, whose guessed threshold was too high",
+                f"tiles     {self.tile} rows, groups of {self.group}",
+                f"emitted   {self.emitted:.1f} candidates a query passed the threshold so far",
+                f"rescored  {mean:.1f} rows a query in float64, at most {most}",
+                f"repeated  {self.repeated} queries, since the guessed threshold was too high",
             ]
         )
 
@@ -62,28 +62,28 @@ class SearchExplanation:
 def reason_for(wanted: str, tried: tuple[str, ...], *, ranked: bool = False, head: int = 0) -> str:
     """Why these screens were used."""
     if head:
-        return f"few queries, compared with the first principal directions of rows: {head} numbers"
+        return f"one or two queries, compared with rows projected to {head} principal directions"
     if ranked:
-        return "so many rows are wanted that all are ranked by one product"
+        return "k is so large that all are ranked by one float32 product"
     if not tried:
         return "nothing to search"
     words = screens.offer(tried[-1]).words  # type: ignore[arg-type]
     if wanted != "auto":
-        return f"asked for; {words}"
+        return f"as requested; {words}"
     if len(tried) > 1:
         return f"{tried[0]} let too many rows through; {words}"
-    return f"the narrowest that runs fast here; {words}"
+    return f"the narrowest that is fast on this processor; {words}"
 
 
 def merged_traces(traces: list[Trace]) -> Trace:
-    """What several searches did."""
-    whole = Trace()
+    """The traces of several batches as one."""
+    total = Trace()
     for trace in traces:
-        whole.screens += [name for name in trace.screens if name not in whole.screens]
-        whole.tile, whole.group = max(whole.tile, trace.tile), max(whole.group, trace.group)
-        whole.tiles += trace.tiles
-        whole.emitted += trace.emitted
-        whole.repeated += trace.repeated
-        whole.ranked = whole.ranked or trace.ranked
-        whole.head = max(whole.head, trace.head)
-    return whole
+        total.screens += [name for name in trace.screens if name not in total.screens]
+        total.tile, total.group = max(total.tile, trace.tile), max(total.group, trace.group)
+        total.tiles += trace.tiles
+        total.emitted += trace.emitted
+        total.repeated += trace.repeated
+        total.ranked = total.ranked or trace.ranked
+        total.head = max(total.head, trace.head)
+    return total

@@ -47,9 +47,9 @@ from cossim_fast.retrieval.storage.vectors import Vectors, vectors_of
 class CosineIndex:
     """Finds the rows with the largest cosine to a query, exactly, in rows that are coded once.
 
-    The result is that of `topk`: ranked by <q, x> / (|q| |x|) in float64, added up in one fixed
-    order, equal scores in the order in which rows were added. The same bits come back whatever the
-    batch and the threads, however the rows came in, and after `save` and `load`.
+    The result is that of `topk`: ranked by <q, x> / (|q| |x|) in float64, summed in one fixed
+    order, equal scores in the order in which rows were added. It has the same bits for any batch,
+    any threads and any sequence of `add`, and after `save` and `load`.
 
     Args:
         embeddings: (n, d) tensor or array of float16, bfloat16, float32, float64 or int8; n may be
@@ -66,33 +66,34 @@ class CosineIndex:
         screen: as in `topk`. ``"float32"`` and ``"bfloat16"`` need no codes.
         device: None or ``"cpu"``.
 
-    Memory: codes, d bytes a row (none with a ``screen`` of floats), and the rows, unless they are
-    in a file. Building needs 64 MB more. Where an index of 2^23 numbers or more, in memory, is
-    searched with one or two queries again and again, the first principal directions of its rows are
-    coded too, if that promises to make it faster: at the 17th such search, which takes up to twice
-    as long as building did; less than d bytes a row more, neither saved nor pickled. What a search
-    reads of a file counts as memory of the process until it ends, and can be taken back by the
-    system. Ids of the caller's take what numpy or Python takes for them, and about 100 bytes each
-    more from the first `add`, `remove` or ``exclude`` on.
+    Memory: codes, d bytes a row (none with ``screen`` "float32" or "bfloat16"), and the rows,
+    unless they are in a file. Building needs 64 MB more. An index in memory of at least 2^23
+    numbers that is often searched with one or two queries also codes projections of its rows onto
+    their first principal directions, if that is predicted to make such searches faster. It does so
+    in the 17th such search, which takes up to twice as long as building did. They take less than d
+    bytes a row, and are neither saved nor pickled. Pages of a file that a search reads count as
+    memory of the process until the search ends, and the system can reclaim them. Ids from the
+    caller take what numpy or Python needs for them, and about 100 bytes each more from the first
+    `add`, `remove` or ``exclude`` on.
 
     Threads: searching is safe while other threads add, remove or save: each search sees the index
-    as it was when it began. Processes: a forked child may search, add and remove, whatever threads
-    of the parent are inside calls of this package: a fork waits for the products that they form
-    (its first call sets torch to one thread, since those of the parent are gone; where the parent
-    had started none, set their number again after it). Of calls of torch's own nobody can say the
-    same. Pickling writes what is in memory; rows in a file are pickled as its name, the place in it
-    and checksums, for which the file is read once, so it must be there when they are unpickled; a
-    copy compares rows as it first reads them. A child and an unpickled copy keep in memory what
-    they add, and leave the file alone.
+    as it was when it began. Forks: a forked child may search, add and remove, whichever calls of
+    this package run in other threads of the parent, since a fork waits for their products. (The
+    child's first call sets torch to one thread, since the parent's threads do not exist in it; if
+    the parent had started none, set the number again afterwards.) For torch's own calls this does
+    not hold. Pickling writes what is in memory; rows in a file are pickled as its name, the offset
+    in it, and checksums, for which the file is read once. The file must exist when they are
+    unpickled; the copy verifies rows as it first reads them. A child and an unpickled copy keep
+    added rows in memory, and never write to the file.
 
     Rows that hold NaN or an infinity are never returned, and counted (`skipped`). Zero rows score
     0. No gradients.
 
     Raises:
         TypeError: for integer, complex or sparse input, and for ids of two kinds.
-        ValueError: for shapes that do not match, ids that are not different, numbers that
+        ValueError: for shapes that do not match, repeated ids, numbers that
             ``store`` cannot hold, an unknown screen or device.
-        FileExistsError: there is a file at ``path``.
+        FileExistsError: ``path`` exists.
 
     >>> index = CosineIndex(torch.eye(3), ids=["x", "y", "z"])
     >>> found = index.search(torch.tensor([[0.0, 3.0, 4.0]]), 2)
@@ -106,7 +107,7 @@ class CosineIndex:
     dtype: torch.dtype
     d: int
     _file: VectorFile | None
-    _state: Snapshot
+    _snapshot: Snapshot
 
     def __init__(
         self,
@@ -138,7 +139,7 @@ class CosineIndex:
             raise
 
     def _start(self, screen: str, dtype: torch.dtype, d: int) -> None:
-        """Be an index without rows."""
+        """Initialize an index without rows."""
         self.screen, self.dtype, self.d = screen, dtype, d
         self._codes = screen in ("auto", "int8")
         self._file = None
@@ -146,12 +147,12 @@ class CosineIndex:
         self._share()
 
     def _share(self) -> None:
-        """Make what several threads need, which is neither pickled nor forked."""
+        """Create the lock, which is neither pickled nor inherited by a fork."""
         self._lock = threading.Lock()
         watch(self)
 
     def __len__(self) -> int:
-        """How many rows there are, without those that were removed."""
+        """How many rows there are, not counting removed ones."""
         return self._snapshot.live_count()
 
     def __repr__(self) -> str:
@@ -171,22 +172,22 @@ class CosineIndex:
     def add(self, embeddings: Any, ids: Any = None) -> None:
         """Add rows (n, d), in the dtype of the index; with ids if the first rows had some.
 
-        Parts of the index that came one after the other are coded anew as one, as soon as the
-        later is half as long as the earlier. So n rows that come one by one are coded about
-        log(n) times each, and lie in log(n) parts at most. A memory map stays a part of its own.
-        Where all become one, the mean direction that codes leave out is measured anew.
+        Two consecutive parts of the index are merged and coded again as soon as the later one is
+        half as long as the earlier. So n rows that are added one by one are coded about log(n)
+        times each, and are in at most log(n) parts. A memory map stays a part of its own. When all
+        parts become one, the mean direction that is subtracted before coding is measured again.
 
-        With a ``path``, rows are on the disk before they count: a kill at any moment, or a loss of
-        power, leaves a file that `reopen` takes up (of the last `add` before a loss of power all or
-        nothing). To wait for the disk is most of the time of a small `add`: of one row 3.4 ms with,
-        0.8 without it, on an ext4 on a virtual disk.
+        With a ``path``, rows are on the disk before they count: after a kill at any moment, or a
+        loss of power, `reopen` can use the file (a loss of power may take all of the last `add`,
+        but not a part of it). Waiting for the disk takes most of the time of a small `add`: one row
+        takes 3.4 ms with it and 0.8 without, on ext4 on a virtual disk.
 
         Raises:
             TypeError: for ids of another kind than those of the index.
             ValueError: for rows of another width, ids that are taken, or numbers that the dtype of
                 the index cannot hold. Nothing is added then.
-            FileError: a ValueError; the file of ``path`` was deleted, replaced or changed by
-                somebody. Nothing is written then, and what the index holds can be searched.
+            FileError: a ValueError; the file of ``path`` was deleted, replaced or changed
+                meanwhile. Nothing is written then, and the index can still be searched.
             OSError: the file cannot be written. Nothing is added then.
         """
         one_thread_after_fork()
@@ -209,7 +210,7 @@ class CosineIndex:
                     raise
 
     def _own_file(self) -> VectorFile | None:
-        """The file that takes what is added, if there is one and it is this process's."""
+        """The file to append to, if there is one and this process opened it."""
         return self._file if self._file is not None and self._file.writable() else None
 
     def _append(self, new: Vectors, names: np.ndarray[Any, Any] | None) -> None:
@@ -220,11 +221,11 @@ class CosineIndex:
     def remove(self, ids: Any) -> None:
         """Remove the rows with these ids (1-D).
 
-        They take no part in a search any more. Their memory is given back once more than half of
-        the rows that were coded together are gone; rows in a file stay in it.
+        Searches no longer return them. Their memory is freed once more than half of a part's rows
+        are removed; rows in a file stay in it.
 
         Raises:
-            KeyError: an id is not there. Nothing is removed then.
+            KeyError: no row has one of the ids. Nothing is removed then.
         """
         one_thread_after_fork()
         names = _checks.row_ids("ids", ids)
@@ -249,8 +250,8 @@ class CosineIndex:
         Args:
             queries: (q, d) tensor or array of float16, bfloat16, float32, float64 or int8.
             k: how many rows for each query, 1 to ``len(index)``.
-            certify: return a `Certificate` too, which names rows by their position among all that
-                are kept, and can be verified as long as the vectors are as they are now.
+            certify: return a `Certificate` too, which names rows by their position among all kept
+                rows, and can be verified as long as the vectors do not change.
             exclude: ids that are not to be returned: a sequence (m,) or a set of them for all
                 queries, or an array (q, m) or q sequences, one for each query. Ids that are not in
                 the index are ignored, as are -1 and None; so the ``indices`` of one search exclude
@@ -265,7 +266,7 @@ class CosineIndex:
         Returns:
             TopK(scores, indices), (q, k) both: float32 (float64 if the queries or the index are),
             and ids: int64, or an array of str objects. Best first; tensors for tensors and arrays
-            for arrays, save that strings are always an array. With ``certify=True``,
+            for arrays, except that strings are always an array. With ``certify=True``,
             CertifiedTopK(scores, indices, certificate).
 
         Where fewer than k rows may be returned to a query (NaN rows and excluded ones may not, nor
@@ -300,8 +301,8 @@ class CosineIndex:
             RangeHits(lims, scores, indices): the hits of query i are at ``lims[i]:lims[i + 1]``, in
             the order in which their rows were added. Types as in `search`.
 
-        Rows and queries that hold NaN reach nothing. There is no cap on neighbours: a threshold
-        that most rows reach gives most of q · n hits.
+        Rows and queries that hold NaN reach nothing. The number of hits is not limited: a
+        threshold that most rows reach gives most of q · n hits.
 
         Raises:
             TypeError: for integer, complex or sparse queries, and excluded ids of another kind.
@@ -335,7 +336,7 @@ class CosineIndex:
         return RangeHits(like(queries, lims), like(queries, found.scores.to(dtype)), named)
 
     def explain(self, queries: Any, k: int) -> SearchExplanation:
-        """Search, and say how: which screens, in what pieces, how many rows had to be scored.
+        """Search, and report how: which screens, which tiles, how many rows had to be scored.
 
         Args:
             queries: as in `search`.
@@ -432,11 +433,11 @@ class CosineIndex:
         return merged(found, skipped=0)
 
     def save(self, path: str | Path) -> None:
-        """Write the index to a safetensors file: vectors, codes, ids and all.
+        """Write the complete index to a safetensors file: vectors, codes and ids.
 
         The file is written under a temporary name beside ``path`` and renamed once it is on the
-        disk, so that ``path`` holds the old index or the new one whatever happens. Vectors in a
-        file are copied by blocks, and need no memory.
+        disk, so that ``path`` is always the old index or the new one. Vectors in a file are copied
+        a block at a time, and need no memory.
         """
         with self._lock:
             state = self._snapshot
@@ -459,12 +460,12 @@ class CosineIndex:
 
         Args:
             path: the file.
-            mmap: leave the vectors in the file, which must stay as it is; what is added later is
-                kept in memory. Otherwise they are read.
-            verify: compare the checksums of vectors: where they are read now, of all; where they
-                stay in the file, of the 64 KB around each when that is first needed, so that a
-                search may raise FileError, too. Codes and ids are compared in any case. It takes
-                0.25 s a GB (Zen 5, one thread), once. A file of version 1 is compared as a whole.
+            mmap: leave the vectors in the file, which must not change; rows added later are kept in
+                memory. Otherwise all vectors are read.
+            verify: verify the checksums of vectors: of all that are read now; of vectors that stay
+                in the file, 64 KB at a time as they are first needed, so that a search may raise
+                FileError, too. Codes and ids are verified in any case. It takes 0.25 s a GB (Zen 5,
+                one thread), once. All vectors of a file of version 1 are verified now.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -480,21 +481,22 @@ class CosineIndex:
 
     @classmethod
     def reopen(cls, path: str | Path, ids: Any = None, *, screen: str = "auto") -> CosineIndex:
-        """Go on with the file that another index had as its ``path``, and that none has now.
+        """Make an index of the file that another index had as its ``path``, and that none has now.
 
-        It holds every row of every `add` that returned, whatever ended the process, and also those
-        that were removed later. They are compared with their checksum, coded anew, and numbered
-        from 0; `add` goes on at the end.
+        The file holds every row of every `add` that returned, however the process ended, including
+        rows that were removed later. Their checksum is verified, and they are coded again and
+        numbered from 0; `add` appends to the file.
 
         Args:
             path: the file.
-            ids: of all rows in it, as in the constructor: it holds none.
+            ids: of all rows in it, as in the constructor; the file has none.
             screen: as in `topk`.
 
         Raises:
             FileNotFoundError: there is no such file.
             FileError: it is truncated, damaged, of another kind, or of another version.
-            BlockingIOError: an index of this process or another appends to it; which, is metadata.
+            BlockingIOError: another index, in this process or another, has it open; the message
+                says which.
         """
         one_thread_after_fork()
         _checks.screen_name(screen)
@@ -520,7 +522,6 @@ class CosineIndex:
         self._share()
 
     def forked(self) -> None:
-        """Be fit for use in a child process that was forked."""
-        # The lock may be held by a thread that is not in this process, in the middle of a change
-        # that will not come.
+        """Replace the lock in a forked child process."""
+        # A thread of the parent may hold it, during a change that never completes here.
         self._lock = threading.Lock()

@@ -1,11 +1,11 @@
-"""What exact search finds out about this machine, once a process: what ``cossim info`` shows."""
+"""What exact search measures on this machine, once a process; ``cossim info`` shows it."""
 
 from cossim_fast.retrieval.screening import costs, screens
 from cossim_fast.retrieval.screening.screens import Offer
 
 
 def screens_here() -> dict[str, Offer]:
-    """Every screen by its name, narrowest first: how it runs here, and whether it is taken."""
+    """Every screen by name, narrowest first: how it runs here, and whether it is used."""
     return {name: screens.offer(name) for name in screens.NAMES}
 
 

@@ -1,4 +1,4 @@
-"""Arrays that lie in a memory map, and the pages that they hold."""
+"""Memory-mapped arrays, and their pages in memory."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor
 
 
 def file_map(corpus: Any) -> np.memmap[Any, Any] | None:
-    """The memory map that an array lies in, if it lies in one."""
+    """The memory mapping that holds an array, if there is one."""
     while isinstance(corpus, np.ndarray) and not isinstance(corpus.base, mmap.mmap):
         corpus = corpus.base
     return corpus if isinstance(corpus, np.memmap) else None
 
 
 def shared_map(corpus: Any) -> np.memmap[Any, Any] | None:
-    """The memory map that an array lies in, if what it holds is what the file holds."""
+    """The memory mapping that holds an array, if its contents are those of the file."""
     found = file_map(corpus)
     return None if found is None or found.mode == "c" else found
 
 
 def release_pages(mapping: np.memmap[Any, Any], block: Tensor) -> None:
-    """Tell the system that pages of a file will not be needed soon, so memory in use stays small.
+    """Tell the system that pages of a file will not be needed soon, to keep memory use small.
 
-    They stay in its cache as long as there is room. Never done to a copy-on-write map, which
-    would lose what was written.
+    They stay in its cache while there is room. Not to be called for a copy-on-write mapping, which
+    would lose what was written to it.
     """
     held = mapping.base
     if not isinstance(held, mmap.mmap) or not hasattr(held, "madvise"):

@@ -1,8 +1,7 @@
-"""A progress bar, where one is wanted."""
+"""An optional progress bar."""
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 from cossim_fast._extras import require
@@ -12,11 +11,11 @@ class Progress:
     """Counts rows on a bar of tqdm, or does nothing.
 
     Args:
-        shown: whether there is to be a bar.
-        title: what to call it.
-        total: rows in all, if that is known.
-        seen: rows that need not be counted any more.
-        unit: what is counted, if not rows.
+        shown: whether to show a bar.
+        title: of the bar.
+        total: how many rows there are, if that is known.
+        seen: how many are done already.
+        unit: of what is counted.
     """
 
     def __init__(
@@ -30,18 +29,13 @@ class Progress:
             )
 
     def update(self, count: int) -> None:
-        """Count so many more."""
+        """Advance the bar."""
         if self._bar is not None:
             self._bar.update(count)
 
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self._bar is not None:
             self._bar.close()

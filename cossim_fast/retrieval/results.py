@@ -12,9 +12,9 @@ from torch import Tensor
 
 from cossim_fast._score.exact import score_pairs, widen
 
-# Two scores nearer than this may change places between processors: the rounding of score64.
+# Scores that differ by less may be in another order on another processor: their rounding error.
 TIE = 2.0**-48
-# Rows scored at a time when a certificate is verified.
+# [rows] Scored at a time when a certificate is verified.
 _VERIFIED = 1 << 13
 
 
@@ -42,7 +42,7 @@ class RangeHits(NamedTuple):
 
 
 class VerificationError(AssertionError):
-    """A certificate that does not hold: some row is better than its bound says."""
+    """A certificate does not hold: some row scores more than its bound allows."""
 
 
 # Scores (q, rows) in float64 of some queries against positions of the corpus; NaN where a row may
@@ -52,15 +52,15 @@ Oracle = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Certificate:
-    """Why no other row belongs among the k best, query by query.
+    """Proof, query by query, that no other row belongs among the k best.
 
     Attributes:
         kth_score: (q,) float64, the k-th best score; NaN where fewer rows were found.
-        excluded_bound: (q,) float64, no row that was not returned scores more; -inf if there is
-            none.
+        excluded_bound: (q,) float64, an upper bound on the scores of all rows that were not
+            returned; -inf if there is none.
         rescored: (q,) int64, how many rows were scored in float64.
-        tie: (q,) bool, whether the k-th and the next differ by less than `TIE`, so that another
-            processor could return the other.
+        tie: (q,) bool, whether the k-th and the next score differ by less than `TIE`, so that
+            another processor might return the other row.
         skipped: how many rows of the corpus hold NaN or an infinity, and are never returned.
     """
 
@@ -87,11 +87,11 @@ class Certificate:
 
         Raises:
             VerificationError: with the query, the row, its score and the bound that it breaks.
-            ValueError: if the corpus came from an iterator, and is gone.
+            ValueError: the corpus was an iterator, which cannot be read again.
         """
         if self.oracle is None:
             raise ValueError(
-                "expected a corpus that can be read again, got one that came from an iterator; "
+                "expected a corpus that can be read again, got an iterator; "
                 "search an array or a memory map to verify"
             )
         if sample is None or sample >= self.rows:
@@ -130,7 +130,7 @@ class Certificate:
         other = ~torch.isin(rows, returned) & ~scores.isnan()
         rows, scores = rows[other], scores[other]
         bound = float(self.excluded_bound[query])
-        # Bounds hold for exact cosines, scores are rounded.
+        # Bounds hold for exact cosines, but scores are rounded.
         above = scores > bound + TIE
         last = int(returned[-1])
         if last >= 0:
@@ -142,7 +142,7 @@ class Certificate:
             at = int(above.nonzero()[0])
             raise VerificationError(
                 f"query {query}: row {int(rows[at])} scores {float(scores[at])!r} and was not "
-                f"returned; the bound on what was left out is {bound!r}, "
+                f"returned; the bound on rows that were not is {bound!r}, "
                 f"the k-th score {float(self.kth_score[query])!r}"
             )
 
@@ -154,7 +154,7 @@ def _number(query: int) -> Tensor:
 def assemble(
     queries: Any, best: Best, *, double: bool, oracle: Oracle | None
 ) -> TopK | CertifiedTopK:
-    """Give the result of a search the dtype and the kind of container that its caller gets."""
+    """Convert the result of a search to the dtype and container that the caller gets."""
     scores = best.scores if double else _narrowed(best.scores)
     found = TopK(like(queries, scores), like(queries, best.positions))
     if best.dropped_bound is None:
@@ -175,14 +175,14 @@ def assemble(
 
 
 def _narrowed(scores: Tensor) -> Tensor:
-    """In float32; by numpy where it can be, for which no threads are woken."""
+    """Scores in float32; on CPU by numpy, which wakes no threads."""
     if not scores.is_cpu:
         return scores.float()
     return torch.from_numpy(scores.numpy().astype(np.float32))
 
 
 def like(given: Any, tensor: Tensor) -> Any:
-    """A tensor for who gave a tensor, an array for everyone else."""
+    """A tensor if the caller gave a tensor, else an array."""
     return tensor if isinstance(given, Tensor) else tensor.numpy()
 
 
@@ -200,7 +200,7 @@ def oracle_of(queries: Tensor, rows: Tensor) -> Oracle:
 
 @dataclass
 class Best:
-    """The k best rows of every query, and what proves it."""
+    """The k best rows of every query, with the bound for a certificate."""
 
     scores: Tensor  # (q, k) float64, best first; NaN where there are no more
     positions: Tensor  # (q, k) int64; -1 where there are no more

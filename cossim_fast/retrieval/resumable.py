@@ -1,16 +1,16 @@
-"""Long runs that a program keeps on the disk, so that they go on where they were interrupted.
+"""Searches and joins with a checkpoint that the caller manages, to resume after an interruption.
 
-`cossim_fast.topk` and `pairs_above` delete their checkpoint as they return, before the caller has
-put the result anywhere. A program that writes results to a file, as the ``cossim`` command does,
-takes these instead, and removes the checkpoint once the file is there:
+`cossim_fast.topk` and `pairs_above` delete their checkpoint as they return, before the caller
+has stored the result. A program that writes results to a file, as the ``cossim`` command does, uses
+these instead, and removes the checkpoint once the file is complete:
 
     with SearchCheckpoint("out.checkpoint") as kept:
         found = topk_with_checkpoint(queries, corpus, 10, kept=kept)
         write(found)
         kept.remove()
 
-A join gives its pairs in blocks (`JoinBlocks`), whose checkpoint says which rows are finished; a
-`Digest` of what was written says whether it is still there. `Lock` keeps a path to one run.
+A join yields its pairs in blocks (`JoinBlocks`), and its checkpoint records which rows are
+finished. A `Digest` of what was written tells whether it has changed. `Lock` locks a path.
 """
 
 from cossim_fast.retrieval.joins.checkpoint import JoinCheckpoint

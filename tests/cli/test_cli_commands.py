@@ -219,7 +219,7 @@ def test_info_names_the_screens(folder):
     status, out, _ = run("info")
     assert status == 0
     assert f"torch            {torch.__version__}" in out
-    assert "screen float32   yes: always there" in out
+    assert "screen float32   yes: always available" in out
     for name in ("int8", "bfloat16"):
         found = offer(name)  # measured once
         assert f"screen {name}".ljust(17) + ("yes: " if found.fast else "no: ") + found.words in out

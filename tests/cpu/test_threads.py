@@ -245,16 +245,7 @@ def test_a_system_without_affinity_counts_its_processors(monkeypatch):
     assert _threads.processors() == 5
 
 
-# Parts, each on a thread of its own.
 # A thread that torch leaves alone.
-
-
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's OpenMP may be out of reach")
@@ -301,9 +292,6 @@ def test_openmp_is_asked_before_it_is_relied_on(function, two_threads, monkeypat
     assert not _threads.can_be_single_threaded.__wrapped__()
 
 
-# Parts, each on a thread of its own.
-
-
 @pytest.mark.usefixtures("two_threads")
 def test_each_part_has_one_thread_and_nobody_else_loses_theirs():
     met = threading.Barrier(2, timeout=30)
@@ -313,7 +301,7 @@ def test_each_part_has_one_thread_and_nobody_else_loses_theirs():
         return threading.get_ident(), torch.get_num_threads()
 
     # New helpers: to make one sets the number of threads.
-    _threads._forget_helpers()
+    _threads._discard_helpers()
     found = _threads.run_independent(2, [part, part])
     assert [count for _, count in found] == [1, 1]
     assert len({thread for thread, _ in found} | {threading.get_ident()}) == 3

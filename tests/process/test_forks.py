@@ -60,14 +60,6 @@ def forked(work):
     return said
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 class Work:
     """What threads of the parent do all the time, and what a child does, with the right answers."""
 

@@ -47,7 +47,7 @@ DEFAULT = processors.aten("default", X86)
 def no_probe(monkeypatch):
     """Children without torch and plugins, whose imports take longer than all else here."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setattr(processors, "probe", lambda _: ({"float32": "always there"}, ""))
+    monkeypatch.setattr(processors, "probe", lambda _: ({"float32": "always available"}, ""))
 
 
 @pytest.fixture

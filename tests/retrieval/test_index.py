@@ -474,7 +474,7 @@ def test_explain_says_what_a_search_did(corpus, queries):
     certified = wide.search(queries, 4, certify=True)
     np.testing.assert_array_equal(asked.rescored, certified.certificate.rescored)
     assert asked.screens == ("float32",)
-    assert "asked for" in str(asked)
+    assert "as requested" in str(asked)
 
 
 def test_explain_names_every_screen_that_was_tried(monkeypatch):

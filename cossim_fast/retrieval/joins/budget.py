@@ -1,4 +1,4 @@
-"""How many pairs may be held at a time, and how many queries there is room for."""
+"""How many pairs a round may hold, and how many queries fit."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Budget:
-    """Room for so many pairs.
+    """Room for pairs.
 
     Attributes:
-        pairs: that may be held.
+        pairs: most pairs that may be held.
     """
 
     pairs: int
 
     def fitting(self, queries: int, expected: int) -> int:
-        """How many of some queries to go on with, if all promise so many pairs; at least one.
+        """How many queries fit, at least one, if all of them are expected to have so many pairs.
 
-        An eighth of the room is left over: pairs need not go on as they began.
+        An eighth of the room is left as a reserve, since the expected number is only an estimate.
         """
         return max(queries * self.pairs * 7 // (8 * max(expected, 1)), 1)

@@ -14,7 +14,7 @@ from cossim_fast.retrieval.joins.sweep import Found
 from cossim_fast.retrieval.storage.checkpoint import Checkpoint
 from cossim_fast.retrieval.storage.digest import digest_of
 
-# After it was written, a file waits so many times as long as that took.
+# [ratio] Time until a file is written again, relative to the time that writing it took.
 _WAIT = 20
 
 
@@ -22,7 +22,7 @@ class JoinCheckpoint(Checkpoint):
     """The file of one join; without a path it does nothing.
 
     Attributes:
-        beside: what the caller wants to find again, by name: saved and restored with the rest.
+        beside: data of the caller, by name, saved and restored with the rest.
     """
 
     kind = "cossim_fast join checkpoint"
@@ -36,19 +36,19 @@ class JoinCheckpoint(Checkpoint):
         self._next = 0.0
 
     def begin(
-        self, rows: tuple[Tensor, ...], said: Mapping[str, Any], dtype: torch.dtype
+        self, rows: tuple[Tensor, ...], arguments: Mapping[str, Any], dtype: torch.dtype
     ) -> tuple[int, Found]:
-        """How many queries were finished, and what they found; 0 and nothing without a file.
+        """How many queries are finished, and their pairs; 0 and none without a file.
 
         Args:
             rows: what is joined, one set of rows (n, d) or two. All are digested.
-            said: what else makes it the same join.
+            arguments: of the join, which must be the same when it resumes.
             dtype: of the scores.
         """
         nothing = 0, Found.concatenate([], dtype)
         if self.path is None:
             return nothing
-        of = dict(said)
+        of = dict(arguments)
         for name, some in zip("xy", rows, strict=False):
             of[f"rows of {name}"], of[f"width of {name}"] = some.shape
             of[f"dtype of {name}"] = str(some.dtype)
@@ -56,12 +56,13 @@ class JoinCheckpoint(Checkpoint):
         self._belongs_to(of)
 
         def understand(
-            held: Mapping[str, Tensor], said: Mapping[str, Any]
+            held: Mapping[str, Tensor], metadata: Mapping[str, Any]
         ) -> tuple[int, Found, dict[str, Any]]:
-            done = int(said["done"])
+            done = int(metadata["done"])
             if not 0 < done <= len(rows[0]):
                 raise ValueError(f"{done} rows of {len(rows[0])}")
-            return done, Found(*(held[name] for name in Found._fields)), dict(said["beside"])
+            found = Found(*(held[name] for name in Found._fields))
+            return done, found, dict(metadata["beside"])
 
         restored = self._read(understand)
         if restored is None:
@@ -72,9 +73,9 @@ class JoinCheckpoint(Checkpoint):
     def save(
         self, done: int, found: list[Found], dtype: torch.dtype, *, last: bool = False
     ) -> None:
-        """Write how many queries are finished, unless that was done a moment ago.
+        """Write how many queries are finished, unless the file was written a moment ago.
 
-        The last time, when all are, it is done in any case.
+        With ``last``, it is written in any case.
         """
         began = time.monotonic()
         if self.path is None or (began < self._next and not last):

@@ -1,4 +1,4 @@
-"""`deduplicate` and `communities`: what joins of a set with itself are made for."""
+"""`deduplicate` and `communities`: clusters from the join of a set with itself."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from cossim_fast.retrieval.results import like
 from cossim_fast.retrieval.storage.corpus import ArrayCorpus
 
 Skip = Callable[[Tensor], Tensor]
-# Pairs that `communities` keeps from its first look, so that it need not look again: 320 MB.
+# [pairs] Most pairs that `communities` keeps, to avoid a second join: 320 MB.
 KEPT_PAIRS = 1 << 24
 
 
 class Deduplicated(NamedTuple):
-    """Rows that are kept, and which of them stands for each of the others."""
+    """Kept rows, and for each dropped row the kept one that it duplicates."""
 
     kept: Any  # (k,) int64, ascending
     dropped: Any  # (n - k,) int64, ascending
-    representatives: Any  # (n - k,) int64, the kept row that stands for each dropped one
+    representatives: Any  # (n - k,) int64, the kept row that each dropped one duplicates
     scores: Any  # (n - k,) their cosines: float32, float64 for float64 input
 
 
@@ -40,13 +40,13 @@ def deduplicate(
     screen: str = "auto",
     progress: bool = False,
 ) -> Deduplicated:
-    """Drop every row that is like a row that is kept: greedy, exact and deterministic.
+    """Drop every row that is similar to a kept row: greedy, exact and deterministic.
 
-    Rows are gone through in the order that ``keep`` says. A row is dropped if its cosine to a row
-    that was kept before it reaches the threshold, else it is kept. So no two kept rows reach the
-    threshold, and every dropped row reaches it with a kept one. Of the rows kept before it the one
-    with the largest cosine, rounded as it is returned, stands for it; of equal ones the first that
-    was kept.
+    Rows are visited in the order given by ``keep``. A row is dropped if its cosine to a row kept
+    before it reaches the threshold, else it is kept. So no two kept rows reach the threshold, and
+    every dropped row reaches it with a kept one. The representative of a dropped row is the one
+    with the largest cosine, rounded as it is returned, among the rows kept before it; of equal ones
+    the first that was kept.
 
     Args:
         x: (n, d) tensor, array or memory map of float16, bfloat16, float32, float64 or int8.
@@ -61,13 +61,12 @@ def deduplicate(
         Deduplicated(kept, dropped, representatives, scores); arrays for an array x, tensors for a
         tensor. ``x[kept]`` is what remains.
 
-    Rows that hold NaN or an infinity are like nothing, and kept. Scores are those of `pairs_above`,
-    and so is the memory; beyond it 26 bytes a row. No gradients.
+    Rows that hold NaN or an infinity are similar to none, and kept. Scores and memory are those of
+    `pairs_above`, and 26 bytes a row more. No gradients.
 
     Raises:
         TypeError: for integer, complex or sparse input, or a threshold that is no number.
-        ValueError: for a wrong shape, a threshold outside [-1, 1], or a keep or screen of no
-            meaning.
+        ValueError: for a wrong shape, a threshold outside [-1, 1], or an unknown keep or screen.
 
     >>> x = torch.tensor([[1.0, 0.0], [4.0, 3.0], [0.0, 2.0], [5.0, 1.0]])
     >>> deduplicate(x, 0.9)
@@ -104,15 +103,15 @@ def deduplicate(
 def communities(
     x: Any, threshold: float, min_size: int, *, screen: str = "auto", progress: bool = False
 ) -> list[Any]:
-    """Find groups of rows around a central row, largest first: exact and deterministic.
+    """Find clusters of rows around a central row, largest first: exact and deterministic.
 
     The neighbours of a row are the rows, itself among them, whose cosine to it reaches the
-    threshold. Rows with at least ``min_size`` neighbours are gone through, those with the most
-    first and equal ones in row order. One that belongs to a community already is passed over;
-    another takes those of its neighbours that belong to none, if these are at least ``min_size``.
+    threshold. Rows with at least ``min_size`` neighbours are visited, those with the most first and
+    equal ones in row order. One that is in a community already is skipped. Another forms a
+    community with those of its neighbours that are in none, if these are at least ``min_size``.
 
-    This is sentence-transformers' ``community_detection``, with each step defined: its order of
-    equal cosines is left to a sort that is free there, and its cosines are rounded to float32.
+    This is sentence-transformers' ``community_detection`` with every step defined: there, the order
+    of equal cosines depends on an unstable sort, and cosines are rounded to float32.
 
     Args:
         x: (n, d) tensor, array or memory map of float16, bfloat16, float32, float64 or int8.
@@ -124,15 +123,14 @@ def communities(
     Returns:
         One (size,) int64 array a community (a tensor if x is one): its centre, then the others by
         cosine to it, rounded to float32 unless x is float64, largest first, equal ones in row
-        order. Largest communities first, equal ones
-        in the order in which they were found.
+        order. Largest communities first, those of one size in the order in which they were found.
 
     A row that holds NaN or an infinity has no neighbours, nor has a zero row if the threshold is
     positive. No gradients.
 
-    Memory is that of `pairs_above`, with up to 16 million pairs (320 MB) instead of 2. Where there
-    are more, only numbers of neighbours are kept, and those of the rows that may be centres are
-    searched again.
+    Memory is that of `pairs_above`, with up to 16 million pairs (320 MB) instead of 2. If there
+    are more, only numbers of neighbours are kept, and the neighbours of rows that may be centres
+    are searched again.
 
     Raises:
         TypeError: for integer, complex or sparse input, or a min_size that is no int.
@@ -168,7 +166,7 @@ def communities(
 
 
 class _SelfJoin:
-    """A set of rows that is joined with itself, in an order of its own."""
+    """The join of a set of rows with itself, in a given order of the rows."""
 
     def __init__(self, x: Any, threshold: float, screen: str, keep: Any = "first") -> None:
         one_thread_after_fork()
@@ -183,7 +181,7 @@ class _SelfJoin:
     def rounds(
         self, order: Tensor | None = None, *, later: bool, skip: Skip | None = None
     ) -> Rounds:
-        """All rows, or some in an order, against all rows, or those that come later."""
+        """The join of all rows, or of some in an order, with all rows, or with later ones only."""
         sweep = Sweep(
             self._rows.screens,
             self._rows.centre,
@@ -202,7 +200,7 @@ class _SelfJoin:
 
 
 def _by_query(found: Found) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Each query with the positions and scores of what it found."""
+    """Yield each query with the positions and scores of its pairs."""
     if not found.query.numel():
         return
     numbers, counts = torch.unique_consecutive(found.query, return_counts=True)
@@ -213,7 +211,7 @@ def _by_query(found: Found) -> Iterator[tuple[int, Tensor, Tensor]]:
 
 
 def _count(join: _SelfJoin, itself: Tensor, progress: bool) -> tuple[Tensor, Found | None]:
-    """How many neighbours each row has, and the pairs (i < j) unless they are too many."""
+    """The number of neighbours of each row, and the pairs (i < j) unless they are too many."""
     counts = itself.long()
     held: list[Found] | None = []
     pairs = done = 0
@@ -229,7 +227,7 @@ def _count(join: _SelfJoin, itself: Tensor, progress: bool) -> tuple[Tensor, Fou
     return counts, None if held is None else Found.concatenate(held, join.dtype)
 
 
-# Centres with their neighbours, others than themselves, by position.
+# Centres, with the positions and scores of their neighbours except themselves.
 _Neighbours = Iterator[tuple[int, Tensor, Tensor]]
 
 
@@ -246,7 +244,7 @@ def _looked_up(pairs: Found, centres: Tensor, n: int) -> _Neighbours:
 
 
 def _searched(join: _SelfJoin, centres: Tensor, used: Tensor) -> _Neighbours:
-    """The neighbours of some rows, searched again; those that are used by then are passed over."""
+    """The neighbours of some rows, searched again; rows in a community by then are skipped."""
     rounds = join.rounds(centres, later=False, skip=lambda numbers: used[numbers])
     done = 0
     for found in rounds:

@@ -1,4 +1,4 @@
-"""Rows of an array that a join goes through many times: coded once, if the codes can be kept."""
+"""Rows of an array that a join reads many times; they are coded once if the codes fit in memory."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from cossim_fast.retrieval.screening.projection import choose_projection
 from cossim_fast.retrieval.screening.screens import choose
 from cossim_fast.retrieval.storage.corpus import ArrayCorpus, block_rows
 
-# Numbers of which codes are kept: 256 MB, and two thirds as much for those of a head.
+# [numbers] Most numbers whose codes are kept: 256 MB, and up to two thirds as much for projections.
 KEPT = 1 << 28
 
 
 class CodedRows:
-    """Rows ready to be queries and to be screened.
+    """The rows of a join, as segments to screen, and as queries.
 
     Args:
-        source: where they are.
-        queries: (q, d) what they are to be joined with.
+        source: the rows.
+        queries: (q, d), which they are joined with.
         threshold: of the join.
         screen: a screen's name, or ``"auto"``.
-        order: (n,) of the rows, another than their own; they are copied then whenever they are
-            needed.
+        order: (n,) another order of the rows; they are then copied whenever they are read.
 
     Attributes:
-        screens: what to screen them with, each wider than the one before.
+        screens: each wider than the one before.
         centre: (d,) of the rows.
     """
 
@@ -47,15 +46,17 @@ class CodedRows:
         self.centre = centre_of(source.rows)
         self.screens = choose(source.d, screen)
         self._codes = any(one.name == "int8" for one in self.screens)
-        self._head = None
+        self._projection = None
         if screen == "auto" and self._codes:
             limit = arithmetic.found().adjacent_code_limit
-            self._head = choose_projection(queries, source.rows, self.centre, threshold, limit)
-        if self._head is not None:
-            self.screens.insert(0, self._head)
+            self._projection = choose_projection(
+                queries, source.rows, self.centre, threshold, limit
+            )
+        if self._projection is not None:
+            self.screens.insert(0, self._projection)
 
     def take(self, numbers: Tensor) -> Tensor:
-        """Rows (q, d) by their numbers (q,), as stored."""
+        """Rows (q, d) with these numbers (q,), as stored."""
         return self._source.rows[numbers if self._order is None else self._order[numbers]]
 
     def segments(self, start: int = 0) -> Iterator[Segment]:
@@ -66,8 +67,8 @@ class CodedRows:
             segment = self._kept.get(first)
             if segment is None:
                 segment = encode(rows, self.centre, first=first, codes=self._codes)
-                if self._head is not None:
-                    segment = self._head.split(segment, self.centre)
+                if self._projection is not None:
+                    segment = self._projection.split(segment, self.centre)
                 if self._order is None and self._room() >= rows.numel():
                     self._kept[first] = segment
             yield segment

@@ -1,4 +1,4 @@
-"""Tiles of which most pairs reach a threshold: one product in float64, rounded where that is safe.
+"""Tiles of which most pairs reach a threshold: a matrix product in float64, where it is certain.
 
 The score of a pair is a sum in one fixed order (`score_pairs`), and takes about as long
 as ten of its products in a matrix product, whose order of additions is open. The two differ by
@@ -23,7 +23,7 @@ _UNIT = 2.0**-53
 
 
 def product_error(d: int) -> float:
-    """How far a product of unit rows may be from the score.
+    """Largest difference between a product of unit rows and the score.
 
     With u = 2^-53, n_q and n_x the norms as they were computed, and S = sum |q_k x_k| / (n_q n_x),
     which is 1 but for the rounding of the norms, by Cauchy and Schwarz: the product sums d terms
@@ -55,11 +55,11 @@ def pairs_above(
         segment: of the rows.
         rows: of the segment.
         threshold: -1 to 1.
-        double: scores are wanted in float64, which a product never has.
-        after: (q,) positions; only rows behind them are wanted.
+        double: scores are wanted in float64: all are to be computed.
+        after: (q,) positions; only later rows are wanted.
 
     Returns:
-        Query, row of the segment and score (p,), as it is returned; NaN where it is to be computed.
+        Query, row of the segment and final score (p,); NaN where the score is to be computed.
     """
     d, count = segment.rows.shape[1], rows.stop - rows.start
     error = product_error(d)
@@ -85,7 +85,7 @@ def pairs_above(
     scores = near.add_(error).float()
     lowest = near.sub_(2 * error)
     unsure = (lowest.float() != scores).logical_or_(lowest < threshold)
-    # What lies beyond 1 rounds to 1 in the score.
+    # The score of a pair whose product exceeds 1 rounds to 1.
     return query, row, scores.clamp_(-1.0, 1.0).masked_fill_(unsure, torch.nan)
 
 

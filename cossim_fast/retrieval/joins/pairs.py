@@ -1,4 +1,4 @@
-"""`pairs_above`: every pair of rows whose cosine reaches a threshold, at once or in blocks."""
+"""`pairs_above`: every pair of rows whose cosine reaches a threshold, all at once or in blocks."""
 
 from __future__ import annotations
 
@@ -69,34 +69,33 @@ def pairs_above(
         threshold: -1 to 1.
         screen: ``"auto"``, ``"int8"``, ``"bfloat16"`` or ``"float32"``: what decides cheaply which
             pairs need not be scored. ``"auto"`` takes the narrowest that is fast on this
-            processor, and a wider one where the data let too many pairs through; on large
-            sets it looks at a few directions first, if a sample says that this rules out enough.
+            processor, and a wider one where too many pairs pass. On large sets it first compares
+            projections onto a few directions, if a sample shows that this rules out enough pairs.
         max_pairs: stop with an error as soon as more pairs are found.
         progress: show a progress bar (needs tqdm: ``pip install 'cossim_fast[retrieval]'``).
         checkpoint: a file that keeps the pairs of the rows of x that are finished, written every
-            few thousand rows (at most a twentieth of the time goes into that) and deleted at the
-            end. If it is there when the join starts, the join goes on where it ended. It belongs
-            to these rows by a digest of all their bytes (1.4 GB/s a thread), and while a join goes
-            on, no other takes the same file.
+            few thousand rows (which takes at most a twentieth of the time) and deleted at the end.
+            If it exists when the join starts, the join resumes from it. A digest of all bytes of
+            the rows (1.4 GB/s a thread) ties it to them. No other join can use the file meanwhile.
 
     Returns:
         Pairs(i, j, scores), (p,) each: int64, int64 and float32 (float64 if an input is float64),
         sorted by i, then j; arrays for an array x, tensors for a tensor.
 
-    Rows that hold NaN or an infinity pair with nothing. No gradients.
+    Rows that hold NaN or an infinity are in no pair. No gradients.
 
     Memory beyond inputs and result: 5 d / 3 bytes a row of y for codes, 430 MB at most; for up to
     2^14 rows of x at a time their codes and float64 values (9 d bytes each); four tiles of scores
-    (8 MB each, 16 in float64) for each thread; and 2 million pairs (about 200 MB) that wait to be
-    sorted. Nothing of size n m.
+    (8 MB each, 16 in float64) for each thread; and up to 2 million pairs (about 200 MB) before they
+    are sorted. Nothing of size n m.
 
     Raises:
         TypeError: for integer, complex or sparse input, or a threshold that is no number.
         ValueError: for shapes that do not match, a threshold outside [-1, 1], an unknown screen, or
             a checkpoint of another join, or of other rows.
-        InUseError: a ValueError, where another join goes on with this checkpoint.
-        TooManyPairsError: a ValueError, past ``max_pairs``; it says how many there are so far, and
-            what threshold to try.
+        InUseError: a ValueError, where another join uses this checkpoint.
+        TooManyPairsError: a ValueError, past ``max_pairs``; it says how many pairs there are so
+            far, and which threshold to try.
 
     >>> x = torch.tensor([[1.0, 0.0], [4.0, 3.0], [0.0, 2.0]])
     >>> pairs_above(x, threshold=0.6)
@@ -136,9 +135,9 @@ def iter_pairs_above(
 ) -> Iterator[Pairs]:
     """Yield the pairs of `pairs_above` in blocks, so that memory does not grow with the result.
 
-    One after another the blocks are the result of `pairs_above`: sorted by i, then j. A block holds
-    all pairs of some rows of x: at most 2 million, or all those of one row. What `pairs_above` says
-    of arguments, rows, errors and memory holds here.
+    Concatenated, the blocks are the result of `pairs_above`, sorted by i, then j. A block holds all
+    pairs of some rows of x: at most 2 million, or all those of one row. Arguments, special rows,
+    errors and memory are as for `pairs_above`.
 
     Args:
         x: (n, d) tensor, array or memory map.
@@ -146,10 +145,10 @@ def iter_pairs_above(
         threshold: -1 to 1.
         screen: as for `pairs_above`.
         progress: show a progress bar.
-        checkpoint: a file that says which rows of x are finished. It is written when the block
-            after theirs is asked for (not more often than pays), and deleted after the last. So a
-            run that was interrupted gives every block again that the caller may not have been done
-            with, and none is left out.
+        checkpoint: a file that records which rows of x are finished. It is written when the next
+            block is asked for (at most a twentieth of the time goes into that), and deleted after
+            the last. A run that resumes therefore repeats every block that the caller may not have
+            finished with, and leaves none out.
 
     Yields:
         Pairs(i, j, scores), none of them empty.
@@ -168,13 +167,13 @@ def iter_pairs_above(
 
 
 class JoinBlocks:
-    """The blocks of `iter_pairs_above`, for a caller who has still to put them somewhere.
+    """The blocks of `iter_pairs_above`, for a caller who stores them.
 
-    The checkpoint stays when the last block was given: the caller removes and closes it.
+    The checkpoint stays after the last block: the caller removes and closes it.
 
     Args:
         x: as for `pairs_above`, and so are the others.
-        kept: what keeps ``done``.
+        kept: the checkpoint.
 
     Attributes:
         done: how many rows of x are finished.
@@ -200,10 +199,10 @@ class JoinBlocks:
         self.done, _ = self._join.begin(kept, "blocks")
 
     def blocks(self, before: int = 0) -> Iterator[Pairs]:
-        """Yield the pairs of rows that are not done; each block is done when the next is wanted.
+        """Yield the pairs of rows that are not done; a block is done when the next is asked for.
 
         Args:
-            before: pairs of rows that are done, which ``max_pairs`` counts too.
+            before: how many pairs finished rows have, which ``max_pairs`` counts too.
         """
         join, kept = self._join, self._kept
         most = None if self._most is None else self._most - before
@@ -224,7 +223,7 @@ class JoinBlocks:
                 raise _too_many(torch.cat([*scores, error.scores]), self._most, join) from None
 
     def to_the_end(self) -> Iterator[Pairs]:
-        """Yield them, and remove the checkpoint then; however it ends, others may have it."""
+        """Yield all blocks, then remove the checkpoint; in any case close it."""
         with self._kept as kept:
             yield from self.blocks()
             kept.remove()
@@ -258,7 +257,7 @@ def range_search(
 
 
 class _Join:
-    """The arguments of a join, checked, and what is made of them."""
+    """The checked arguments of a join, and its corpus and sweep."""
 
     def __init__(self, x: Any, y: Any, threshold: float, screen: str) -> None:
         one_thread_after_fork()
@@ -292,10 +291,10 @@ class _Join:
         )
 
     def begin(self, kept: JoinCheckpoint, kind: str) -> tuple[int, Found]:
-        """How many queries a file of this join says are finished, and what they found."""
-        said = {"threshold": self.threshold, "kind": kind}
+        """How many queries the checkpoint has as finished, and their pairs."""
+        arguments = {"threshold": self.threshold, "kind": kind}
         rows = tuple(source.rows for source in self.sources)
-        return kept.begin(rows, said, self.sweep.dtype)
+        return kept.begin(rows, arguments, self.sweep.dtype)
 
 
 def _pairs(x: Any, found: Found) -> Pairs:
@@ -303,7 +302,7 @@ def _pairs(x: Any, found: Found) -> Pairs:
 
 
 def _too_many(scores: Tensor, most: int, join: _Join) -> TooManyPairsError:
-    """Say how many pairs there are so far, and what threshold would leave about enough."""
+    """The error, with the pairs so far, and a threshold that would leave about ``most``."""
     n, m = join.x.n, join.rows.n
     every = n * (n - 1) // 2 if join.sweep.later else n * m
     share = min(join.sweep.compared / every, 1.0)
@@ -320,9 +319,9 @@ def _too_many(scores: Tensor, most: int, join: _Join) -> TooManyPairsError:
         else "no threshold would leave so few"
     )
     message = (
-        f"more than max_pairs={most} pairs reach threshold={join.threshold!r}: {found} among the "
-        f"first {share:.2%} of all pairs; judging by these, {advice}. Raise one of the two, or "
-        "take the pairs in blocks from iter_pairs_above"
+        f"expected at most max_pairs={most} pairs to reach threshold={join.threshold!r}, got "
+        f"{found} among the first {share:.2%} of all pairs; judging by these, {advice}. Raise one "
+        "of the two, or take the pairs in blocks from iter_pairs_above"
     )
     ok = suggested is not None and suggested <= 1
     return TooManyPairsError(message, found, suggested if ok else None)

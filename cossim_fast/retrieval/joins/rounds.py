@@ -1,8 +1,8 @@
-"""Rounds of a join: as many queries at a time as there is room for what they find.
+"""Rounds of a join: as many queries at a time as there is room for their pairs.
 
-The batches of a round are taken through a segment apart, each on one thread from its first product
-to its last score, as if each had a share of the room for itself. One that finds more is put off,
-and goes through once it is known what the others left.
+The batches of a round share the room equally. Each goes through a segment on one thread, from its
+first product to its last score. A batch that finds more than its share is repeated after the
+others, when it is known how much room they left.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cossim_fast.retrieval.screening.codes import Segment
 
 
 class TooManyError(Exception):
-    """More pairs than were asked for; the scores of this round say how many there may be."""
+    """There are more pairs than allowed; the scores of this round help to estimate how many."""
 
     def __init__(self, scores: Tensor) -> None:
         super().__init__()
@@ -35,14 +35,14 @@ class Rounds:
     """Every pair of queries and rows that reaches a threshold, query by query.
 
     Args:
-        order: (n,) int64 numbers of the queries, in the order in which they are wanted.
-        queries: gives the rows (q, d) of some numbers (q,), as stored.
-        segments: gives the segments that hold the rows from a position on, in order.
-        sweep: what looks at them.
-        done: how many queries of the order to leave out.
-        most: raise TooManyError as soon as more pairs than that are found.
-        skip: says of some numbers (q,) which need not be looked at, (q,) bool; asked as late as can
-            be.
+        order: (n,) int64 numbers of the queries, in the order of the results.
+        queries: returns the rows (q, d) with some numbers (q,), as stored.
+        segments: returns the segments that hold the rows from a position on, in order.
+        sweep: finds the pairs of a batch with a segment.
+        done: how many queries of the order are finished already.
+        most: raise TooManyError as soon as more pairs are found.
+        skip: of some numbers (q,), returns which to leave out, (q,) bool; called just before they
+            would be searched.
 
     Attributes:
         done: how many queries of the order are finished.
@@ -68,7 +68,7 @@ class Rounds:
         )
 
     def __iter__(self) -> Iterator[Found]:
-        """Yield what the queries of a round found, once each round is done."""
+        """Yield the pairs of each round."""
         size = min(tuning.FIRST_ROUND, self._longest)
         while self.done < self._order.numel():
             places = torch.arange(
@@ -85,7 +85,7 @@ class Rounds:
             found = Found.concatenate(
                 _threads.run_independent(self._threads, ordered), self._sweep.dtype
             )
-            # As many as there promises to be room for, but not many more at once.
+            # As many queries as are predicted to fit, but not more than twice as many as before.
             count, size = found.scores.numel(), stop - self.done
             size = min(2 * size, Budget(tuning.ROUND_PAIRS).fitting(size, count), self._longest)
             size = max(size, 1)
@@ -94,7 +94,7 @@ class Rounds:
             yield found
 
     def _round(self, numbers: Tensor) -> list[_Part]:
-        """What the first queries found: as many as there is room for, at least one."""
+        """The pairs of the first queries: of as many as there is room for, at least one."""
         sweep = self._sweep
         if not numbers.numel():
             return []
@@ -111,7 +111,7 @@ class Rounds:
                         break
                     found, kept = sweep.through(part.batch, segment, Budget(room), part.held)
                     if kept < asked:
-                        # The last ones come again in the next round.
+                        # The other queries are in the next round.
                         part.keep(kept)
                         del made[at + 1 :]
                 part.found.append(found)
@@ -125,7 +125,7 @@ class Rounds:
         return Batch(numbers, self._queries(numbers), self._sweep.screens, self._sweep.centre)
 
     def _size(self, queries: int) -> int:
-        """How many of the queries of a round to multiply together: as many for each thread."""
+        """The size of a batch, so that each thread gets as many batches as the others."""
         most, threads = tuning.ROUND_BATCH, self._threads
         if threads == 1:
             return most
@@ -133,7 +133,7 @@ class Rounds:
         return min(max(-(-queries // batches), tuning.ROUND_BATCH_LEAST), most)
 
     def _ahead(self, made: list[_Part], segment: Segment) -> list[Found | None]:
-        """What parts find in a segment, on threads apart; None for those that have no room so."""
+        """The pairs of each part with a segment, in parallel; None where they exceed its share."""
         if self._threads == 1 or len(made) == 1:
             return [None] * len(made)
         costs.find_out()
@@ -165,9 +165,9 @@ class Rounds:
 
 
 class _Part:
-    """Queries of a round that are multiplied together, and what they found in each segment.
+    """A batch of a round, and its pairs with each segment.
 
-    The batch is made by the thread that goes on with it.
+    The batch is prepared by the thread that first uses it.
     """
 
     def __init__(self, numbers: Tensor, make: Callable[[Tensor], Batch]) -> None:
@@ -182,7 +182,7 @@ class _Part:
         return self._batch
 
     def keep(self, queries: int) -> None:
-        """Go on with the first queries alone."""
+        """Keep only the first queries."""
         self._batch = self.batch.first(queries)
         self.found[:] = [found.of_first(queries) for found in self.found]
 
@@ -196,10 +196,10 @@ def _held(made: list[_Part]) -> int:
 
 
 def in_order(batch: Batch, parts: list[Found]) -> Found:
-    """What a batch found, query by query, positions in the order in which they came."""
+    """The pairs of a batch, query by query, with positions in the order of the parts."""
     found = Found.concatenate(parts, torch.float32 if not parts else parts[0].scores.dtype)
     if not found.in_order():
-        # numpy sorts 16-bit numbers by their digits.
+        # numpy has a radix sort for 16-bit numbers.
         keys = found.query.numpy().astype(np.uint16)
         order = torch.from_numpy(np.argsort(keys, kind="stable"))
         found = Found(*(column[order] for column in found))

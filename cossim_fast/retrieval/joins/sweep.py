@@ -1,8 +1,8 @@
-"""Queries against rows: every pair at or above a threshold, by screens and by products.
+"""Every pair of queries and rows that reaches a threshold: by screens, or by a float64 product.
 
-A tile of scores is screened, and pairs whose upper bound reaches the threshold are scored one by
-one. Where a screen lets too much through, the next is tried; where every screen does, since most
-of those pairs are results, the tile is multiplied in float64 (`dense`).
+A screen scores a tile, and the pairs whose upper bound reaches the threshold are scored one by one.
+Where a screen lets too many pairs through, the next wider one is tried. Where all of them do, most
+of these pairs are results, and the tile is multiplied in float64 (`dense`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cossim_fast.retrieval.screening.tile import Tile, passing, tile_rows
 
 
 class Found(NamedTuple):
-    """Pairs (p,): of each query, in the order of the positions."""
+    """Pairs (p,), those of each query in the order of the positions."""
 
     query: Tensor  # int64 numbers
     position: Tensor  # int64
@@ -38,7 +38,7 @@ class Found(NamedTuple):
 
     @classmethod
     def concatenate(cls, parts: Sequence[Found], dtype: torch.dtype) -> Found:
-        """One after another; nothing of a dtype where there are none."""
+        """Concatenate parts; no pairs, with scores of the dtype, where there are no parts."""
         if len(parts) == 1:
             return parts[0]
         none = torch.empty(0, dtype=torch.int64, device="cpu")
@@ -46,7 +46,7 @@ class Found(NamedTuple):
         return cls(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
     def of_first(self, queries: int) -> Found:
-        """What the first queries of a batch found."""
+        """The pairs of the first queries of a batch."""
         if self.in_order():
             kept: slice | Tensor = slice(int(torch.searchsorted(self.query, queries)))
         else:
@@ -54,7 +54,7 @@ class Found(NamedTuple):
         return Found(*(column[kept] for column in self))
 
     def in_order(self) -> bool:
-        """Whether pairs stand query by query."""
+        """Whether pairs are sorted by query."""
         return bool((self.query[1:] >= self.query[:-1]).all())
 
 
@@ -82,13 +82,13 @@ class Batch:
         return self.numbers.numel()
 
     def terms(self, level: int) -> QueryTerms:
-        """What a screen wants."""
+        """The query terms for the screen of this level, prepared once."""
         if level not in self._terms:
             self._terms[level] = self._screens[level].queries(self.wide, self._centre)
         return self._terms[level]
 
     def filtered(self, level: int, coded: Segment) -> FilteredProduct:
-        """What multiplies the codes that a screen has of a segment; the last one is kept."""
+        """The filtered product for a segment's codes and the screen of this level; one is kept."""
         held = self._filtered
         if held is None or held[0] != level or held[1] is not coded:
             terms = self.terms(level)
@@ -97,7 +97,7 @@ class Batch:
         return held[2]
 
     def first(self, queries: int) -> Batch:
-        """A batch of the first queries alone."""
+        """A batch of only the first queries."""
         other = copy.copy(self)
         other.numbers, other.finite = self.numbers[:queries], self.finite[:queries]
         other.wide = WideRows(*(column[:queries] for column in self.wide))
@@ -115,16 +115,18 @@ class Batch:
 
 @dataclass
 class Sweep:
-    """Goes through segments with batches of queries.
+    """Finds the pairs of batches of queries with segments.
+
+    A level is the number of a screen; the last level is the float64 product.
 
     Attributes:
         screens: each wider than the one before.
         centre: (d,) of the rows.
-        threshold: what a score is to reach.
-        later: look only at rows whose position is above the number of the query.
-        double: keep scores in float64.
-        compared: how many pairs were looked at.
-        levels: how many tiles each screen decided, and last those that were multiplied in float64.
+        threshold: of scores.
+        later: only rows whose position is above the number of the query.
+        double: return scores in float64.
+        compared: how many pairs were compared.
+        levels: how many tiles each level decided.
     """
 
     screens: Sequence[Screen]
@@ -144,17 +146,17 @@ class Sweep:
         return torch.float64 if self.double else torch.float32
 
     def for_thread(self) -> Sweep:
-        """A sweep for another thread, which begins with the screen that this one has come to."""
+        """A sweep for another thread, which begins at the current level of this one."""
         other = replace(self, compared=0)
         other.begin_as(self)
         return other
 
     def begin_as(self, other: Sweep) -> None:
-        """Begin with the screen that another has come to."""
+        """Begin at the current level of another sweep."""
         self._level = other._level
 
     def note(self, other: Sweep) -> None:
-        """Count what the sweep of another thread did."""
+        """Add the counts of a sweep from `for_thread`."""
         self.compared += other.compared
         self.levels = [a + b for a, b in zip(self.levels, other.levels, strict=True)]
 
@@ -163,14 +165,14 @@ class Sweep:
     ) -> tuple[Found, int]:
         """Every pair of the first queries of a batch with a segment, and how many queries.
 
-        All of them, unless more pairs promise to come than there is room for: then as many as there
-        is room for, at least one.
+        These are all queries, unless more pairs are predicted than there is room for. Then they are
+        as many as there is room for, at least one.
 
         Args:
             batch: of queries.
             segment: of rows.
-            budget: for the pairs of the batch, with those of other segments.
-            before: how many other segments gave.
+            budget: for the pairs of the batch, over all segments.
+            before: how many pairs it has from other segments.
         """
         tiles, parts = self._tiles(batch, segment), list[Found]()
         for number, rows in enumerate(tiles):
@@ -189,7 +191,7 @@ class Sweep:
     def if_it_fits(
         self, batch: Batch, segment: Segment, budget: Budget, before: int = 0
     ) -> Found | None:
-        """What `through` gives for all queries of a batch, or None where that may not fit."""
+        """The pairs of all queries of a batch, as in `through`; None if they may not fit."""
         tiles, parts = self._tiles(batch, segment), list[Found]()
         for number, rows in enumerate(tiles):
             _threads.go_on()
@@ -207,7 +209,7 @@ class Sweep:
         return [slice(at, min(at + size, len(segment))) for at in range(start, len(segment), size)]
 
     def _tile(self, batch: Batch, segment: Segment, rows: slice) -> Found:
-        """Pairs of a tile that may reach the threshold; a score of NaN is to be computed."""
+        """Pairs of a tile that may reach the threshold; scores not computed yet are NaN."""
         for level in range(self._first_level(batch, segment, rows), len(self.screens)):
             candidates = self._candidates(batch, segment, rows, level)
             if candidates is not None:
@@ -227,7 +229,7 @@ class Sweep:
     def _candidates(
         self, batch: Batch, segment: Segment, rows: slice, level: int
     ) -> tuple[Tensor, Tensor] | None:
-        """Query and row (p,) of what a screen lets through, or None if it is more than pays."""
+        """Query and row (p,) of a screen's candidates, or None if a wider screen is cheaper."""
         cost = self._pair_cost(level)
         coded = self.screens[level].coded(segment)
         product = None if coded is None else batch.filtered(level, coded)
@@ -239,7 +241,7 @@ class Sweep:
         return few_filtered(values, cost)
 
     def _pair_cost(self, level: int) -> float:
-        """How many scores of the next wider product take as long as to score a pair."""
+        """The cost of scoring a pair, in scores of the next level."""
         wider = self.screens[level + 1].name if level + 1 < len(self.screens) else "float32"
         return costs.pair_cost(self.centre.numel(), wider)
 
@@ -248,9 +250,9 @@ class Sweep:
         self.levels[level] += 1
 
     def _first_level(self, batch: Batch, segment: Segment, rows: slice) -> int:
-        """Where to start: with the first screen, as long as it decides.
+        """The level to start at: the first, as long as that decides tiles.
 
-        After a tile of which it let too much through, one block says whether the next is like it.
+        After a tile of which it let too many pairs through, one block of the next tile is tested.
         """
         if self._level == 0:
             return 0
@@ -273,14 +275,14 @@ class Sweep:
         return Tile(segment.first + rows.start, values, terms, blocks)
 
     def _allowed(self, batch: Batch, segment: Segment, start: int, found: Found) -> Found:
-        """Without pairs of a row with itself or with an earlier one, if they are not wanted."""
+        """The pairs that are wanted: with ``later``, none with the same row or an earlier one."""
         if not self.later or segment.first + start > int(batch.numbers.max()):
             return found
         after = segment.first + found.position > batch.numbers[found.query]
         return Found(*(column[after] for column in found))
 
     def _scored(self, batch: Batch, segment: Segment, found: Found) -> Found:
-        """Compute the scores that are NaN, drop what misses the threshold, and number the rest."""
+        """Compute scores that are NaN, drop pairs below the threshold, number rows by position."""
         query, row, scores = found
         wanted = places(scores.isnan())
         if wanted.numel():
@@ -299,10 +301,7 @@ class Sweep:
 
 
 def _expected(parts: list[Found], tiles: list[slice], number: int, room: int) -> int:
-    """How many pairs a segment promises after some of its tiles; those found where they are few.
-
-    They are taken to go on as they began.
-    """
+    """Predict the pairs of a segment from some of its tiles; the pairs so far if they are few."""
     here = sum(part.scores.numel() for part in parts)
     if 2 * here <= room:
         return here
@@ -313,9 +312,10 @@ def _expected(parts: list[Found], tiles: list[slice], number: int, room: int) ->
 
 
 def few_filtered(values: Tensor, cost: float) -> tuple[Tensor, Tensor] | None:
-    """Query and row (p,) of what passed a filter, or None if it is more than pays.
+    """Query and row (p,) of a filtered product's candidates, or None if the next level is cheaper.
 
-    For each query, rows are in order. A pair takes as long as ``cost`` scores of the next screen.
+    For each query, rows are in order. Scoring a pair costs as much as ``cost`` scores of the next
+    level.
     """
     if np.count_nonzero(values.numpy()) * cost > values.numel():
         return None
@@ -325,15 +325,16 @@ def few_filtered(values: Tensor, cost: float) -> tuple[Tensor, Tensor] | None:
 
 
 def few_above(tile: Tile, threshold: float, cost: float) -> tuple[Tensor, Tensor] | None:
-    """Query and row (p,) of what may reach a threshold, or None if it is more than pays.
+    """Query and row (p,) of a tile's candidates, or None if the next level is cheaper.
 
-    For each query, rows are in order. A pair takes as long as ``cost`` scores of the next screen.
+    For each query, rows are in order. Scoring a pair costs as much as ``cost`` scores of the next
+    level.
     """
     width = tile.values.shape[1]
     asked = torch.full((width,), threshold, dtype=torch.float64, device="cpu")
     needed = tile.needed(asked)
     group, query = (tile.maxima(BLOCK) >= needed).nonzero(as_tuple=True)
-    # A sample spares the look into so many groups.
+    # Where many blocks have a candidate, a sample first tells whether there are too many.
     if group.numel() * 4 > needed.numel() and passing(tile, needed) * cost > 1:
         return None
     found = tile.values.view(-1, BLOCK, width)[group, :, query]  # (hits, BLOCK)

@@ -25,10 +25,10 @@ from cossim_fast.retrieval.screening import costs, screens
 from cossim_fast.retrieval.screening.codes import Segment
 from cossim_fast.retrieval.storage.corpus import block_rows
 
-# The error of a screen is a sum of as many terms as there are dimensions, and reaches its bound
-# where all lean one way. If they do so by chance, its spread is that bound over the root of their
-# number, or less. With two of these, 169 rows a query are scored of 39 000 sentence embeddings,
-# k = 100, and with the bound alone 239.
+# [standard deviations] Candidates are first selected as if no screen erred by more than this. The
+# error of a screen is a sum of d terms, which reaches its bound only if all have one sign. If signs
+# are random, its standard deviation is at most the bound over sqrt(d). Of 39 000 sentence
+# embeddings, k = 100, 169 rows a query are scored with 2 of these, and 239 with the bound alone.
 LIKELY = 2.0
 
 # Pairs (query numbers, positions) that may not be returned, sorted by position.
@@ -69,10 +69,11 @@ class Scorer:
 
 
 def _stretches(segment: Segment, row: Tensor, here: Tensor) -> Iterator[Tensor]:
-    """Yield pairs by where their rows lie, and let the pages go that each stretch of a file took.
+    """Yield pairs in the order of their rows, a stretch of the file at a time, and free its pages.
 
-    20 000 pairs anywhere in 3.7 GB map all of it, since the system maps what lies around a page
-    too; in order, and let go by stretches, they hold 152 MB, and take no longer.
+    The system also maps the pages around one that is read, so 20 000 pairs of random rows map all
+    of 3.7 GB. In order, with pages released after each stretch, they hold 152 MB and take no
+    longer.
     """
     if segment.mapping is None:
         yield here
@@ -88,7 +89,7 @@ def _stretches(segment: Segment, row: Tensor, here: Tensor) -> Iterator[Tensor]:
 
 
 class Search:
-    """A batch of queries: their candidates so far, and the pass over what comes.
+    """A batch of queries: their candidates so far, and the scan of further segments.
 
     Args:
         queries: as they enter a score.
@@ -96,8 +97,8 @@ class Search:
         centre: (d,) of the corpus.
         screen: a screen's name, or ``"auto"``.
         forbidden: what may not be returned.
-        certify: whether bounds on what is dropped are kept.
-        exact: whether scores are kept as they are, see `Pool.finalize`.
+        certify: whether to keep an upper bound of all dropped rows.
+        exact: whether final scores are needed in float64, see `Pool.finalize`.
 
     Attributes:
         trace: what it did.
@@ -125,9 +126,10 @@ class Search:
         return Scan(queries, pool, self._centre, tried, self.trace, forbidden)
 
     def through(self, segments: Sequence[Segment], total: int, *, last: bool) -> None:
-        """Search segments of a corpus of ``total`` rows; every score that matters is known then.
+        """Search segments of a corpus of ``total`` rows, and score the k best.
 
-        After the last of them none is compared any more: near scores do.
+        After the ``last`` segment near scores suffice, unless float64 results are wanted: nothing
+        is compared with them any more.
         """
         score = Scorer(self._queries, segments)
         if last and self._is_ranked(segments):
@@ -146,22 +148,23 @@ class Search:
             self._repeat(failed, segments, total, before, exact=exact)
 
     def _may_use_projection(self, segment: Segment) -> bool:
-        """Whether few queries are asked of a long segment of an index, and no more than answers."""
+        """Whether a projection may serve: few queries, a long segment, and no certificate."""
         free = self._screen == "auto" and self.pool.dropped_bound is None
         return free and few_queries.suits(len(self._queries.norms), self.pool.k, segment)
 
     def _by_projection(self, segment: Segment, score: Scorer) -> bool:
-        """Put what may be among the best into the pool, if heads say what that is."""
+        """Search a segment by its projection; False if that was not possible."""
         if not self._may_use_projection(segment):
             return False
-        head = few_queries.projection_of(segment, self._centre)
-        if head is None:
+        projection = few_queries.projection_of(segment, self._centre)
+        if projection is None:
             return False
-        # Two threads take as long, and beside a busy process wait for each other (Zen 5, 200 000
-        # rows of 384: 3.9 and 3.7 ms quiet, 4.2 and 11.1 beside one).
+        # A second thread gains little, and beside a busy process the two wait for each other (Zen
+        # 5, 200 000 rows of 384, one and two threads: 3.9 and 3.7 ms; beside one 4.2 and 11.1 ms).
         return _threads.single_threaded(
             few_queries.through,
-            *(head, segment, self._queries, self.pool, score.error, self.trace, self._forbidden),
+            *(projection, segment, self._queries, self.pool, score.error, self.trace),
+            self._forbidden,
         )
 
     @lazily
@@ -169,7 +172,7 @@ class Search:
         return self._new_scan(self._queries, self.pool, self._forbidden)
 
     def _is_ranked(self, segments: Sequence[Segment]) -> bool:
-        """Whether all rows are ranked by one product: they lie in one segment, seen first."""
+        """Whether to rank all rows by one product: of one segment, before any other."""
         free = self._screen == "auto" and self.pool.dropped_bound is None and not len(self.pool)
         if not free or len(segments) != 1:
             return False
@@ -194,9 +197,10 @@ class Search:
         *,
         exact: bool,
     ) -> None:
-        """Search again, with proven thresholds, for queries whose guess was too high.
+        """Search again, with proven thresholds, for queries whose guessed threshold was too high.
 
-        They go back to what they had ``before`` these segments: the guess may have dropped that.
+        They restart from the pool's state ``before`` these segments, since the guess may have
+        dropped rows of it.
         """
         self.trace.repeated += failed.numel()
         queries = WideRows(self._queries.rows[failed], self._queries.norms[failed])
@@ -218,10 +222,10 @@ class Search:
 
 
 class Batches:
-    """All queries of a call, in batches that go through the corpus together.
+    """All queries of a call, in batches; each segment is searched for all of them in turn.
 
-    Where there are queries enough, each of the usable threads takes batches of its own.
-    The answers are the same: what becomes of a query does not depend on others.
+    With enough queries, each usable thread takes batches of its own. The results of a query do not
+    depend on the other queries.
 
     Args:
         queries: (q, d) as given; each batch widens its own.
@@ -229,8 +233,8 @@ class Batches:
         screen: a screen's name, or ``"auto"``.
         centre: (d,) of the corpus; to be set before the first segment.
         forbidden: what may not be returned.
-        certify: whether bounds on what is dropped are kept.
-        exact: whether scores are wanted in float64.
+        certify: whether to keep an upper bound of all dropped rows.
+        exact: whether scores are returned in float64.
     """
 
     def __init__(
@@ -258,7 +262,7 @@ class Batches:
         self.seen += sum(len(segment) for segment in segments)
         costs.find_out()
         screens.choose(self._queries.shape[1], self._screen)
-        # A batch is begun by the thread that goes on with it: to wait for all of them takes longer.
+        # Each thread prepares its own batches: preparing all of them first takes longer.
         self._searches = _threads.run_independent(
             self._threads,
             [
@@ -269,7 +273,7 @@ class Batches:
         self.skipped += sum(segment.skipped for segment in segments)
 
     def _step(self, search: Search | slice, segments: Sequence[Segment], *, last: bool) -> Search:
-        """Take a batch, or the queries of one that is not there yet, through segments."""
+        """Search segments for a batch, which is made from its queries the first time."""
         made = self._search(search) if isinstance(search, slice) else search
         made.through(segments, self.seen, last=last)
         return made
@@ -304,7 +308,7 @@ class Batches:
         return [search.trace for search in self._searches]
 
     def state(self) -> dict[str, Tensor]:
-        """What was found so far, by name, however it is cut into batches."""
+        """What was found so far, by name; it does not depend on the division into batches."""
         states = [search.pool.state() for search in self.searches()]
         for state, some in zip(states, self._spans, strict=True):
             state["query"] = state["query"] + some.start
@@ -319,23 +323,23 @@ class Batches:
 
     def best(self) -> Best:
         """What was found."""
-        # By numpy: torch shares copies among threads, which then wait awake for the next one, on
+        # By numpy: torch shares copies among threads, which then spin, waiting for the next one, on
         # processors that the next search could use.
         count = len(self._queries)
         scores = np.full((count, self._k), np.nan)
         rows = np.full((count, self._k), -1, np.int64)
         rescored = np.zeros(count, np.int64)
-        excluded = np.full(count, -np.inf) if self._certify else None
+        dropped_bound = np.full(count, -np.inf) if self._certify else None
         for search, some in zip(self.searches(), self._spans, strict=False):
             pool = search.pool
             pool.best(scores[some], rows[some])
             rescored[some] = pool.rescored.numpy()
-            if excluded is not None and pool.dropped_bound is not None:
-                excluded[some] = pool.dropped_bound.numpy()
+            if dropped_bound is not None and pool.dropped_bound is not None:
+                dropped_bound[some] = pool.dropped_bound.numpy()
         return Best(
             torch.from_numpy(scores),
             torch.from_numpy(rows),
-            None if excluded is None else torch.from_numpy(excluded),
+            None if dropped_bound is None else torch.from_numpy(dropped_bound),
             torch.from_numpy(rescored),
             self.seen,
             self.skipped,
@@ -343,10 +347,11 @@ class Batches:
 
 
 def independent_threads(queries: int, k: int) -> int:
-    """How many threads take batches of their own: all usable ones where queries are enough, or 1.
+    """How many threads take batches of their own: all usable ones if queries suffice, otherwise 1.
 
-    Threads that share each of torch's operations wait for each other, and for what Python and numpy
-    do on one of them; threads with batches of their own wait for the interpreter's lock.
+    Threads that share each of torch's operations wait for each other, and for the Python and numpy
+    code between them, which one thread runs. Threads with batches of their own wait only for the
+    interpreter's lock.
     """
     threads = min(_threads.usable_threads(), _threads.MOST_THREADS)
     worth = queries * max(k // tuning.MANY_RESULTS, 1) // tuning.THREAD_QUERIES

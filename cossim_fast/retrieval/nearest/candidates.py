@@ -1,4 +1,4 @@
-"""Rows that may be among the best of a query, in columns: their order, and where the k-th lies."""
+"""Candidates: rows that may be among the best of a query, in columns; how they are ranked."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from numpy.typing import NDArray
 
 from cossim_fast.retrieval import tuning
 
-# No cosine, nor a bound on one that matters, is larger; and what the steps up to it are rounded by.
-_TOP, _ROUNDED = 1.0 + 2.0**-10, 2.0**-45
+# No cosine, and no relevant bound on one, is larger.
+_TOP = 1.0 + 2.0**-10
+# Rounding error of the steps of a histogram up to there.
+_ROUNDED = 2.0**-45
 
 
 class Candidates(NamedTuple):
-    """Rows by query, each column of shape (p,).
+    """Candidates of several queries, each column of shape (p,).
 
-    numpy takes them by place, or by mask (`compress`), in a fifth of the time of torch's indexing.
+    numpy's `take` and `compress` need a fifth of the time of torch's indexing.
     """
 
     query: NDArray[np.int64]
     row: NDArray[np.int64]
     upper: NDArray[np.float64]  # bounds on its score
     lower: NDArray[np.float64]
-    known: NDArray[np.bool_]  # whether they are those of a near score, or the score
+    known: NDArray[np.bool_]  # whether the bounds are those of a near or exact score
 
     @classmethod
     def none(cls) -> Candidates:
-        """No row."""
-        whole = np.empty(0, np.int64)
-        return cls(whole, whole, np.empty(0), np.empty(0), np.empty(0, bool))
+        """No candidates."""
+        numbers = np.empty(0, np.int64)
+        return cls(numbers, numbers, np.empty(0), np.empty(0), np.empty(0, bool))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Candidates]) -> Candidates:
@@ -39,7 +41,7 @@ class Candidates(NamedTuple):
         return cls(*columns)
 
     def taken(self, place: NDArray[np.int64]) -> Candidates:
-        """Those at some places, in their order."""
+        """Those at these places, in their order."""
         columns: list[NDArray[Any]] = [column.take(place) for column in self]
         return Candidates(*columns)
 
@@ -48,34 +50,35 @@ class Candidates(NamedTuple):
         return self.taken(np.flatnonzero(mask))
 
     def middle(self) -> NDArray[np.float64]:
-        """What is known best of each score: the score itself where it was made exact."""
+        """The best estimate of each score: the score itself where it is exact."""
         return (self.upper + self.lower) / 2
 
     def below(self, share: float) -> NDArray[np.float64]:
-        """What lies a share of the bound below the middle."""
+        """The middle minus a share of the error bound."""
         return self.lower * ((1 + share) / 2) + self.upper * ((1 - share) / 2)
 
 
 def kth_largest(
     group: NDArray[np.int64], value: NDArray[np.float64], k: int, least: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Numbers (groups,) that k values of each group reach, and hardly more: -inf where none do.
+    """A lower bound (groups,) of the k-th largest value of each group; -inf where it has fewer.
 
-    Counted in steps, which takes a third of the time of sorting groups and a partition of each.
+    Found by a histogram, in a third of the time of sorting by group and partitioning each.
 
     Args:
         group: (p,), in any order.
         value: (p,).
-        k: how many are to reach it.
-        least: (groups,) what a number is to exceed.
+        k: which value to bound.
+        least: (groups,) values up to this are not resolved: where the k-th is one, the bound is
+            -inf.
     """
     groups, least = len(least), np.minimum(least, _TOP)
     wanted = np.clip(8 * len(group) // max(groups, 1), 64, tuning.COUNTED_STEPS)
     steps = 1 << int(wanted - 1).bit_length()
     width = (_TOP - least) / steps
     per = np.divide(1.0, width, out=np.zeros(groups), where=width > 0)
-    # Downwards, since numpy adds up rows that are reversed at a quarter of the speed. The first
-    # step holds what lies above it too, the last one what lies below.
+    # Steps count downwards, since numpy cumulates reversed rows at a quarter of the speed. The
+    # first step also holds all values above it, and the last one all below.
     down = (_TOP - value) * per.take(group)
     ranked = step_of_rank(group, down.clip(0, steps - 1).astype(np.int64), k, (groups, steps))
     lower = _TOP - (ranked + 1) * width - _ROUNDED
@@ -85,12 +88,12 @@ def kth_largest(
 def step_of_rank(
     group: NDArray[np.int64], step: NDArray[Any], rank: int, shape: tuple[int, int]
 ) -> NDArray[np.int64]:
-    """The step (groups,) at which as many of each group have come; that after the last for fewer.
+    """The step (groups,) that holds the rank-th of each group; ``steps`` where a group has fewer.
 
     Args:
         group: (p,), in any order.
-        step: (p,) whole numbers, the first step 0.
-        rank: how many are to come.
+        step: (p,) integers from 0 on.
+        rank: from 1 on.
         shape: how many groups and steps there are.
     """
     groups, steps = shape
@@ -105,10 +108,10 @@ def ranking(
     row: NDArray[np.int64],
     groups: int,
 ) -> NDArray[np.int64]:
-    """The order (p,) of groups, in each of values downwards, and of rows where these are equal.
+    """The order (p,) by group, then by descending value, then by row; ``group`` is sorted.
 
-    Groups stand together. numpy sorts the rows of a table with vector instructions; three keys for
-    each number take ten times as long.
+    numpy sorts the rows of a table with vector instructions; sorting by three keys takes ten times
+    as long.
     """
     held = np.bincount(group, minlength=groups)
     width = int(held.max(initial=0))
@@ -123,6 +126,6 @@ def ranking(
     equal = np.pad((ordered[1:] == ordered[:-1]) & (group[1:] == group[:-1]), 1)
     tied = np.flatnonzero(equal[1:] | equal[:-1])
     if len(tied):
-        run = np.cumsum(~equal[tied])  # whether it equals the one before
+        run = np.cumsum(~equal[tied])  # numbers each run of equal values
         order[tied] = order[tied][np.lexsort((row[order[tied]], run))]
     return order

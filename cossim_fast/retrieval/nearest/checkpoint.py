@@ -1,4 +1,4 @@
-"""What a search has found so far, and the rows that it was found in."""
+"""Checkpoints of a search: what it has found so far, and in which rows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from cossim_fast.retrieval.storage.digest import Digest, digest_of
 class SearchCheckpoint(Checkpoint):
     """The file of one search; without a path it does nothing.
 
-    Rows are digested as they are searched. When the search goes on, those that were searched before
-    are digested again and compared: what was found in them is the answer for these rows alone.
+    Rows are digested as they are searched. When a search resumes, rows that were searched before
+    are digested again and compared, since the results so far hold for these rows only.
     """
 
     kind = "cossim_fast search checkpoint"
@@ -28,19 +28,19 @@ class SearchCheckpoint(Checkpoint):
         self, path: str | Path | None, inputs: Mapping[str, str | int | None] | None = None
     ) -> None:
         super().__init__(path, inputs)
-        self._before: dict[str, Any] = {}  # what is known of the rows that were searched before
+        self._before: dict[str, Any] = {}  # metadata of the rows that were searched before
 
     def begin(
         self, found: Batches, queries: Tensor, corpus: Corpus, k: int, *, certify: bool
     ) -> None:
-        """Put what the file holds into a search that has not begun, if there is a file.
+        """Restore a search that has not begun from the file, if there is one.
 
         Args:
             found: the search.
-            queries: (q, d), whose values are part of what makes a search the same.
-            corpus: whose shape and dtype are, where they are known before it is read.
+            queries: (q, d); their values identify the search.
+            corpus: its shape and dtype do too, where they are known before it is read.
             k: how many rows each query is to get.
-            certify: whether bounds are kept.
+            certify: whether it keeps bounds.
         """
         if self.path is None:
             return
@@ -57,21 +57,22 @@ class SearchCheckpoint(Checkpoint):
             }
         )
 
-        def understand(held: Mapping[str, Tensor], said: Mapping[str, Any]) -> None:
-            seen, before = int(said["seen"]), dict(said["rows"])
+        def understand(held: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+            seen, before = int(metadata["seen"]), dict(metadata["rows"])
             if seen <= 0 or (corpus.n is not None and seen > corpus.n):
                 raise ValueError(f"{seen} rows of {corpus.n}")
-            found.centre, found.seen, found.skipped = held["centre"], seen, int(said["skipped"])
+            found.centre, found.seen = held["centre"], seen
+            found.skipped = int(metadata["skipped"])
             found.restore(held)
             self._before = before
 
         self._read(understand)
 
     def pass_again(self, rows: Tensor, left: int) -> None:
-        """Take in rows that were searched before, of which ``left`` are to follow.
+        """Digest rows that were searched before; ``left`` more such rows follow.
 
         Raises:
-            ValueError: they are other rows than those that were searched.
+            ValueError: they differ from the rows that were searched.
         """
         if self.path is None:
             return
@@ -80,7 +81,7 @@ class SearchCheckpoint(Checkpoint):
             self._compare(self._before, self._rows(rows))
 
     def save(self, found: Batches, rows: Tensor) -> None:
-        """Write what was found so far, now that these rows were searched too."""
+        """Write what was found so far, after these rows were searched too."""
         if self.path is None or found.centre is None:
             return
         self._digest.add_rows(rows)
@@ -90,6 +91,6 @@ class SearchCheckpoint(Checkpoint):
         )
 
     def _rows(self, rows: Tensor) -> dict[str, Any]:
-        """What is known of the rows that were looked at, the last of which are these."""
+        """Metadata of all rows that were digested, the last of which are these."""
         text = self._digest.text()
         return {"dtype of corpus": str(rows.dtype), "values of rows searched before": text}

@@ -1,12 +1,12 @@
-"""One or two queries against the heads of rows, in an index that is searched again and again.
+"""Searches of one or two queries in an index that is searched again and again: by a projection.
 
-Reading the codes of all rows is what a search of one query takes. The heads of rows (`heads`), a
-third or half as many numbers, bound every cosine from above. The rows whose bounds are largest are
-scored; the k-th of these scores is proven to be reached; and of the other rows those whose bounds
-reach it are scored too. Nothing is guessed.
+A search of one query takes as long as reading the codes of all rows. Projected rows
+(`screening.projection`) have a third or half as many numbers, and bound every cosine from above.
+First the rows with the largest upper bounds are scored. The k-th of these scores is a proven
+threshold. Then every other row whose upper bound reaches the threshold is scored.
 
-Heads are coded after 16 searches of one or two queries. These have said by then which
-cosines the k-th best rows have, from which it is known what heads of each width would let through.
+A projection is computed after `tuning.FEW_SEARCHES` such searches. The k-th best scores of these
+searches show how many rows a projection of each width would let through.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ from cossim_fast.retrieval.screening.tile import Tile, tile_rows, tiles
 
 
 def suits(queries: int, k: int, segment: Segment) -> bool:
-    """Whether a search of so many queries may use heads, or say whether they pay."""
-    heads = segment.projection
-    if heads is None or heads.given_up or not 0 < queries <= tuning.FEW_QUERIES:
+    """Whether a search of so many queries may use a projection, or count towards making one."""
+    projection = segment.projection
+    if projection is None or projection.given_up or not 0 < queries <= tuning.FEW_QUERIES:
         return False
     d = segment.rows.shape[1]
     if d <= tuning.FEW_STEP or segment.rows.numel() < tuning.FEW_NUMBERS:
         return False
-    # Else it is no small share of the rows that has to be scored for the first threshold.
+    # Otherwise too large a share of the rows would be scored for the first threshold.
     return 2 * _first(k) <= len(segment.radius)
 
 
 def projection_of(segment: Segment, centre: Tensor) -> Projection | None:
-    """The heads of a segment, if they are coded or it is time that they are."""
+    """The projection of a segment, computed if it is due; None if there is none."""
     assert segment.projection is not None
     return segment.projection.made(segment, centre)
 
 
 def note(segment: Segment, queries: WideRows, threshold: Tensor) -> None:
-    """Note that queries were searched, and the k-th best score (q,) of each."""
+    """Record a search: its queries, and the k-th best score (q,) of each."""
     assert segment.projection is not None
     known = threshold.isfinite()
-    if segment.projection.head is None and known.any():
+    if segment.projection.coded is None and known.any():
         segment.projection.note(queries.unit()[known], threshold[known])
 
 
 def _first(k: int) -> int:
-    """Rows to score for a first threshold."""
+    """How many rows to score for a first threshold."""
     return tuning.FEW_FIRST * k + tuning.FEW_FIRST_MORE
 
 
 def through(
-    head: Projection,
+    projection: Projection,
     segment: Segment,
     queries: WideRows,
     pool: Pool,
@@ -71,7 +71,7 @@ def through(
     """Put every row of a segment that may be among the best into the pool, with its score.
 
     Args:
-        head: of the segment.
+        projection: of the segment.
         segment: the next rows.
         queries: one or two.
         pool: for these queries.
@@ -80,15 +80,15 @@ def through(
         forbidden: pairs (query numbers, positions) that may not be returned, sorted by position.
 
     Returns:
-        False where to score all of them promises to take longer than to compare whole codes. None
-        is in the pool then.
+        False, with nothing added to the pool, if scoring all candidates is predicted to take longer
+        than a scan of all codes.
     """
     assert segment.projection is not None
     pool.close(~queries.norms.isfinite())
     n, d = segment.rows.shape
     most = int(n * d * tuning.FEW_CODE_NS / costs.pair(d))
     found: list[tuple[int, NDArray[np.int64], NDArray[np.float64]]] = []
-    tile, threshold = _tile(head, segment, queries, forbidden), pool.threshold.numpy()
+    tile, threshold = _tile(projection, segment, queries, forbidden), pool.threshold.numpy()
     scale, shift = tile.scale.numpy(), (tile.margin + tile.offset).numpy()
     by_block = tile.values.T.contiguous().numpy().reshape(pool.queries, -1, BLOCK)
     for query, values in enumerate(by_block):
@@ -112,28 +112,30 @@ def through(
     for query, row, scores in found:
         pool.add_scored(np.full(len(row), query), row + segment.first, scores, error)
     segment.projection.judge(helped=True)
-    trace.note_projection(head.width, n, sum(len(row) for _, row, _ in found))
+    trace.note_projection(projection.width, n, sum(len(row) for _, row, _ in found))
     return True
 
 
 def _tile(
-    head: Projection, segment: Segment, queries: WideRows, forbidden: tuple[Tensor, Tensor] | None
+    projection: Projection,
+    segment: Segment,
+    queries: WideRows,
+    forbidden: tuple[Tensor, Tensor] | None,
 ) -> Tile:
-    """What heads say of all rows of a segment; -inf where a row may not be returned."""
-    n, count, screen = len(segment), len(queries.norms), head.screen
-    terms = screen.queries(queries, head.centre)
-    # Codes that are multiplied as they lie need no tiles.
-    size = tile_rows(count, 1, head.width) if isinstance(terms, CodedTerms) else n
-    values = torch.cat(
-        [screen.product(head.split, rows, head.centre, terms) for rows in tiles(n, size)]
-    )
+    """The projected scores of all rows of a segment; -inf where a row may not be returned."""
+    n, count, screen = len(segment), len(queries.norms), projection.screen
+    terms = screen.queries(queries, projection.centre)
+    # Only products that copy the codes need tiles.
+    size = tile_rows(count, 1, projection.width) if isinstance(terms, CodedTerms) else n
+    split, centre = projection.split, projection.centre
+    values = torch.cat([screen.product(split, rows, centre, terms) for rows in tiles(n, size)])
     segment.mask_banned(slice(0, n), values, -torch.inf)
     if forbidden is not None:
         query, position = forbidden
         span = torch.tensor([segment.first, segment.first + n], dtype=torch.int64, device="cpu")
         begin, end = torch.searchsorted(position, span).tolist()
         values[position[begin:end] - segment.first, query[begin:end]] = -torch.inf
-    blocks = screen.blocks(head.split, slice(0, len(values) // BLOCK))
+    blocks = screen.blocks(split, slice(0, len(values) // BLOCK))
     return Tile(segment.first, values, terms, blocks)
 
 
@@ -143,19 +145,19 @@ def _largest(
     shift: NDArray[np.float64],
     count: int,
 ) -> NDArray[np.int64]:
-    """The rows (p,), ascending, of the largest bounds, about so many; none of -inf.
+    """The rows (p,), ascending, with the largest upper bounds; rows of -inf are left out.
 
     Args:
         values: (blocks, 64).
-        scale: (blocks,); times a value, plus the shift, it is a bound.
+        scale: (blocks,); an upper bound is value * scale + shift.
         shift: (blocks,).
-        count: up to the number of blocks.
+        count: how many rows at most; not more than there are blocks.
     """
     bound = values.max(1) * scale + shift
     cut = np.partition(bound, len(bound) - count)[len(bound) - count]
     least = (cut - shift) / scale
-    least -= 2.0**-22 * abs(least)  # not to lose by rounding the row that it comes from
-    lowest = np.finfo(np.float32).min  # -inf reaches nothing
+    least -= 2.0**-22 * abs(least)  # so that rounding keeps the row that the cut comes from
+    lowest = np.finfo(np.float32).min  # so that -inf never passes
     row = np.flatnonzero(values >= least.clip(lowest).astype(np.float32)[:, None])
     if len(row) > count:
         block = row // BLOCK

@@ -1,6 +1,6 @@
-"""A search where queries and corpus are on one GPU: coded there, then `_screened_topk`.
+"""A search with queries and corpus on one GPU: they are coded there, then `screened_topk`.
 
-Nothing in it asks what the device is, so its tests run it on CPU tensors.
+Nothing here depends on the device, so tests run it on CPU tensors.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from cossim_fast.retrieval.nearest.screened_topk import screened_topk
 from cossim_fast.retrieval.results import Best, Oracle
 from cossim_fast.retrieval.screening.codes import BLOCK, centre_of, code, enlarge, unit_rows
 
-# The kernels' products read whole vectors of codes.
+# [numbers] Widths of codes are padded to a multiple: kernels read full vectors of codes.
 _WIDTH = 16
-_LEVELS = 127  # integer tensor cores do not saturate
-# Numbers coded at a time, in half a GB of scratch. Each step waits for the host: with 2^18, as many
-# as fit a processor's cache, 400 M numbers took 990 ms, with 2^22 60, with 2^25 18 (H200).
+# Largest code of a query: integer tensor cores do not saturate.
+_LEVELS = 127
+# [numbers] Coded at a time, in half a GB of scratch. Each step waits for the host: 400 million
+# numbers took 990 ms with 2^18, which fit a processor's cache, 60 with 2^22, 18 with 2^25 (H200).
 _AT_ONCE = 1 << 25
 
 
@@ -29,7 +30,7 @@ def search_on_device(queries: Tensor, corpus: Tensor, k: int, *, certify: bool) 
     codes, terms, eligible = _code_corpus(corpus, centre)
     skipped = n - int(eligible.sum())
     query_codes, query_terms = _code_queries(queries, centre)
-    # One row more is the best of those that are left out.
+    # The k + 1st row gives the bound on the dropped ones.
     more = min(k + 1, n) if certify else k
     found = screened_topk(
         queries,
@@ -41,14 +42,14 @@ def search_on_device(queries: Tensor, corpus: Tensor, k: int, *, certify: bool) 
         terms,
         eligible if skipped else None,
     )
-    excluded = None
+    dropped_bound = None
     if certify:
         nothing = torch.full_like(found.scores[:, 0], -torch.inf)
-        excluded = found.scores[:, k].nan_to_num(-torch.inf) if more > k else nothing
+        dropped_bound = found.scores[:, k].nan_to_num(-torch.inf) if more > k else nothing
     return Best(
         found.scores[:, :k].contiguous(),
         found.rows[:, :k].contiguous(),
-        excluded,
+        dropped_bound,
         found.rescored,
         rows=n,
         skipped=skipped,
@@ -58,7 +59,7 @@ def search_on_device(queries: Tensor, corpus: Tensor, k: int, *, certify: bool) 
 def _code_corpus(rows: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Codes (n, d') int8, block terms (3, blocks) float32 and eligibility (n,) of rows (n, d).
 
-    As `cossim_fast.retrieval.screening.codes.encode` measures them, in steps of a device's size.
+    As `screening.codes.encode` measures them, in steps that suit a GPU.
     """
     n, d = rows.shape
     codes = rows.new_zeros((-(-n // BLOCK) * BLOCK, d + -d % _WIDTH), dtype=torch.int8)
@@ -99,7 +100,7 @@ def _code_queries(queries: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _up(x: Tensor) -> Tensor:
-    """Float32 above x, which was rounded in float64."""
+    """Float32 above x, where x was rounded in float64."""
     single = x.float()
     return torch.nextafter(single, torch.full_like(single, torch.inf)) + 2.0**-40
 

@@ -1,4 +1,4 @@
-"""Rows that passed a filtered product, held until they are put into a pool together."""
+"""Rows that passed filtered products, collected until they are moved to a pool."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from cossim_fast.retrieval.screening.filtered_product import FilteredProduct, Pa
 
 
 class Hits:
-    """What passed the filtered product of one batch of queries with one segment.
+    """Rows that passed the filtered product of one batch of queries with one segment.
 
     Args:
         product: whose tiles they come from.
 
     Attributes:
-        count: how many rows are held.
+        count: how many there are.
     """
 
     def __init__(self, product: FilteredProduct) -> None:
@@ -28,12 +28,12 @@ class Hits:
         self._found: list[Passed] = []
 
     def aim(self, thresholds: Tensor) -> None:
-        """Set the thresholds (q,) of tiles to come; they may change when nothing is held."""
+        """Set the thresholds (q,) of the next tiles; they may change only while this is empty."""
         changed = self.product.aim(thresholds)
         assert not (changed and self.count)
 
     def add(self, first: int, values: Tensor) -> int:
-        """Hold what passed in a tile; return how many rows that are.
+        """Add what passed in a tile; return how many rows that are.
 
         Args:
             first: the tile's first row in the segment.
@@ -44,12 +44,12 @@ class Hits:
         self.count += len(place)
         return len(place)
 
-    def emit(self, pool: Pool, rank: int | None = None) -> None:
-        """Put what is held into the pool.
+    def move_to(self, pool: Pool, rank: int | None = None) -> None:
+        """Move all rows to the pool.
 
         Args:
             pool: for the queries.
-            rank: raise its thresholds before to what so many of the rows held reach.
+            rank: first raise its thresholds to what so many of these rows reach.
         """
         if not self.count:
             return
@@ -72,7 +72,7 @@ class Hits:
     ) -> None:
         """Raise the thresholds of a pool to the rank-th largest value of each query.
 
-        Counted, not sorted: there are 256 values.
+        By a histogram, since there are only 256 values.
         """
         product = self.product
         down = step_of_rank(query, 255 - value, rank, (len(product.step), 256))
@@ -82,7 +82,7 @@ class Hits:
         pool.raise_to(torch.from_numpy(np.where(down < 256, threshold, -np.inf)), rank)
 
     def _least(self, pool: Pool) -> NDArray[np.uint8]:
-        """The values (q,) from which upper bounds reach the thresholds of a pool."""
+        """The least values (q,) whose upper bounds reach the thresholds of a pool."""
         step = self.product.step
         needed = pool.threshold.numpy() - self.product.error - self.product.zero
         steps = np.divide(needed, step, out=np.zeros_like(needed), where=step > 0)

@@ -18,17 +18,16 @@ class Score(Protocol):
     """Scores candidates: query numbers and row positions (p,) to float64 (p,)."""
 
     error: float  # of a near score
-    likely: float  # of the bound of a screen: the share that a score is hardly ever further off
+    likely: float  # the share of a screen's error bound that the error seldom exceeds
 
     def near(self, query: Tensor, row: Tensor) -> Tensor:
-        """Scores that are off by `error` at most."""
+        """Scores within `error` of the exact ones."""
 
     def exact(self, query: Tensor, row: Tensor) -> Tensor:
-        """The scores."""
+        """The exact scores."""
 
 
-# The threshold of a query of which nothing is known: every row reaches it, a row that is masked by
-# -inf does not.
+# The initial threshold of a query: every row reaches it, except those masked by -inf.
 NO_THRESHOLD = -2.0
 
 
@@ -37,15 +36,15 @@ class Pool:
 
     A row whose upper bound misses `threshold` (q,) is dropped. Thresholds are of two kinds:
 
-    - proven: at least k rows of the pool have a lower bound there;
-    - guessed: so many of the rows seen so far lie there that k of all the rows will, save by bad
-      luck. A guess is proven or refuted once scores are known (`refuted`).
+    - proven: at least k rows of the pool have a lower bound that reaches it;
+    - guessed: so many of the rows seen so far reach it that k of all rows very probably will. Final
+      scores prove or refute a guess (`refuted`).
 
     Args:
         queries: how many.
         k: how many rows each is to get.
         guess: whether thresholds may be guessed.
-        certify: keep the largest upper bound of what is dropped, too.
+        certify: also keep the largest upper bound of all dropped rows.
     """
 
     def __init__(self, queries: int, k: int, *, guess: bool = True, certify: bool = False) -> None:
@@ -77,28 +76,28 @@ class Pool:
         self, query: NDArray[np.int64], row: NDArray[np.int64], score: NDArray[np.float64],
         error: float,
     ) -> None:  # fmt: skip
-        """Add rows with scores (p,) that are off by the error at most."""
+        """Add rows with scores (p,) that are within the error of the exact ones."""
         known = np.ones(len(query), bool)
         self._new.append(Candidates(query, row, score + error, score - error, known))
         self.pending += len(query)
         self.rescored += torch.from_numpy(np.bincount(query, minlength=self.queries))
 
     def close(self, queries: Tensor) -> None:
-        """Let no row reach the queries of a mask (q,)."""
+        """Let no more rows pass for the queries of a mask (q,)."""
         self.threshold.masked_fill_(queries, torch.inf)
 
     def raise_to(self, threshold: Tensor, rank: int) -> None:
-        """Raise thresholds to others (q,): guessed if ``rank`` is less than k, else proven."""
+        """Raise thresholds to these (q,), which are guessed if ``rank`` < k, and else proven."""
         torch.maximum(self.threshold, threshold, out=self.threshold)
         if rank < self.k:
             torch.maximum(self._guessed, threshold, out=self._guessed)
 
     def rank(self, seen: int, total: int) -> int:
-        """Which of the best of ``seen`` rows the k-th best of ``total`` will reach; k if proven.
+        """The rank among ``seen`` rows whose score the k-th best of ``total`` rows should reach.
 
-        Of the k best, a share of seen / total falls among the rows seen, give or take the spread
-        of a Poisson variable. Four of those spreads and four rows on top leave about one guess in
-        a million wrong.
+        k itself if the threshold must be proven. Otherwise k seen / total of the k best rows are
+        expected among those seen, as a Poisson variable. Four standard deviations and four rows
+        more leave about one guess in a million wrong.
         """
         if not self._guess or seen >= total:
             return self.k
@@ -106,17 +105,17 @@ class Pool:
         return min(int(expected + 4 * expected**0.5 + 4), self.k)
 
     def note_dropped(self, upper: Tensor) -> None:
-        """Note upper bounds (q,) of rows that were never added."""
+        """Record upper bounds (q,) of rows that were never added."""
         if self.dropped_bound is not None:
             torch.maximum(self.dropped_bound, upper, out=self.dropped_bound)
 
     def discard_from(self, first: int) -> None:
-        """Take out every row from position ``first`` on; thresholds stay."""
+        """Remove every row from position ``first`` on; thresholds stay."""
         self._gather()
         self._held = self._held.kept(self._held.row < first)
 
     def raise_thresholds(self, seen: int, total: int) -> None:
-        """Raise thresholds by what is in the pool, and drop what misses them."""
+        """Raise thresholds to what rows of the pool reach, and drop the rows that miss them."""
         self._gather()
         self._raise_to_kth(self.rank(seen, total))
         self._drop_below()
@@ -125,9 +124,9 @@ class Pool:
         """Score every row that could be among the k best, and keep the k best of each query.
 
         Args:
-            score: knows every row that was added since the pool was last finalized exactly.
-            exact: keep scores as they are. Otherwise they may be near scores, of which it is sure
-                that they are ranked and rounded to float32 as the scores are.
+            score: can score every row that was added since the pool was last finalized exactly.
+            exact: keep exact scores. Otherwise scores may be near ones, which are certain to be
+                ordered, and rounded to float32, as the exact ones are.
         """
         self._gather()
         if not self._held.known.all():
@@ -146,20 +145,20 @@ class Pool:
         self.raise_to(torch.from_numpy(np.where(proven, likely, -np.inf)), self.k)
         self._drop_below()
         if not self._held.known.all():
-            # The errors of some query all lean one way.
+            # For some query the errors exceeded the likely share of the bound.
             self._raise_to_kth(self.k)
             self._drop_below()
             self._score(score, ~self._held.known)
 
     def _raise_to_kth(self, rank: int) -> None:
-        """Raise thresholds to the rank-th best that is held of each query."""
+        """Raise thresholds to the rank-th best row that is held for each query."""
         held = self._held
         value = held.lower if rank == self.k else held.middle()
         kth = kth_largest(held.query, value, rank, self.threshold.numpy())
         self.raise_to(torch.from_numpy(kth), rank)
 
     def _drop_below(self) -> None:
-        """Drop what misses the thresholds."""
+        """Drop the rows that miss the thresholds."""
         self._drop(self._held.upper < self.threshold.numpy().take(self._held.query))
 
     def refuted(self) -> Tensor:
@@ -174,7 +173,7 @@ class Pool:
     def best(self, scores: NDArray[np.float64], rows: NDArray[np.int64]) -> None:
         """Write the k best of a finalized pool to scores and positions (q, k).
 
-        Best first, ties by position. What stands where there are no more is left.
+        Best first, ties by position. Entries beyond the last row of a query are not written.
         """
         there = np.arange(self.k) < self._counts()[:, None]
         if there.all():
@@ -187,12 +186,12 @@ class Pool:
         return np.bincount(self._held.query, minlength=self.queries)
 
     def _rank(self) -> NDArray[np.int64]:
-        """The place of each row among those of its query, which lie together."""
+        """The rank of each row within its query; rows are sorted by query."""
         count, query = self._counts(), self._held.query
         return np.arange(len(query)) - (count.cumsum() - count)[query]
 
     def _score(self, score: Score, chosen: NDArray[np.bool_]) -> None:
-        """Score rows of the pool, by mask, whose score is not known."""
+        """Score the rows of a mask whose scores are not known yet."""
         held = self._held
         place = np.flatnonzero(chosen & ~held.known)
         query = held.query.take(place)
@@ -202,7 +201,7 @@ class Pool:
         self.rescored += torch.from_numpy(np.bincount(query, minlength=self.queries))
 
     def _make_exact(self, score: Score, chosen: NDArray[np.bool_]) -> None:
-        """Replace near scores (by mask) by the scores."""
+        """Replace the near scores of a mask by exact ones."""
         held = self._held
         place = np.flatnonzero(chosen & (held.upper > held.lower))
         if len(place):
@@ -210,10 +209,10 @@ class Pool:
             held.upper[place] = held.lower[place] = score.exact(*pairs).numpy()
 
     def _cut(self, score: Score, *, exact: bool) -> None:
-        """Keep the k best of each query, in order; at least near scores of all are known."""
+        """Keep the k best of each query, in order; near or exact scores of all rows are known."""
         self._sort(best=True)
         held = self._held
-        # Near scores that may stand in the wrong order, or round to another float32.
+        # Near scores that may be in the wrong order, or round to another float32.
         same = held.query[1:] == held.query[:-1]
         near = same & (held.lower[:-1] <= held.upper[1:])
         close = np.zeros(len(held.query) + 1, bool)
@@ -240,10 +239,10 @@ class Pool:
         return bool((falls | ties).all())
 
     def _sort(self, *, best: bool = False) -> None:
-        """Bring rows into the order of queries, scores downwards, and positions for equal ones.
+        """Sort rows by query, then by descending score, then by position.
 
         Args:
-            best: drop what is surely below the k-th of its query. All rows are known.
+            best: drop rows that are certainly below the k-th of their query. All scores are known.
         """
         held, order = self._held, None
         query, value, row = held.query, held.middle(), held.row
@@ -251,7 +250,7 @@ class Pool:
             order = stable_order(query)
             query, value, row = query.take(order), value.take(order), row.take(order)
         ranked = ranking(query, value, row, self.queries)
-        # Queries stand as they stood: to take a column twice takes longer than this.
+        # `ranked` leaves queries in place, so that each column is taken only once.
         if best and len(ranked):
             ranked = ranked[self._may_be_best(query, value.take(ranked))]
         self._held = held.taken(ranked if order is None else order.take(ranked))
@@ -259,13 +258,13 @@ class Pool:
     def _may_be_best(
         self, query: NDArray[np.int64], value: NDArray[np.float64]
     ) -> NDArray[np.int64]:
-        """Where known rows (p,), in order, are not surely below the k-th of their query."""
+        """The places of sorted rows (p,) that are not certainly below the k-th of their query."""
         held = self._held
         error = float((held.upper - held.lower).max())
         count = np.bincount(query, minlength=self.queries)
         first = count.cumsum() - count
         enough = np.flatnonzero(count >= self.k)
-        # The k best by their middles are no lower than half an error below the last of them.
+        # Exact scores of the k best middles are at most half an error below the last of these.
         least = np.full(self.queries, -np.inf)
         least[enough] = value.take(first.take(enough) + self.k - 1) - 1.0625 * error
         low = value < least.take(query)
@@ -277,7 +276,7 @@ class Pool:
         return np.flatnonzero(~low)
 
     def take(self, state: Mapping[str, Tensor], queries: Tensor) -> None:
-        """Take over some queries of the state of another pool."""
+        """Add the rows of some queries from the state of another pool."""
         number = np.full(len(state["threshold"]), -1, np.int64)
         number[queries.numpy()] = np.arange(len(queries), dtype=np.int64)
         query = number[state["query"].numpy()]
@@ -288,7 +287,7 @@ class Pool:
             self.note_dropped(state["dropped_bound"][queries])
 
     def replace(self, queries: Tensor, other: Pool) -> None:
-        """Put what another finalized pool found for some queries in the place of what is here."""
+        """Replace the rows of some queries by those of another finalized pool."""
         replaced = np.zeros(self.queries, bool)
         replaced[queries.numpy()] = True
         self._held = self._held.kept(~replaced[self._held.query])
@@ -305,7 +304,7 @@ class Pool:
         self._held = held.taken(stable_order(held.query))
 
     def state(self) -> dict[str, Tensor]:
-        """What a pool holds that was finalized, by name; it does not change with the pool."""
+        """The contents of a finalized pool, by name, as copies."""
         query, row, *_ = (torch.from_numpy(column.copy()) for column in self._held)
         held = {"query": query, "row": row, "score": torch.from_numpy(self._held.middle())}
         held |= {"threshold": self.threshold.clone(), "rescored": self.rescored.clone()}
@@ -316,7 +315,7 @@ class Pool:
         )
 
     def restore(self, state: Mapping[str, Tensor], queries: Tensor) -> None:
-        """Take back some queries of what `state` gave, thresholds and counts too."""
+        """Restore some queries from what `state` returned, with thresholds and counts."""
         self.take(state, queries)
         self.threshold, self.rescored = state["threshold"][queries], state["rescored"][queries]
 

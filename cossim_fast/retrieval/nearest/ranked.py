@@ -1,10 +1,10 @@
-"""Searches that want a large share of all rows: one float32 product, ranked as a whole.
+"""Searches that want a large share of all rows: one float32 product of all, from which to select.
 
-A screen in 8 bits lets half as many rows again through where a tenth of all is wanted, and each is
-kept, moved and sorted. Where the product in float32 is cheap beside that, it is formed of all rows
-at once: V, about the cosine less a constant of the query, within E (`screens`). With v the k-th
-largest V of a query, k rows have a cosine of v + a - E or more, so a row whose V misses v - 2 E is
-none of the k best. What is left, hardly more than k rows, is scored.
+Where a tenth of all rows is wanted, an 8-bit screen lets half as many rows again through, and each
+of them is kept, moved and sorted. Where the float32 product is cheap beside that, it is formed of
+all rows at once: V with |c - a - V| <= E for each cosine c (`screening.screens`). Let v be the k-th
+largest V of a query. Then k rows have a cosine of at least v + a - E, so a row with V < v - 2 E is
+not among the k best. The remaining rows, hardly more than k, are scored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _UNIT = 2.0**-24
 
 
 def pays(k: int, segment: Segment, queries: int) -> bool:
-    """Whether so large a share of the rows is wanted, of queries enough, and there is room."""
+    """Whether k is so large a share of the rows, and queries and rows so many, that it pays."""
     n, d = segment.rows.shape
     if queries < tuning.RANKED_QUERIES or n * d > tuning.RANKED_NUMBERS:
         return False
@@ -45,18 +45,18 @@ def rank_all(
     score: Score,
     forbidden: tuple[Tensor, Tensor] | None,
 ) -> int:
-    """Put the k best rows of every query, and those too near to them, into an empty pool.
+    """Put every row that may be among the k best of its query into an empty pool, with its score.
 
     Args:
         queries: as they enter a score.
-        pool: for these queries; its rows are known then.
+        pool: for these queries.
         segment: all rows.
         centre: (d,) of the corpus.
         score: of these queries and rows.
         forbidden: pairs (query numbers, positions) that may not be returned.
 
     Returns:
-        How many rows reached the float32 threshold of their query.
+        How many candidates there were, over all queries.
     """
     terms = FloatScreen("float32").queries(queries, centre)
     make = _centred if _leans(segment) else _plain
@@ -82,13 +82,13 @@ def rank_all(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows to multiply by, and what a value may be off by.
+    """Rows to multiply by, and the error of the product.
 
     Attributes:
-        some: gives some of them (n, d) in float32.
-        factor: (n,) float32, for the products; None for 1.
-        radius: the largest norm of what a row stands for.
-        residual: how far a value is off at most, for a unit of the query's norm.
+        some: returns some of them (n, d) in float32.
+        factor: (n,) float32, multiplies the products; None for 1.
+        radius: the largest norm of a row times its factor.
+        residual: error bound of a product, for a query of norm 1.
     """
 
     some: Callable[[slice], Tensor]
@@ -98,9 +98,9 @@ class _Rows:
 
 
 def _leans(segment: Segment) -> bool:
-    """Whether rows are to be centred: a cone, whose bound is so much narrower then.
+    """Whether to centre rows first: where they share a direction, since the bound is narrower then.
 
-    So are those that have to be widened or scaled in any case.
+    Rows that must be widened or scaled anyway are centred too.
     """
     lean = len(segment.radius) and float(segment.radius.max()) < tuning.RANKED_RADIUS
     return bool(lean) or segment.rows.dtype != torch.float32 or extreme(segment.norms)
@@ -119,10 +119,11 @@ def _centred(segment: Segment, centre: Tensor) -> _Rows:
 
 
 def _plain(segment: Segment, centre: Tensor) -> _Rows:
-    """Rows as they are stored, their products divided by the norms.
+    """Rows as they are stored; their products are divided by the norms.
 
-    A product with a query q^ is off by g |q^| |x|, g = d u / (1 - d u) with u = 2^-24; 1 / |x| is
-    rounded once, and its product once more. What underflows is less than SLACK, as norms are usual.
+    A product with a query q̂ is off by g |q̂| |x|, with g = d u / (1 - d u) and u = 2^-24; 1 / |x| is
+    rounded once, and the product with it once more. SLACK covers underflow, since no norm is
+    extreme.
     """
     d = segment.rows.shape[1]
     factor = segment.norms.reciprocal()
@@ -137,7 +138,7 @@ def _plain(segment: Segment, centre: Tensor) -> _Rows:
 
 
 def _values(queries: Tensor, rows: _Rows, n: int) -> Tensor:
-    """V (q, n), by stretches of rows whose values stay in cache."""
+    """V (q, n), computed for so many rows at a time that their values stay in cache."""
     found = large((len(queries), n), torch.float32)
     for start in range(0, n, tuning.RANKED_ROWS):
         some = slice(start, min(start + tuning.RANKED_ROWS, n))
@@ -152,14 +153,15 @@ def _values(queries: Tensor, rows: _Rows, n: int) -> Tensor:
 def _passing(
     values: NDArray[np.float32], margin: NDArray[np.float64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Where V (q, n) may be among the k largest, and by which order of rows to score that.
+    """The pairs whose V (q, n) may be among the k largest of the query.
 
     Returns:
-        Query and row (p,), query by query; the numbers of these pairs, row by row.
+        Query and row (p,), query by query; and the order (p,) of these pairs by row, in which
+        scoring reads each row once.
     """
     n = values.shape[1]
     least = np.partition(values, n - k, axis=1)[:, n - k].astype(np.float64) - 2 * margin
-    # Rounded down; what is hidden is never let through.
+    # Rounded down; banned rows, at -inf, never pass.
     rounded = np.nextafter(least.astype(np.float32), np.float32(-np.inf))
     hit = values >= np.maximum(rounded, np.finfo(np.float32).min)[:, None]
     place = np.flatnonzero(hit)
@@ -175,7 +177,7 @@ def _score(
     first: int,
     score: Score,
 ) -> None:
-    """Score pairs, and put them into the pool."""
+    """Score pairs, and add them to the pool."""
     query, row, by_row = found
     query, row = query + some.start, row + first
     near = np.empty(len(query))

@@ -1,4 +1,4 @@
-"""The pass over a corpus: products in tiles, maxima of groups, and what passes the thresholds."""
+"""The scan of a corpus: products in tiles, maxima of groups, and rows that pass the thresholds."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ from cossim_fast.retrieval.nearest.pool import NO_THRESHOLD, Pool, Score
 from cossim_fast.retrieval.screening import costs
 from cossim_fast.retrieval.screening.codes import BLOCK, Segment
 from cossim_fast.retrieval.screening.filtered_product import FilteredProduct
-from cossim_fast.retrieval.screening.screens import (
-    CodedTerms,
-    Screen,
-)
+from cossim_fast.retrieval.screening.screens import CodedTerms, Screen
 from cossim_fast.retrieval.screening.tile import Tile, passing, tile_rows, tiles
 
 
@@ -34,34 +31,34 @@ class Trace:
     tile: int = 0  # rows of a tile
     group: int = 0  # rows under one maximum
     tiles: int = 0
-    emitted: int = 0  # rows that passed a threshold when they were seen
+    emitted: int = 0  # candidates: rows that passed the threshold at that moment
     repeated: int = 0  # queries whose guessed threshold was too high
     ranked: bool = False  # whether all rows were ranked by one product
-    head: int = 0  # numbers of a row's head, where heads were compared
+    head: int = 0  # width of the projection, where one was used
 
     def note_projection(self, width: int, rows: int, passed: int) -> None:
-        """Note that the heads of so many rows were compared, and how many rows were scored."""
+        """Record that so many rows were compared by a projection, and how many were scored."""
         self.screens.append("int8")
         self.head, self.tile, self.group = width, max(self.tile, rows), 1
         self.tiles += 1
         self.emitted += passed
 
     def note_ranked(self, rows: int, passed: int) -> None:
-        """Note that so many rows were ranked at once, and how many were scored."""
+        """Record that so many rows were ranked at once, and how many were scored."""
         self.screens.append("float32")
         self.ranked, self.tile, self.group, self.tiles = True, rows, 1, 1
         self.emitted += passed
 
 
 class Scan:
-    """A batch of queries on its way through the segments of a corpus.
+    """The scan of a corpus, segment by segment, for a batch of queries.
 
     Args:
         queries: as they enter a score.
         pool: for these queries.
         centre: (d,) of the corpus.
-        screens: each wider than the one before; the first is used until it does not pay.
-        trace: takes notes.
+        screens: each wider than the one before; each is used until it no longer pays.
+        trace: records what happens.
         forbidden: pairs (query numbers, positions) that may not be returned, sorted by position.
     """
 
@@ -78,7 +75,7 @@ class Scan:
         self._screens, self._trace = list(screens), trace
         self._forbidden = forbidden
         self._seen, self._next_raise = 0, 0
-        # A query of NaN finds nothing: no row reaches an infinite threshold.
+        # A query that holds NaN finds nothing: no row reaches an infinite threshold.
         self._pool.close(~queries.norms.isfinite())
         self._use(self._screens.pop(0))
 
@@ -89,7 +86,7 @@ class Scan:
         self._trace.screens.append(screen.name)
 
     def resume(self, seen: int) -> None:
-        """Go on after so many rows, whose best are in the pool."""
+        """Continue after so many rows, whose best are in the pool."""
         self._seen = self._next_raise = seen
         self._fresh = False
 
@@ -99,34 +96,34 @@ class Scan:
         Args:
             segment: the next rows.
             total: how many rows there are in all, as far as is known.
-            score: for when the pool is crowded.
+            score: scores candidates early, when the pool is crowded.
         """
         total = max(total, self._seen + len(segment))
         while not self._passes(segment, total, score):
-            # What the next screen sees again it sees with better bounds.
+            # The next screen scores these rows again, with tighter bounds.
             self._pool.discard_from(segment.first)
             self._use(self._screens.pop(0))
         self._seen += len(segment)
 
     def _passes(self, segment: Segment, total: int, score: Score) -> bool:
-        """Go through a segment; False as soon as a wider screen promises to be cheaper."""
+        """Scan a segment; False as soon as a wider screen is predicted to be cheaper."""
         pool, trace = self._pool, self._trace
         trace.group = group_rows(pool.k, total)
         coded = self._screen.coded(segment)
         width = 0 if coded is None or coded.codes is None else coded.codes.shape[1]
         rows = tiles(len(segment), tile_rows(pool.queries, pool.k, width))
         trace.tile = max([trace.tile, *(r.stop - r.start for r in rows)])
-        together = [[r] for r in rows]
-        if self._clueless():
-            together = with_first(rows, first_rows(pool.k, total))
-            # Thresholds will be those of the first tiles.
-            count = sum(r.stop - r.start for r in together[0]) if together else 0
+        steps = [[r] for r in rows]
+        if self._needs_thresholds():
+            steps = with_first(rows, first_rows(pool.k, total))
+            # The first step sets the thresholds.
+            count = sum(r.stop - r.start for r in steps[0]) if steps else 0
             self._next_raise = tuning.GROWTH * (self._seen + count)
-        # Rows that were filtered since thresholds were raised by them, and whether others came.
+        # Rows of filtered products since thresholds were last raised; whether others came too.
         filtered, kept = 0, False
         self._hits, seen = None, self._seen
         most = tuning.MOST_PENDING * pool.k * pool.queries
-        for some in self._parts(segment, together):
+        for some in self._parts(segment, steps):
             _threads.go_on()
             count = sum(r.stop - r.start for r in some)
             seen += count
@@ -135,7 +132,7 @@ class Scan:
                 pays = self._filter(segment, hits, some[0], seen, total)
                 filtered += count
             else:
-                kept = kept or not self._clueless()  # the first ones set thresholds themselves
+                kept = kept or not self._needs_thresholds()  # the first step sets them itself
                 pays = self._keep(segment, some, seen, total)
             if not pays:
                 return False
@@ -143,7 +140,7 @@ class Scan:
             due = seen >= self._next_raise or pool.pending + held > most
             crowded = len(pool) + held > tuning.CROWDED
             if hits is not None and (due or crowded):
-                hits.emit(pool, pool.rank(filtered, total))
+                hits.move_to(pool, pool.rank(filtered, total))
                 filtered = 0
             if due and (kept or pool.pending > most):
                 pool.raise_thresholds(seen, total)
@@ -153,14 +150,14 @@ class Scan:
             if crowded:
                 pool.finalize(score, exact=False)
         if self._hits is not None:
-            self._hits.emit(pool, pool.rank(filtered, total))
+            self._hits.move_to(pool, pool.rank(filtered, total))
         return True
 
     def _parts(
-        self, segment: Segment, together: Sequence[Sequence[slice]]
+        self, segment: Segment, steps: Sequence[Sequence[slice]]
     ) -> Iterator[Sequence[slice]]:
-        """Tiles, cut at blocks that cannot be filtered as soon as others can."""
-        for some in together:
+        """Tiles, with blocks that a filtered product cannot multiply separated from the others."""
+        for some in steps:
             hits = self._hits_of(segment) if len(some) == 1 else None
             if hits is None:
                 yield some
@@ -172,39 +169,39 @@ class Scan:
 
         Args:
             segment: whose rows they are.
-            stretch: the tiles; the first ones of all give thresholds.
-            seen: how many rows were seen with these.
+            stretch: the tiles; the first of a screen set the thresholds.
+            seen: how many rows were seen, with these.
             total: how many there are.
         """
         pool, trace = self._pool, self._trace
         some = [self._tile(segment, stretch[0])]
         if self._fresh and self._screens:
-            # What the tile says of itself. A threshold at the share of rows that is wanted of
-            # all: a guess that is safe, as `Pool.rank` makes it, lies so much lower that many
-            # pass whatever the screen.
-            alone, count = some[0], stretch[0].stop - stretch[0].start
+            # Judge the screen by its first tile, at the threshold that k / total of its rows
+            # reach. The guess of `Pool.rank` is lower, to be safe, so that many rows would pass
+            # with any screen.
+            tile, count = some[0], stretch[0].stop - stretch[0].start
             rank = max(round(pool.k * count / total), 1)
             own = first_threshold(some, trace.group, rank, proven=False)
-            times = passing(alone, alone.needed(own)) * count / rank
+            times = passing(tile, tile.needed(own)) * count / rank
             if self._is_beaten(times, total, multiplied=count):
                 return False
         some += [self._tile(segment, r) for r in stretch[1:]]
         rank = pool.rank(seen, total)
-        if self._clueless():
+        if self._needs_thresholds():
             pool.raise_to(first_threshold(some, trace.group, rank, proven=rank == pool.k), rank)
             self._fresh = False
         needed = [tile.needed(pool.threshold) for tile in some]
         times = max(map(passing, some, needed)) * seen / rank
-        says = sum(r.stop - r.start for r in stretch) >= tuning.JUDGED_SHARE * trace.tile
-        if says and self._is_beaten(times, total, multiplied=seen - self._seen):
+        enough = sum(r.stop - r.start for r in stretch) >= tuning.JUDGED_SHARE * trace.tile
+        if enough and self._is_beaten(times, total, multiplied=seen - self._seen):
             return False
         for tile, least in zip(some, needed, strict=True):
-            trace.emitted += emit(pool, tile, least, trace.group)
+            trace.emitted += add_passing(pool, tile, least, trace.group)
         trace.tiles += len(some)
         return True
 
     def _filter(self, segment: Segment, hits: Hits, rows: slice, seen: int, total: int) -> bool:
-        """Multiply a tile, and hold what passes the filter; False if a wider screen is cheaper."""
+        """Form a filtered product, and keep what passes; False if a wider screen is cheaper."""
         hits.aim(self._pool.threshold)
         values = hits.product.tile(rows)
         self._mask_banned(segment, rows, values, 0)
@@ -215,10 +212,10 @@ class Scan:
         return not self._is_beaten(times, total, multiplied=seen - self._seen)
 
     def _is_beaten(self, times: float, total: int, *, multiplied: int) -> bool:
-        """Whether a wider screen promises to be cheaper.
+        """Whether a wider screen is predicted to be cheaper.
 
         Args:
-            times: how many times as many rows pass as would if this screen were exact.
+            times: rows that pass, relative to those that an exact screen would let pass.
             total: how many rows there are.
             multiplied: how many of them the wider screen would have to multiply again.
         """
@@ -229,13 +226,13 @@ class Scan:
         saved = (times - 1) * self._pool.k * cost
         return saved > total + tuning.REPEATED_COST * multiplied
 
-    def _clueless(self) -> bool:
-        """Whether thresholds are missing, or are those of a worse screen."""
+    def _needs_thresholds(self) -> bool:
+        """Whether thresholds are missing, or come from a screen with wider bounds."""
         return self._fresh or bool((self._pool.threshold.numpy() == NO_THRESHOLD).any())
 
     def _hits_of(self, segment: Segment) -> Hits | None:
-        """What holds hits of a filtered product, where a segment has one and no bound is asked."""
-        if self._pool.dropped_bound is not None or self._clueless():
+        """The hits of a filtered product; None without codes, thresholds, or for a certificate."""
+        if self._pool.dropped_bound is not None or self._needs_thresholds():
             return None
         coded = self._screen.coded(segment)
         if self._hits is None and coded is not None:
@@ -260,17 +257,17 @@ class Scan:
 
 
 def group_rows(k: int, total: int) -> int:
-    """Rows under one maximum: fewer where so many rows are wanted that most groups pass."""
+    """Rows under one maximum: fewer for a large k, with which most large groups would pass."""
     if 32 * k > total:
         return 1
     return tuning.GROUP if k <= tuning.GROUP_RESULTS else tuning.SMALL_GROUP
 
 
 def first_rows(k: int, total: int) -> int:
-    """How many of ``total`` rows are to give the first thresholds.
+    """How many of ``total`` rows set the first thresholds.
 
-    Their products have a result in float32, which takes longer than the sieved one; fewer of them
-    make guesses that more rows pass.
+    Their products return float32, which takes longer than a filtered product; but fewer rows give
+    lower thresholds, which more rows pass.
     """
     return max(
         min(max(total // tuning.FIRST_SHARE, tuning.FEWEST_FIRST), tuning.MOST_FIRST),
@@ -279,11 +276,11 @@ def first_rows(k: int, total: int) -> int:
 
 
 def with_first(rows: Sequence[slice], count: int) -> list[list[slice]]:
-    """Tiles one by one, after parts of a few that are spread over all: these come together first.
+    """Steps of a scan: the first takes parts of a few tiles from all over, the others a tile each.
 
     Args:
         rows: the tiles.
-        count: how many rows the parts hold together, about.
+        count: about how many rows the first step takes.
     """
     spread = max(len(rows) // tuning.FIRST_TILES, 1)
     blocks = -(-count // (max(min(tuning.FIRST_TILES, len(rows)), 1) * BLOCK))
@@ -296,16 +293,16 @@ def with_first(rows: Sequence[slice], count: int) -> list[list[slice]]:
             first.append(slice(tile.start, start))
         if start < tile.stop:
             rest.append([slice(start, tile.stop)])
-    # The first part is short: it may be all that is needed to see that a screen does not pay.
+    # A short first part may already show that a screen does not pay.
     if first and first[0].stop > tuning.FEWEST_FIRST:
         first[:1] = [slice(0, tuning.FEWEST_FIRST), slice(tuning.FEWEST_FIRST, first[0].stop)]
     return [first, *rest] if first else []
 
 
 def first_threshold(some: Sequence[Tile], group: int, rank: int, *, proven: bool) -> Tensor:
-    """The rank-th largest cosine (q,) in tiles, or lower bound of one where it must be proven."""
+    """The rank-th largest cosine (q,) of tiles; if ``proven``, the rank-th largest lower bound."""
     rows = sum(tile.values.shape[0] for tile in some)
-    # Maxima of groups stand for rows as long as few groups hold two of those wanted.
+    # Maxima of groups may stand for rows as long as few groups hold two of the best rows.
     while group > 1 and rows // group < 8 * rank:
         group //= 2
     found = [tile.cosines(tile.maxima(group), lower=proven) for tile in some]
@@ -317,8 +314,8 @@ def first_threshold(some: Sequence[Tile], group: int, rank: int, *, proven: bool
     return torch.from_numpy(values[:, values.shape[1] - rank]).double()
 
 
-def emit(pool: Pool, tile: Tile, needed: Tensor, group: int) -> int:
-    """Put into the pool every row of a tile whose value reaches what is needed (blocks, q)."""
+def add_passing(pool: Pool, tile: Tile, needed: Tensor, group: int) -> int:
+    """Put every row of a tile whose value reaches ``needed`` (blocks, q) into the pool."""
     width, per = tile.values.shape[1], BLOCK // group
     scale, margin = tile.scale.numpy().reshape(-1), tile.margin.numpy().reshape(-1)
     offset, least = tile.offset.numpy(), needed.numpy().reshape(-1)
@@ -326,7 +323,7 @@ def emit(pool: Pool, tile: Tile, needed: Tensor, group: int) -> int:
     def bounds(
         value: NDArray[np.float32], number: NDArray[np.int64], query: NDArray[np.int64], rows: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Upper and lower bounds (p,) of values in groups of so many rows, by their number."""
+        """Upper and lower bounds (p,) of the values of groups (by number) of so many rows."""
         place = number // (BLOCK // rows) * width + query
         middle, error = value * scale[place] + offset[query], margin[place]
         return middle + error, middle - error

@@ -1,7 +1,6 @@
-"""Exact top-k on one device: screen by codes, prove what need not be looked at, rescore the rest.
+"""Exact top-k on one device: screen by codes, drop blocks by proven bounds, rescore the rest.
 
-Written in terms of the registered ops alone, so that CUDA tensors run kernels and CPU tensors the
-same steps by the ops' CPU bodies.
+It calls registered ops only, so CUDA tensors run kernels, and CPU tensors the ops' CPU bodies.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def screened_topk(
 
     The score is the fixed-order float64 cosine of `_ops.rescore`, whose bits depend on the two
     rows alone; codes decide only which rows need no score. With codes z, unit rows x̄ and any
-    constant vector m, the caller vouches for the bounds of `_cpu_screen.cosine_bounds`:
+    constant vector m, the caller guarantees the bounds of `_cpu.topk_ops.cosine_bounds`:
 
     - ``queries`` (q, d), ``corpus`` (n, d): the stored rows, of one floating dtype;
     - ``query_codes`` (q, d'), ``corpus_codes`` (n, d'): int8, or bfloat16 with residuals that also
@@ -58,10 +57,10 @@ def screened_topk(
     - ``eligible`` (n,) bool: False for rows that must not be returned, such as those with NaN.
 
     Memory beyond the inputs: block maxima of at most 256 MiB (those of one query if that is more),
-    16 times that where the bounds exclude nothing, 2^26 bytes and 16 for each of 2^26 rows at most
+    16 times that where the bounds drop nothing, 2^26 bytes and 16 for each of 2^26 rows at most
     that pass the recheck, and 2^22 rescored rows.
 
-    Source: Cauchy-Schwarz on the residuals of the codes, derived at `_cpu_screen.cosine_bounds`.
+    Source: Cauchy-Schwarz on the residuals of the codes, derived at `_cpu.topk_ops.cosine_bounds`.
     """
     k = _checks.whole_number("k", k)
     n, m = queries.shape[0], corpus.shape[0]
@@ -81,16 +80,16 @@ def screened_topk(
         thresholds[some] = reach
         query, number = _candidates(maxima, terms, block_terms, reach, capacity)
         del maxima
-        # Pairs of one block beside each other share the reading of its codes.
+        # Adjacent pairs of one block share the reading of its codes.
         order = number.argsort()
         query, number = query[order], number[order]
         for first in range(0, query.numel(), RECHECKED_AT_ONCE // block):
             piece = slice(first, first + RECHECKED_AT_ONCE // block)
             pair_query, row = query[piece], number[piece]
             if block > 1:
-                alive = _ops.recheck(codes, corpus_codes, terms, block_terms, reach, pair_query,
+                reached = _ops.recheck(codes, corpus_codes, terms, block_terms, reach, pair_query,
                                      row, block, eligible)  # fmt: skip
-                pair, lane = alive.nonzero(as_tuple=True)
+                pair, lane = reached.nonzero(as_tuple=True)
                 pair_query, row = pair_query[pair], row[pair] * block + lane
             pair_query = pair_query + start
             rescored.index_add_(0, pair_query, torch.ones_like(pair_query))

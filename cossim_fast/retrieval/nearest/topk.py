@@ -32,30 +32,30 @@ def topk(
 ) -> TopK | CertifiedTopK:
     """Find the k rows of a corpus with the largest cosine to each query, exactly.
 
-    The score of a row is <q, x> / (|q| |x|) in float64, added up in one fixed order, and 0 where
-    either is zero; rows are ranked by it, equal scores by position. A cheap screen with a proven
-    error decides only which rows need not be scored so (Cauchy and Schwarz on int8 codes; see
-    `cossim_fast.retrieval.screens`). So the result is that of float64 brute force, and the same
-    bits come back whatever the batch, the threads, the tiles or the screen.
+    The score of a row is <q, x> / (|q| |x|) in float64, summed in one fixed order, and 0 where
+    either is zero. Rows are ranked by score, equal scores by position. A cheap screen with a proven
+    error bound only decides which rows need not be scored (Cauchy and Schwarz on int8 codes; see
+    `cossim_fast.retrieval.screening.screens`). So the result is that of float64 brute force, with
+    the same bits for any batch, threads, tiles and screen.
 
     Args:
         queries: (q, d) tensor or array of float16, bfloat16, float32, float64 or int8; on CPU, or
             on a GPU with its corpus.
         corpus: (n, d) likewise, for instance ``np.load(path, mmap_mode="r")``; or an iterator
-            (something with ``__next__``) of blocks (n_i, d), which are numbered through.
+            (something with ``__next__``) of blocks (n_i, d), whose rows are numbered consecutively.
         k: how many rows for each query, 1 to n.
         screen: ``"auto"``, ``"int8"``, ``"bfloat16"`` or ``"float32"``. ``"auto"`` takes the
-            narrowest that is fast on this processor, and goes on with a wider one where the data
-            let too many rows through. For fewer than 64 queries it is float32, since coding the
-            rows would not pay: a `CosineIndex` codes them once.
+            narrowest that is fast on this processor, and changes to a wider one where too many rows
+            pass. For fewer than 64 queries it is float32, since coding the rows would not pay: a
+            `CosineIndex` codes them once.
         certify: return a `Certificate` too.
         progress: show a progress bar (needs tqdm: ``pip install 'cossim_fast[retrieval]'``).
-        checkpoint: a file that keeps what was found so far, written after every stretch of about
-            16 million numbers and deleted at the end. If it is there when the search starts, the
-            search goes on where it ended. An iterator must then give the same rows again from the
-            first, in blocks of any size. Rows that were searched are compared by a digest of all
-            their bytes (1.4 GB/s a thread, while searching too) and not searched again. While a
-            search goes on, no other takes the same file.
+        checkpoint: a file for what was found so far, written after each block of about 16 million
+            numbers and deleted at the end. If it exists when the search starts, the search resumes
+            from it. An iterator must then give the same rows again from the first, in blocks of any
+            size. Rows that were searched before are verified by a digest of all their bytes (which
+            reads 1.4 GB/s a thread, in the first run too), and not searched again. No other search
+            can use the file meanwhile.
 
     Returns:
         TopK(scores, indices), (q, k) both: float32 (float64 if an input is float64) and int64,
@@ -67,17 +67,17 @@ def topk(
 
     Memory beyond inputs and results: 33 bytes for each candidate, of which there are about 2 k a
     query, twice while they are sorted; 8 d bytes a query, and up to 5 kB of each of 1024 while its
-    candidates are counted; and for the stretch that is searched its codes (16 MB), four tiles of
-    scores (8 MB each) and a copy of a tile's codes (4 MB, which a thread keeps), for every thread
-    where each has queries of its own. Where so large a share of the rows is wanted that all are
-    ranked at once: three times 16 MB. On a GPU: codes, a byte a number, half a GB of scratch while
-    they are made, and block maxima (256 MB).
+    candidates are counted; and for the block of rows that is searched its codes (16 MB), four tiles
+    of scores (8 MB each) and a copy of a tile's codes (4 MB, which a thread keeps), for each thread
+    that has queries of its own. If k is so large that all rows are ranked at once: three times
+    16 MB. On a GPU: codes, a byte a number, half a GB of scratch while they are made, and block
+    maxima (256 MB).
 
     Raises:
         TypeError: for integer, complex or sparse input.
         ValueError: for shapes that do not match, k out of range, an unknown screen, or a
             checkpoint of another search, or of other rows.
-        InUseError: a ValueError, where another search goes on with this checkpoint.
+        InUseError: a ValueError, where another search uses this checkpoint.
 
     >>> corpus = torch.eye(4)
     >>> topk(torch.tensor([[0.0, 3.0, 4.0, 0.0]]), corpus, 2)
@@ -103,10 +103,9 @@ def topk_with_checkpoint(
     progress: bool = False,
     kept: SearchCheckpoint,
 ) -> TopK | CertifiedTopK:
-    """Search as `topk` does on CPU, and leave the checkpoint to the caller to remove.
+    """Search as `topk` does on CPU, but leave the checkpoint for the caller to remove.
 
-    For a caller who has still to put the result somewhere: if that fails, the same search again
-    takes no time.
+    For a caller who stores the result: if that fails, the same search can be repeated at once.
     """
     one_thread_after_fork()
     asked = _checks.embedding_rows("queries", queries)
@@ -128,9 +127,9 @@ def topk_with_checkpoint(
             found.through([encode(rows, found.centre, first=found.seen, codes=codes)], last=last)
             kept.save(found, rows)
             bar.update(len(rows))
-            del rows  # so that an iterator's block is let go before it makes the next
+            del rows  # so that an iterator's block is freed before it makes the next
     _checks.number_of_neighbours(k, found.seen)
-    double = torch.float64 in (asked.dtype, source.dtype)  # of an iterator known by now
+    double = torch.float64 in (asked.dtype, source.dtype)  # of an iterator it is known by now
     oracle = oracle_of(asked, source.rows) if isinstance(source, ArrayCorpus) else None
     return assemble(queries, found.best(), double=double, oracle=oracle)
 

@@ -1,12 +1,12 @@
-"""What the int8 product of this processor does with sums, found out with extreme codes.
+"""How the int8 product of this processor sums, found by multiplying extreme codes.
 
-Three kinds have been met (oneDNN 3.12; `docs/exact-search.md` says on which processors):
+Three kinds are known (oneDNN 3.12; `docs/exact-search.md` lists the processors):
 
-- exact: sums in 32 bits, less the part of the zero point, then turned into float32;
-- rounding: the sum of unsigned codes is turned into float32 before the part of the zero point is
+- exact: sums in 32 bits; the zero point's share is subtracted before conversion to float32;
+- rounding: the sum of unsigned codes is converted to float32 before the zero point's share is
   subtracted, so beyond 2^24 it is rounded (`int8.SUM_ERROR` bounds that);
-- saturating: products of two adjacent codes are added in 16 bits, which saturate silently. They
-  hold 255 times 128: so much may two adjacent codes of a query add up to.
+- saturating: products of two adjacent codes are added in 16 bits, which saturate silently. These
+  hold 255 times 128, so two adjacent codes of a query may add up to 128.
 """
 
 from __future__ import annotations
@@ -24,23 +24,25 @@ from cossim_fast import _threads
 from cossim_fast.retrieval.screening import int8
 from cossim_fast.retrieval.screening.rates import FASTER
 
-# What two adjacent codes of a query may add up to, by magnitude: all that they can, or what leaves
-# sums of two products in 16 bits exact.
-ANY_CODES, PAIRS_OF_16_BITS = 254, 128
-# Rows in whole blocks, as they are multiplied, queries, and a width.
+# Largest sum of two adjacent codes of a query, by magnitude, where any codes will do.
+ANY_CODES = 254
+# The same where sums of two products must fit 16 bits.
+PAIRS_OF_16_BITS = 128
+# Rows (of whole blocks), queries and width of the products that are checked.
 _SHAPES = ((64, 1, 1), (64, 5, 385), (192, 64, 1031), (128, 33, 66))
-# Times as fast as float32 from which it is AMX (10 to 14 on Emerald Rapids; VNNI 4 to 7.3, Zen 5).
+# [ratio] So many times as fast as float32 means AMX (10 to 14 on Emerald Rapids; VNNI of Zen 5 4 to
+# 7.3).
 _TILES = 8.0
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What the int8 product does with sums.
+    """How the int8 product sums.
 
     Attributes:
-        adjacent_code_limit: what two adjacent codes of a query may add up to, by magnitude; 0
-            where products are wrong, or not there.
-        error: the largest error of a product that was seen, as a share of what the bound allows.
+        adjacent_code_limit: largest sum of two adjacent codes of a query, by magnitude; 0 where
+            products are wrong or missing.
+        error: the largest error that was observed, as a share of the bound.
     """
 
     adjacent_code_limit: int
@@ -56,16 +58,16 @@ class Arithmetic:
         return "rounding" if self.error else "exact"
 
     def words(self, rate: float) -> str:
-        """In words for users.
+        """A description for users.
 
-        What it does decides; what it says of itself is no proof, since oneDNN may have been told to
-        leave instructions alone.
+        It goes by what the product does: the instructions that a processor reports prove nothing,
+        since oneDNN may have been told not to use them.
 
         Args:
             rate: how many times as fast as float32 it is.
         """
         if self.kind == "unusable":
-            return "int8 products that are wrong here, or that torch has not"
+            return "int8 products that are wrong here, or that torch does not have"
         rounded = "sums rounded to float32" if self.error else ""
         if platform.machine().lower() not in ("x86_64", "amd64"):
             name = f"int8 of {platform.machine()}"
@@ -84,17 +86,17 @@ class Arithmetic:
 
 
 def _tiles() -> bool:
-    """Whether the processor says that it has AMX."""
+    """Whether the processor reports AMX."""
     return bool(torch.cpu._is_amx_tile_supported())
 
 
 @functools.cache
 def found() -> Arithmetic:
-    """What it does here.
+    """How the int8 product sums here.
 
-    It looks at answers, not at clocks or names of processors: extreme codes are multiplied in
-    several shapes, in every way that a sum of two products could overflow. On one thread: beside
-    other busy processes, threads that wait for each other took seconds where one took 50 ms.
+    Found from results, not from times or names of processors: extreme codes are multiplied in
+    several shapes, in every way in which a sum of two products could overflow. On one thread:
+    beside other busy processes, threads that wait for each other took seconds where one took 50 ms.
     """
     return _threads.on_one(_check)
 
@@ -127,22 +129,22 @@ def _worst(limit: int, rows: int, queries: int, d: int) -> float:
         error = (int8.product(narrow, packed, queries) - exact).abs_()
         allowed = int8.SUM_ERROR * query.abs().sum(1).double() + 2.0**-24 * exact.abs()
         worst = max(worst, float((error / allowed).amax()))
-        if worst > 1.0 or not _sieves(narrow, packed, query, exact):
+        if worst > 1.0 or not _filter_keeps_bound(narrow, packed, query, exact):
             return float("inf")
     return worst
 
 
 def _extremes(limit: int, queries: int, d: int) -> Iterator[Tensor]:
     """Codes (q, d) of which any two adjacent ones add up to the limit: of one sign, and mixed."""
-    odd = torch.arange(d, device="cpu") % 2
+    parity = torch.arange(d, device="cpu") % 2
     mixed = (torch.arange(queries * d, device="cpu").view(queries, d) * 104729) % 7 < 3
     for first in {127, limit - 127, limit // 2}:
-        magnitude = (first + (limit - 2 * first) * odd).expand(queries, d)
+        magnitude = (first + (limit - 2 * first) * parity).expand(queries, d)
         yield from (magnitude, -magnitude, torch.where(mixed, -magnitude, magnitude))
 
 
-def _sieves(codes: Tensor, packed: Tensor, query: Tensor, exact: Tensor) -> bool:
-    """Whether products are within ROUNDING of what they are sieved to, above, below and between."""
+def _filter_keeps_bound(codes: Tensor, packed: Tensor, query: Tensor, exact: Tensor) -> bool:
+    """Whether filtered products are within ROUNDING, inside the range of uint8 and beyond it."""
     wide = exact + 128 * query.sum(1)
     spread = (wide.amax(0) - wide.amin(0)).clamp_min(1.0)
     most = int8.LARGEST_SCALED / (255 * query.abs().sum(1)).double()
@@ -151,6 +153,6 @@ def _sieves(codes: Tensor, packed: Tensor, query: Tensor, exact: Tensor) -> bool
     n, count = exact.shape
     padding = 0, int8.width(count) - count
     padded = (torch.nn.functional.pad(each, padding) for each in (scale, offset))
-    seen = int8.sieved(int8.unsigned(codes), packed, *padded)[:n, :count]
+    seen = int8.filtered(int8.unsigned(codes), packed, *padded)[:n, :count]
     wanted = (wide * scale + offset).clamp_(0.0, 255.0)
     return bool(((seen - wanted).abs() <= int8.ROUNDING).all())

@@ -1,16 +1,16 @@
-"""Rows as the screens see them: centred unit rows, their int8 codes, and what the codes miss.
+"""Rows as the screens see them: centred unit rows, their int8 codes, and bounds on their error.
 
 With x̄ = x / |x| (0 for a zero row) and a fixed centre m, a row stands for y = x̄ - m, since
 
     cos(q, x) = <q̄, x̄> = <q̄, y> + <q̄, m>
 
-and the last term is one number a query. What is left to code is shorter by as much as the rows
-lean one way: a tight cone keeps a tenth of its length, and a tenth of its coding error.
+and the last term is one number a query. The more the rows share a direction, the shorter is y, and
+the smaller the error of its code: in a tight cone, a tenth of it.
 
-An orthogonal rotation was tried, and is not done: it takes d products a number, and shortens the
-residuals of sentence embeddings (all-MiniLM, 384) by 3 %, those of Gaussian rows not at all. Rows
-with a few coordinates 50 times as large as the others would gain a factor of 5; they are searched
-with a wider screen.
+An orthogonal rotation before coding was tried and rejected: it costs d products a number, and
+shortens the residuals of sentence embeddings (all-MiniLM, 384) by 3 %, those of Gaussian rows not
+at all. It would help rows in which a few coordinates are 50 times as large as the others, by a
+factor of 5; these are searched with a wider screen.
 """
 
 from __future__ import annotations
@@ -42,29 +42,32 @@ BLOCK = 64
 # From this many elements on, torch's elementwise operations start threads.
 _GRAIN = 1 << 15
 _UNIT = 2.0**-24  # unit roundoff of float32
-# |ŷ - y| for ŷ = fl(fl(x * fl(1 / |x|)) - m): one rounding of 1 / |x| and one of the product on
-# entries of a unit row, one of the difference, at most 2 long; a fifth for second-order terms. A
-# row of float64 or out of float32's range is divided in float64 and rounded once: less.
+# |ŷ - y| for ŷ = fl(fl(x * fl(1 / |x|)) - m): one rounding of 1 / |x| and one of the product, on
+# entries of a unit row; one of the difference, whose norm is at most 2; and one more for
+# second-order terms. A row of float64, or out of the range of float32, is divided in float64 and
+# rounded once, which loses less.
 UNIT_ROW_ERROR = 5 * _UNIT
-# Norms from and to which they and their inverses are normal numbers of float32.
+# Least and largest norm that is a normal float32, as is its inverse.
 _USUAL = 2.0**-60, 2.0**100
 # A block with no larger entry is coded as zeros: the inverse of its scale might be infinite.
 _TINY = 2.0**-100
-# Rows from which the usual scale of a segment is found, and how far above the scale that half of
-# their blocks could have: of blocks of sentence embeddings and of Gaussian rows, the largest is
-# 1.3 to 1.5 times the middle one. A tile whose blocks share a scale can be sieved (`sieve`), which
-# is worth more than the tenth by which a bound grows.
-_SAMPLE, USUAL = 1024, 1.4
+# [rows] Sample from which the usual scale of a segment is found.
+_SAMPLE = 1024
+# [ratio] The usual scale, relative to the median of the scales that the sample's blocks need. Of
+# sentence embeddings and of Gaussian rows, the largest is 1.3 to 1.5 times the median. A tile whose
+# blocks share a scale takes a filtered product (`filtered_product`), which is worth more than a
+# bound that is a tenth narrower.
+USUAL = 1.4
 
 
 class Checked(Protocol):
-    """Rows of a file that are compared with their checksums as they are read."""
+    """Checksums of rows in a file, which are verified as rows are read."""
 
     def check(self, rows: slice | Tensor) -> None:
-        """Compare the blocks of some rows, if that was not done.
+        """Verify the checksums of some rows, where that was not done before.
 
         Raises:
-            FileError: one does not fit.
+            FileError: one does not match.
         """
 
 
@@ -83,21 +86,21 @@ class Segment:
     codes: Tensor | None = None  # (64 blocks, d) int8, 0 where there is no row
     scale: Tensor | None = None  # (blocks,) float32
     residual: Tensor | None = None  # (blocks,) float32
-    mapping: np.memmap[Any, Any] | None = None  # the map of a file that the rows lie in
-    sums: Checked | None = None  # of a file whose rows are to be compared as they are read
+    mapping: np.memmap[Any, Any] | None = None  # the memory mapping that holds the rows
+    sums: Checked | None = None  # checksums to verify as rows are read
     projection: SegmentProjection | None = None  # of an index: for searches of few queries
 
     def __len__(self) -> int:
         return self.rows.shape[0]
 
     def touch(self, rows: slice | Tensor) -> None:
-        """See to it that rows that are about to be read are those that were coded.
+        """Verify the checksums of rows that are about to be read, if they have some.
 
         Args:
             rows: a slice, or numbers.
 
         Raises:
-            FileError: they lie in a file, and their checksum does not fit.
+            FileError: a checksum does not match.
         """
         if self.sums is not None:
             self.sums.check(rows)
@@ -108,17 +111,17 @@ class Segment:
         return int((~self.norms.isfinite()).sum())
 
     def mask_banned(self, rows: slice, values: Tensor, nothing: float) -> None:
-        """Write over values (whole blocks, q) of rows that may not be returned, or are not there.
+        """Overwrite the values (whole blocks, q) of banned rows and of the padding.
 
         Args:
-            rows: those that the values are of, from the first of a block on.
+            rows: of the values, from the first row of a block on.
             values: of any dtype.
             nothing: what to write.
         """
         count = min(rows.stop, len(self)) - rows.start
         if count < len(values):
             values[count:] = nothing
-        # numpy asks in a tenth of the time.
+        # numpy's `all` takes a tenth of the time of torch's.
         if not self.eligible.numpy()[rows].all():
             values[:count][~self.eligible[rows]] = nothing
 
@@ -134,14 +137,14 @@ def _mean_unit(rows: Tensor) -> Tensor:
 
 
 def _sample_units(rows: Tensor) -> Tensor:
-    """Unit rows in float32, about, of those that are finite and not zero."""
+    """Approximate unit rows in float32 of the rows that are finite and not zero."""
     some = rows.float().contiguous()  # so that strides do not change the bits
     unit: Tensor = some / torch.linalg.vector_norm(some, dim=1, keepdim=True)
     return unit[unit.isfinite().all(1)]
 
 
 def unit_rows(rows: Tensor, norms: Tensor, centre: Tensor) -> Tensor:
-    """Centred unit rows (n, d) in float32, within UNIT_ROW_ERROR; a row that is not finite gives 0.
+    """Centred unit rows (n, d) in float32, within UNIT_ROW_ERROR; 0 for rows that are not finite.
 
     Args:
         rows: (n, d), any floating dtype.
@@ -177,16 +180,15 @@ def encode(
     codes: bool = True,
     into: Tensor | None = None,
 ) -> Segment:
-    """Measure rows (n, d) for the screens, and code them in int8 if wanted.
+    """Measure rows (n, d) for the screens, and code them in int8 if ``codes``.
 
-    They are copied ``into`` other memory (n, d) on the way, if there is some: by all threads, and
-    while they are in cache.
+    With ``into`` (n, d), the rows are copied there as well, while they are in cache.
 
-    Blocks of 64 rows share one scale: that of most others, or where that does not suit them, their
-    largest entry over 127. Norms are those of the score; residuals and radii are computed in
-    float32 and enlarged by what that may lose.
+    The 64 rows of a block share one scale: the segment's usual scale, or where that does not suit,
+    the block's largest entry over 127. Norms are those of the score. Residuals and radii are
+    computed in float32 and enlarged by its rounding error.
     """
-    # float64 is coded by torch's threads, and all else by ours.
+    # float64 is coded by torch's threads, every other dtype by ours.
     threads = usable_threads() if rows.is_cpu and rows.dtype != torch.float64 else 0
     body = partial(_encode, rows, centre, first, codes, into, threads)
     return single_threaded(body) if threads else body()
@@ -195,7 +197,7 @@ def encode(
 def _encode(
     rows: Tensor, centre: Tensor, first: int, codes: bool, into: Tensor | None, threads: int
 ) -> Segment:
-    """The body of `encode`: by so many threads of ours, or by torch's for 0."""
+    """The body of `encode`, on so many threads of ours, or on torch's if that is 0."""
     n, d = rows.shape
     blocks = -(-n // BLOCK)
     sample = rows[:: max(n // _SAMPLE, 1)]
@@ -228,27 +230,26 @@ def _encode(
 
 
 def large(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """New memory by numpy, which asks the system for large pages where there are 4 MB or more.
+    """New memory from numpy, which asks the system for large pages from 4 MB on.
 
-    To find the small ones of (200000, 384) float32 took 110 ms; with large ones, all of a copy
-    takes 37.
+    With small pages, allocating (200000, 384) float32 took 110 ms; with large ones, allocating and
+    copying take 37.
     """
     memory = torch.from_numpy(np.empty(math.prod(shape) * dtype.itemsize, np.uint8))
     return memory.view(dtype).view(shape)
 
 
 def enlarge(radius: Tensor, residual: Tensor | None, d: int) -> None:
-    """Add to radii and residuals (blocks,) of rows (n, d) what measuring in float32 may lose."""
-    grown = 1 + (d + 8) * _UNIT  # of a norm added up in float32
+    """Enlarge radii and residuals (blocks,) of rows (n, d) by the rounding error of float32."""
+    grown = 1 + (d + 8) * _UNIT  # of a norm summed in float32
     radius.mul_(grown).add_(UNIT_ROW_ERROR)
     if residual is not None:
-        # A code stands for y within 2 roundings, of its product with the inverse of the scale (or
-        # of the code's with the scale): of no more than the radius and the residual together.
+        # Scaling y to codes, or codes to y, adds two roundings of at most radius + residual.
         residual.mul_(grown).add_(UNIT_ROW_ERROR).add_(radius + residual, alpha=2 * _UNIT)
 
 
 def usual_scale(y: Tensor) -> float:
-    """A scale that suits nearly all blocks of rows like those of a sample (n, d); 0 for none."""
+    """A scale that suits nearly all blocks of rows like a sample (n, d); 0 for an empty sample."""
     if not y.numel():
         return 0.0
     largest = torch.stack([some.abs().amax() for some in y.split(BLOCK)])
@@ -256,8 +257,8 @@ def usual_scale(y: Tensor) -> float:
 
 
 def _suited(largest: NDArray[np.float32], usual: float) -> NDArray[np.float32]:
-    """Scales of blocks by their largest entries."""
-    # Much smaller entries would be coded much too coarsely.
+    """Scales of blocks with these largest entries: the usual one where it suits."""
+    # Much smaller entries would be coded too coarsely.
     suits = (largest <= 127 * usual) & ((largest >= 127 / 2 * usual) | (largest < _TINY))
     own = np.where(largest < _TINY, np.float32(1.0), largest / np.float32(127.0))
     return np.where(suits & (usual > _TINY), np.float32(usual), own)
@@ -266,10 +267,10 @@ def _suited(largest: NDArray[np.float32], usual: float) -> NDArray[np.float32]:
 def _share(
     segment: Segment, given: Tensor, centre: Tensor, step: int, usual: float, most: int
 ) -> None:
-    """Share the chunks of a segment on CPU out among threads."""
+    """Code the chunks of a segment on CPU on several threads."""
     starts = range(0, len(segment), step)
     room = tuning.CODING_SCRATCH // max(step * segment.rows.shape[1], 1)
-    # A thread takes as long to start as a quarter of a chunk.
+    # Starting a thread takes as long as a quarter of a chunk.
     threads = min(most, room, len(starts) // 2)
     left = iter(starts)
 
@@ -277,7 +278,7 @@ def _share(
         try:
             _Coder(segment, given, centre, step, usual, shared=threads > 1).through(left)
         except BaseException:
-            deque(left, maxlen=0)  # so that the other threads stop
+            deque(left, maxlen=0)  # leaves nothing to the other threads, which then stop
             raise
 
     run_shared(max(threads, 1), work)
@@ -286,18 +287,18 @@ def _share(
 class _Coder:
     """The body of `encode` for one thread on CPU: a chunk of whole blocks at a time.
 
-    numpy's operations leave the interpreter to other threads, and start none; torch's would share
-    each of these out among threads of its own. They go through scratch that stays in cache, and
-    the fewest bytes: 2.2 ns a number of float32 on a core, of which 0.8 are the norms in float64
-    (torch's took 3.6).
+    By numpy, whose operations release the interpreter's lock and start no threads, where torch's
+    would be shared among threads of its own. The scratch stays in cache, and as few bytes as
+    possible are moved: 2.2 ns a number of float32 on a core, of which 0.8 are the norms in float64
+    (torch's operations took 3.6).
 
     Args:
         segment: its rows in float32 or narrower; what is measured is written to it.
-        given: what its rows are to be copied from, or they themselves.
+        given: what its rows are copied from; the rows themselves if they are not copied.
         centre: (d,) float32.
         step: rows of a chunk.
         usual: the scale of most blocks.
-        shared: whether other threads are at work too.
+        shared: whether other threads work on the segment too.
     """
 
     def __init__(
@@ -311,13 +312,13 @@ class _Coder:
         shared: bool = False,
     ) -> None:
         rows, self._usual = segment.rows, usual
-        # Bits are copied: numpy has no bfloat16.
+        # As integers of the same size, since numpy has no bfloat16.
         bits = torch.int32 if rows.dtype.itemsize == 4 else torch.int16
         self._copied = (
             None if given is rows else (rows.view(bits).numpy(), given.view(bits).numpy())
         )
         self._rows, self._step, self._centre = rows, step, centre
-        # Views made once: to make one of a tensor takes as long as an operation on 10 000 numbers.
+        # Made once: a view of a tensor takes as long as an operation on 10 000 numbers.
         self._centre_array, self._norms = centre.numpy(), segment.norms.numpy()
         self._radius = segment.radius.numpy()
         self._codes: NDArray[np.int8] | None = None
@@ -325,9 +326,9 @@ class _Coder:
             self._codes, self._scale = segment.codes.numpy(), segment.scale.numpy()
             self._residual = segment.residual.numpy()
         size = (min(step, len(self._radius) * BLOCK), rows.shape[1])
-        memory = np.empty(size)  # of one buffer in float64, then of two in float32
+        memory = np.empty(size)  # used as one buffer in float64, then as two in float32
         self._wide = torch.from_numpy(memory)
-        self._scaled, self._whole = memory.reshape(-1).view(np.float32).reshape(2, *size)
+        self._scaled, self._rounded = memory.reshape(-1).view(np.float32).reshape(2, *size)
         self._y = np.empty(size, np.float32)
         as_it_is = rows.dtype == torch.float32 and rows.is_contiguous()
         self._x = rows.numpy() if as_it_is else None
@@ -347,7 +348,7 @@ class _Coder:
                 self._codes[start : start + len(y)] = self._code(y, at)
 
     def _unit_rows(self, some: slice) -> NDArray[np.float32]:
-        """Measure norms; return what `unit_rows` does, and zeros up to a whole block."""
+        """Measure norms; return `unit_rows` of the chunk, padded with zeros to whole blocks."""
         if self._copied is not None:
             kept, given = self._copied
             np.copyto(kept[some], given[some])
@@ -373,12 +374,12 @@ class _Coder:
         return y
 
     def _as_floats(self, some: slice) -> NDArray[np.float32]:
-        """Rows in float32, each in one piece."""
+        """Contiguous rows in float32."""
         if self._x is not None:
             return self._x[some]
         rows = self._rows[some]
-        # By torch, whose copy of float16 takes a fifteenth of the time of numpy's; in pieces for
-        # which it starts no threads.
+        # By torch, which converts float16 in a fifteenth of the time of numpy; in pieces that are
+        # too short for it to start threads.
         floats = self._floats[: len(rows)]
         for piece, given in zip(floats.split(self._piece), rows.split(self._piece), strict=True):
             piece.copy_(given)
@@ -386,19 +387,20 @@ class _Coder:
 
     def _code(self, y: NDArray[np.float32], at: slice) -> NDArray[np.float32]:
         """Measure the scales and largest residuals of whole blocks; return the codes."""
-        scaled, whole = self._scaled[: len(y)], self._whole[: len(y)]
+        scaled, rounded = self._scaled[: len(y)], self._rounded[: len(y)]
         shape = at.stop - at.start, BLOCK * y.shape[1]
         blocks = y.reshape(shape)
-        # Two reads take less time than a copy without signs and one (0.23 ns a number against 0.3).
+        # Reading twice takes less time than a copy of magnitudes and a read (0.23 ns a number
+        # against 0.3).
         largest = np.maximum(blocks.max(1, initial=0.0), -blocks.min(1, initial=0.0))
         scale = _suited(largest, self._usual)
         np.multiply(blocks, np.reciprocal(scale)[:, None], out=scaled.reshape(shape))
-        np.rint(scaled, out=whole)
-        # What is left is exact, and needs no product with the scale until it is one number.
-        np.subtract(scaled, whole, out=scaled)
+        np.rint(scaled, out=rounded)
+        # The difference is exact; only its norm is multiplied by the scale.
+        np.subtract(scaled, rounded, out=scaled)
         self._scale[at] = scale
         self._residual[at] = _longest_of(scaled) * scale
-        return whole
+        return rounded
 
 
 def _longest_of(y: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -409,7 +411,7 @@ def _longest_of(y: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _encode_chunk(segment: Segment, centre: Tensor, some: slice, usual: float) -> None:
-    """The body of `encode` by torch's operations: on other devices, and for float64."""
+    """The body of `encode` with torch's operations: for other devices, and for float64."""
     rows = segment.rows[some].contiguous()
     segment.norms[some] = norms = _norms(rows)
     y = unit_rows(rows, norms, centre)
@@ -422,7 +424,7 @@ def _encode_chunk(segment: Segment, centre: Tensor, some: slice, usual: float) -
 
 
 def _norms(rows: Tensor) -> Tensor:
-    """Norms in float64: on CPU those of a score, which no other device adds up in its order."""
+    """Norms in float64: on CPU those of a score; another device sums them in another order."""
     if rows.is_cpu:
         return row_norms(rows)
     norms: Tensor = torch.linalg.vector_norm(widened(rows), dim=1)
@@ -437,7 +439,7 @@ def _longest(y: Tensor) -> Tensor:
 
 def code(y: Tensor, out: Tensor, usual: float = 0.0) -> tuple[Tensor, Tensor]:
     """Write the codes of whole blocks of rows; return scales and largest residuals."""
-    # abs().amax() makes a copy, and takes an eighth of the time of aminmax or an infinity norm.
+    # abs().amax() makes a copy, but takes an eighth of the time of aminmax or an infinity norm.
     largest = y.view(-1, BLOCK * y.shape[1]).abs().amax(1)
     scale = torch.from_numpy(_suited(largest.cpu().numpy(), usual)).to(y.device)
     by_row = scale.repeat_interleave(BLOCK)[:, None]

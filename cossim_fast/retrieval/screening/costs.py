@@ -1,8 +1,9 @@
-"""What it costs to score a pair beside the product of a screen: measured once a process.
+"""The cost of scoring a pair, relative to that of a screen's product: measured once a process.
 
-A near score of 384 numbers took 300 to 800 ns on Zen 3, and 90 to 300 on Zen 4 and 5; with the
-rates of products (`rates`) that decides whether a wider screen costs less than scoring what this
-one lets through, in a search and in a join, and whether to rank all rows at once (`ranked`).
+A near score of 384 numbers took 300 to 800 ns on Zen 3, and 90 to 300 on Zen 4 and 5. Together with
+the rates of products (`rates`), this decides whether a wider screen costs less than scoring what a
+narrower one lets through, in a search and in a join; whether a projection pays; and whether to rank
+all rows at once (`nearest.ranked`).
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from cossim_fast.retrieval import tuning
 from cossim_fast.retrieval.screening import rates
 from cossim_fast.retrieval.screening.screens import ScreenName
 
-# Width, queries, rows and pairs of the trial.
-_WIDTH, _QUERIES, _ROWS, _SCORED = 384, 256, 1024, 2048
+# The pairs that are scored to measure it.
+_WIDTH = 384
+_QUERIES = 256
+_ROWS = 1024
+_SCORED = 2048
 
 
 def find_out() -> None:
-    """Find out, once a process, what several threads are not to find out at once.
+    """Measure, once a process, what several threads must not measure at once.
 
-    One turns off warnings for a moment, and the others measure. A search and a join ask before
-    their threads begin.
+    The first of these turns warnings off for a moment, and the others take times. A search and a
+    join call this before their threads begin.
     """
     sampled_product_works()
     _products.linear_is_faster()
@@ -35,16 +39,16 @@ def find_out() -> None:
 
 
 def pair_cost(d: int, screen: ScreenName, than: ScreenName | None = None) -> float:
-    """How many scores of a screen take as long as to score one pair of d numbers.
+    """The cost of scoring one pair of d numbers, in scores of a screen.
 
     Args:
         d: the width of rows.
-        screen: whose scores are counted.
-        than: count only by how much they take longer than those of this one.
+        screen: whose score is the unit.
+        than: if given, the unit is only what a score takes longer than one of this screen.
     """
     took, paired = score(d, screen), pair(d)
     if than is not None:
-        # A wider screen that is no slower is worth it as soon as it lets less through.
+        # A wider screen that is no slower pays as soon as it lets less through.
         took = max(took - score(d, than), took / 16)
         if screen == "bfloat16":
             paired *= tuning.BFLOAT16_SPARES
@@ -52,15 +56,15 @@ def pair_cost(d: int, screen: ScreenName, than: ScreenName | None = None) -> flo
 
 
 def pair(d: int) -> float:
-    """Nanoseconds to score a candidate of d numbers, and to keep it."""
+    """Nanoseconds to score and keep a candidate of d numbers."""
     return pair_ns() * d / _WIDTH + tuning.CANDIDATE_NS
 
 
 def score(d: int, screen: ScreenName) -> float:
-    """Nanoseconds of a screen's score of rows of d numbers."""
-    rest = tuning.SIEVED_NS if screen == "int8" else tuning.FLOAT_SCORE_NS
+    """Nanoseconds of one score of a screen, for rows of d numbers."""
+    rest = tuning.FILTERED_NS if screen == "int8" else tuning.FLOAT_SCORE_NS
     rate = {"int8": rates.int8, "bfloat16": rates.bfloat16, "float32": rates.float32}[screen]()
-    # A screen may be asked for where its product is made in float32.
+    # A screen without a fast product of its own is multiplied in float32.
     return d / (rate.products or rates.float32().products) + rest
 
 
@@ -81,4 +85,4 @@ def _measure() -> float:
         begun = time.perf_counter_ns()
         near_scores(queries, rows, query, row, norms)
         times.append(time.perf_counter_ns() - begun)
-    return min(times[1:]) / _SCORED  # the first finds memory
+    return min(times[1:]) / _SCORED  # the first allocates memory

@@ -1,17 +1,17 @@
-"""Filtered products, which keep only what reaches a threshold: int8, rounded to 8 bits.
+"""Filtered products: int8 products in 8 bits, in which 0 means that the threshold is missed.
 
-The product V of a row's codes and a query's says of their cosine c, as every screen does,
+The product V of the codes of a row and of a query bounds their cosine c, as with every screen:
 
     |c - a_q - s_q s_B V| <= rho_q R_B + N_q rho_B + SLACK =: E.
 
-Where blocks share a scale, V has to reach one number for each query, whatever the block: the least
-V whose upper bound reaches the threshold. The processor has to scale V in any case as it turns it
-into a result. If that result is an unsigned number of 8 bits, with this least V at 5/8 and the
-largest possible one at 251, all that is too low becomes 0 on the way out, in a quarter of the
-memory of float32, and the 250 steps above 0 tell the rest apart to (1 - threshold) / 250 or so.
+Where blocks share a scale, each query has one least V whose upper bound reaches the threshold,
+whatever the block. oneDNN scales V anyway as it writes the result. Let that result be unsigned, of
+8 bits, with the least V at 5/8 and the largest possible V at 251. Then every V that is too low is
+written as 0, the result takes a quarter of the memory of float32, and its 250 levels above 0
+resolve cosines to about (1 - threshold) / 250.
 
-Residuals and radii are taken to be the largest of all blocks that share the usual scale of a
-segment, so what a value stands for changes with the thresholds alone.
+E is computed from the largest residual and radius of all blocks that share the segment's usual
+scale, so the meaning of a value changes only with the thresholds.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from cossim_fast.retrieval.screening import int8
 from cossim_fast.retrieval.screening.codes import BLOCK, Segment
 from cossim_fast.retrieval.screening.screens import SLACK, CodedTerms, coded_blocks
 
-# Where the least V that passes lies, so that it does not round to 0; and how much further up the
-# largest one that there can be.
-_LEAST, _STEPS = 0.625, 250.0
+# The result of the least V that passes, so that it does not round to 0.
+_LEAST = 0.625
+# How much larger the result of the largest possible V is.
+_STEPS = 250.0
 
-# Where values are not 0, counted row by row, and what they are.
+# Flat positions of the values that are not 0, and these values.
 Passed = tuple[NDArray[np.int64], NDArray[np.uint8]]
 
 
@@ -46,9 +47,9 @@ class FilteredProduct:
     Attributes:
         first: the position of the segment's first row.
         width: columns of a tile: the queries, padded.
-        step: (q,) of cosine between two values.
-        zero: (q,) cosine of the value 0, if it were not all that is too low.
-        error: (q,) how far a cosine may be from ``zero + step * value``.
+        step: (q,) difference in cosine between adjacent values.
+        zero: (q,) cosine that the value 0 would have by extrapolation.
+        error: (q,) how far a cosine may be from ``zero + step * value`` for a value above 0.
     """
 
     def __init__(self, terms: CodedTerms, segment: Segment) -> None:
@@ -70,19 +71,19 @@ class FilteredProduct:
         self._threshold: NDArray[np.float64] | None = None
 
     def suits(self, rows: slice) -> bool:
-        """Whether blocks of rows share the usual scale: no others can be sieved."""
+        """Whether all blocks of these rows have the usual scale, as a filtered product requires."""
         return bool(self._shares[rows.start // BLOCK : -(-rows.stop // BLOCK)].all())
 
     def parts(self, rows: slice) -> list[slice]:
-        """Cut a tile where blocks that suit and blocks that do not meet, unless that is often.
+        """Cut a tile into parts that suit and parts that do not, unless that gives many parts.
 
-        Few blocks have a scale of their own: two of 609 of sentence embeddings. Alone they take
-        less time than tiles that cannot be sieved for their sake.
+        Few blocks have a scale of their own: two of 609 of sentence embeddings. Multiplying these
+        separately takes less time than giving up the filtered product for a tile.
         """
         first = rows.start // BLOCK
         shares = self._shares[first : -(-rows.stop // BLOCK)]
         edges = (np.flatnonzero(shares[1:] != shares[:-1]) + 1 + first) * BLOCK
-        if len(edges) >= tuning.SIEVE_PARTS:
+        if len(edges) >= tuning.FILTER_PARTS:
             return [rows]
         return [slice(*ends) for ends in itertools.pairwise([rows.start, *edges, rows.stop])]
 
@@ -90,27 +91,27 @@ class FilteredProduct:
         """Multiply rows of the segment.
 
         Args:
-            rows: from the first of a block on, that suit.
+            rows: from the first row of a block on; they suit.
 
         Returns:
-            (rows padded to whole blocks, `int8.width` of queries) uint8, 0 for what misses the
-            thresholds aimed at, and beyond the queries.
+            (rows padded to whole blocks, `int8.width` of queries) uint8; 0 for rows that miss the
+            thresholds of `aim`, and in the columns beyond the queries.
         """
         codes = self._codes[rows.start : -(-rows.stop // BLOCK) * BLOCK]
         unsigned = int8.unsigned(codes)
-        return int8.sieved(unsigned, self._operand, self._per, self._shift)[: len(codes)]
+        return int8.filtered(unsigned, self._operand, self._per, self._shift)[: len(codes)]
 
     def aim(self, thresholds: Tensor) -> bool:
-        """Set the thresholds (q,) float64 of tiles to come; return whether they changed.
+        """Set the thresholds (q,) float64 of the next tiles; return whether they changed.
 
-        Infinite for a query that no row is to reach. With them changes what values say.
+        An infinite threshold lets no row pass. A change also changes `step`, `zero` and `error`.
         """
         threshold = thresholds.numpy()
         if self._threshold is not None and np.array_equal(threshold, self._threshold):
             return False
         self._threshold = threshold.copy()
         margin, scale = self._margin, self._scale
-        # Sums of whole numbers cannot be larger, whatever the bound allows.
+        # No sum of codes exceeds this, whatever the bound allows.
         largest = 127 * self._size + 1
         least = np.maximum((threshold - self._offset - margin) / scale, -largest)
         most = np.minimum((1.0 + SLACK - self._offset + margin) / scale, largest)
@@ -119,7 +120,7 @@ class FilteredProduct:
         steps = np.where(reached, np.maximum(most - least, 1.0), 1.0)
         per = np.minimum(_STEPS / steps, int8.LARGEST_SCALED / (255 * self._size))
         per = np.where(reached, per, 0.0).astype(np.float32)
-        # Codes of rows come with 128 added.
+        # 128 is added to the codes of rows.
         wide, unsigned = per.astype(np.float64), 128 * self._total * per
         shift = np.where(reached, _LEAST - least * wide - unsigned, 0.0).astype(np.float32)
         padding = 0, self.width - len(per)
@@ -132,9 +133,9 @@ class FilteredProduct:
 
 
 def passed(values: Tensor) -> Passed:
-    """Where values (whole blocks, w) uint8 are not 0, counted row by row, and what they are."""
+    """Flat positions of the values (whole blocks, w) uint8 that are not 0, and these values."""
     flat = values.numpy().reshape(-1)
-    # Eight at a time: whole blocks hold a multiple of eight. Most are 0 together.
+    # Eight at a time, since most are 0; whole blocks hold a multiple of eight.
     words = np.flatnonzero(flat.view(np.uint64) != 0)
     some = flat.view(np.uint64).take(words).view(np.uint8)
     at = np.flatnonzero(some != 0)

@@ -1,4 +1,4 @@
-"""The products of floats of a search, in few shapes: oneDNN's, or torch.mm where that is faster."""
+"""Float products of a search, in few shapes: by oneDNN, or by torch.mm where that is faster."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from cossim_fast import _products
 from cossim_fast._shapes import cut
 from cossim_fast.retrieval.screening.int8 import width
 
-# Fewer rows on either side are multiplied by torch.mm.
+# [rows] With fewer on either side, torch.mm multiplies.
 FEWEST = 16
-# Rows: of the smallest product and of the largest one, powers of two.
-_LEAST, _MOST = 64, 1 << 14
+# [rows] Of the smallest product, a power of two.
+_LEAST = 64
+# [rows] Of the largest product, a power of two.
+_MOST = 1 << 14
 
 # Which rows, and their products (r, m).
 Part = tuple[slice, Tensor]
@@ -23,7 +25,7 @@ Part = tuple[slice, Tensor]
 def parts(rows: Tensor, others: Tensor) -> Iterator[Part]:
     """Yield parts of the product (n, m) of rows (n, d) and others (m, d), transposed, in float32.
 
-    Sums of d products, each rounded, in any order; so off by at most d 2^-24 / (1 - d 2^-24) of
+    Each is a sum of d products, in any order, so its error is at most d 2^-24 / (1 - d 2^-24) times
     the product of the norms.
     """
     n, m = len(rows), len(others)
@@ -38,14 +40,14 @@ def in_few_shapes(
 ) -> Iterator[Part]:
     """Yield parts of the product (n, m) of rows (n, d) and others (m, d).
 
-    Each is of a power of two of rows from 64 on, of which the last are padded, and all others, up
-    to their `width`: with chunks of 2048 rows six shapes for one number of others, 4 MB of machine
-    code, and 114 for all numbers up to 1024.
+    The rows of a part are padded to a power of two from 64 on, and the others to their `width`.
+    With chunks of 2048 rows that gives six shapes for one m, 4 MB of machine code, and 114 shapes
+    for all m up to 1024.
 
     Args:
         rows: (n, d).
         others: (m, d).
-        multiply: (r, d) and (w, d) into (r, w), which the next call may write over.
+        multiply: (r, d) and (w, d) to (r, w), which the next call may overwrite.
     """
     n, m = len(rows), len(others)
     wide = _padded(others, width(m))
@@ -66,7 +68,7 @@ def product(rows: Tensor, others: Tensor) -> Tensor:
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:
-    """Rows with zeros up to so many, in one piece; they themselves where they are."""
+    """Contiguous rows, padded with zeros to so many; not copied if they are that already."""
     if count == len(rows):
         return rows.contiguous()  # `pad` would copy them
     return torch.nn.functional.pad(rows, (0, 0, 0, count - len(rows)))

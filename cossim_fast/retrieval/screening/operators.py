@@ -1,7 +1,7 @@
 """The operators of torch whose arithmetic differs from processor to processor, one function each.
 
-Nothing else in the screens multiplies codes or bfloat16; what the results may be off by is bounded
-where they are used. Tests put models of other processors in the place of these functions.
+No other function of the screens multiplies codes or bfloat16. Their callers state error bounds that
+hold on every processor. Tests replace these functions by models of other processors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cossim_fast._threads import unforked
 
 
 def pack(codes: Tensor) -> Tensor:
-    """Codes (w, d) int8, contiguous, as `linear` takes them: it packs what lies in memory."""
+    """Codes (w, d) int8 in the layout of `linear`; they must be contiguous."""
     packed: Tensor = unforked(torch.ops.onednn.qlinear_prepack, codes, None)
     return packed
 
@@ -30,7 +30,7 @@ def linear(
 
     Args:
         rows: (n, d) uint8.
-        zero: what is taken from each.
+        zero: subtracted from each.
         packed: z (w, d) int8, from `pack`.
         scale: (w,) float32.
         offset: (w,) float32.

@@ -1,13 +1,13 @@
-"""A screen on few directions: the part of a row in a subspace, and the length of the rest.
+"""A screen on few directions: the projection of a row onto a subspace, and the length of the rest.
 
 With a matrix P (d, k) of nearly orthonormal columns and M = I - P P', for any two vectors
 
     <q, y> <= <P'q, P'y> + |Mq| |My| + e |P'q| |P'y|,    e = |P'P - I|
 
 since M^2 = M + P (P'P - I) P'. The first two terms are one product of vectors of k + 1 numbers,
-T(v) = (P'v, |Mv|), which is coded in int8 as whole rows are. Where the directions in which
-embeddings vary most hold most of them, a third of the numbers rules out nearly every pair that is
-far below a threshold. It bounds from above alone, which is what a join asks.
+T(v) = (P'v, |Mv|), which is coded in int8 like any row. Where most of the length of embeddings
+lies in the directions in which they vary most, a third of the numbers rules out nearly every pair
+that is far below a threshold. The bound is an upper bound only, which is all that a join needs.
 """
 
 from __future__ import annotations
@@ -42,13 +42,16 @@ from cossim_fast.retrieval.screening.screens import (
     unit_queries,
 )
 
-# The length of the rest is split into equal parts, as large as the other numbers: one scale fits.
+# The length of the rest is stored as four equal numbers, which are about as large as the others, so
+# that all share one scale.
 PARTS = 4
-# Shares of the width that are tried.
+# Widths to choose from, as shares of d.
 SHARES = (1 / 4, 1 / 3, 5 / 12, 1 / 2, 2 / 3)
-# Rows from which the directions are found, and queries on which they are tried.
-_SAMPLE, _TRIED = 4096, 256
-# Rows from which the usual scale of a head is found.
+# Rows from which the directions are computed.
+_SAMPLE = 4096
+# Queries on which widths are tried.
+_TRIED = 256
+# Rows from which the usual scale of projected rows is found.
 _USUAL = 1024
 _UNIT = 2.0**-24
 
@@ -57,7 +60,7 @@ _UNIT = 2.0**-24
 class ProjectedSegment(Segment):
     """A segment with the codes of T(y) beside those of its rows."""
 
-    head: Segment | None = None
+    projected: Segment | None = None
 
 
 class ProjectionScreen:
@@ -90,16 +93,16 @@ class ProjectionScreen:
         return replace(terms, residual=residual, offset=unit @ centre.double())
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
-        """What the codes miss, and what their product may be off by."""
-        return self._screen.blocks(_head(segment), some)
+        """The error of the codes, and of their product."""
+        return self._screen.blocks(_projected(segment), some)
 
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
         """Sums of codes times codes."""
-        return self._screen.product(_head(segment), rows, centre, terms)
+        return self._screen.product(_projected(segment), rows, centre, terms)
 
     def coded(self, segment: Segment) -> Segment | None:
-        """The codes of T(y). What a sieve says from below does not hold for them."""
-        return _head(segment)
+        """The codes of T(y). Only the upper bounds of their filtered product hold."""
+        return _projected(segment)
 
     def split(self, segment: Segment, centre: Tensor) -> ProjectedSegment:
         """Code T(y) of every row of a segment, as `encode` does y."""
@@ -125,17 +128,17 @@ class ProjectionScreen:
         _threads.run_independent(
             threads, [partial(fill, starts[number::parts]) for number in range(parts)]
         )
-        # T grows a difference by 1 + e at most. Of a y of length 1, a product with P' and one with
-        # P lose (d + k) u |P| each entry by entry, and |P| <= sqrt(k) (1 + e) by Frobenius; the
-        # norm of the rest loses d u.
+        # T enlarges a difference by 1 + e at most. For y of length 1, the products with P' and P
+        # are off by (d + k) u |P| each, and |P| <= sqrt(k) (1 + e) in the Frobenius norm; the norm
+        # of the rest is off by d u.
         lost = 1.1 * _UNIT * (3 * d + k + 16) * k**0.5
         grown = 1 + (k + PARTS + 8) * _UNIT
         radius = segment.radius * (1 + 2 * self._skew)
         residual = residual * grown + lost * radius + UNIT_ROW_ERROR * (1 + self._skew)
         residual = residual + 2 * _UNIT * (radius + residual)
-        head = replace(segment, codes=codes, scale=scale, residual=residual, radius=radius)
+        projected = replace(segment, codes=codes, scale=scale, residual=residual, radius=radius)
         return ProjectedSegment(
-            **{f.name: getattr(segment, f.name) for f in fields(Segment)}, head=head
+            **{f.name: getattr(segment, f.name) for f in fields(Segment)}, projected=projected
         )
 
     def _split_rows(self, segment: Segment, some: slice, centre: Tensor) -> Tensor:
@@ -143,10 +146,10 @@ class ProjectionScreen:
         return _split(y, self._basis)
 
 
-def _head(segment: Segment) -> Segment:
+def _projected(segment: Segment) -> Segment:
     assert isinstance(segment, ProjectedSegment)
-    assert segment.head is not None
-    return segment.head
+    assert segment.projected is not None
+    return segment.projected
 
 
 def _split(y: Tensor, basis: Tensor) -> Tensor:
@@ -168,25 +171,25 @@ def _split(y: Tensor, basis: Tensor) -> Tensor:
 def choose_projection(
     queries: Tensor, rows: Tensor, centre: Tensor, threshold: float, adjacent_code_limit: int
 ) -> ProjectionScreen | None:
-    """The number of directions that promises the fastest join, or None if none pays.
+    """The projection that is predicted to give the fastest join, or None if none pays.
 
     Args:
         queries: (n, d), as stored.
         rows: (m, d) likewise.
         centre: (d,) of the rows.
-        threshold: what a cosine is to reach.
-        adjacent_code_limit: what two adjacent codes of a query may add up to.
+        threshold: of the join.
+        adjacent_code_limit: largest sum of two adjacent codes of a query, by magnitude.
     """
     (n, d), m = queries.shape, rows.shape[0]
-    # Rows and queries of the sample must be others, so at most every second row is drawn.
+    # The sampled queries must not be among the sampled rows, so at most every second row is drawn.
     if min(n, m) < 2 * _SAMPLE or n * m < tuning.PROJECTION_PAIRS * d * d or d < 64:
         return None
     step, price = m // _SAMPLE, costs.pair_cost(d, "int8")
     tried = queries[1 :: step * max(n // step // _TRIED, 1)]
-    levels = min(0.7 * adjacent_code_limit, 127.0)  # seldom are both the largest
+    levels = min(0.7 * adjacent_code_limit, 127.0)  # two adjacent codes are seldom both largest
     threads = _threads.usable_threads()
-    # Threads that torch has shared an operation among wait awake for the next one, on processors
-    # that those apart could use.
+    # After each of torch's operations its threads spin, waiting for the next one, on processors
+    # that our own threads could use.
     basis = _threads.single_threaded(
         _best_basis, rows[::step], tried, centre, threshold, levels, price, threads
     )
@@ -202,16 +205,16 @@ def _best_basis(
     price: float,
     threads: int,
 ) -> Tensor | None:
-    """P (d, k) in float32 for the k that promises the fastest join, judged by a sample.
+    """P (d, k) in float32 for the k with the lowest predicted cost, judged by a sample.
 
     Args:
         rows: (m, d), as stored.
         queries: (n, d) likewise.
         centre: (d,) of the rows.
-        threshold: what a cosine is to reach.
-        levels: of codes, usually.
-        price: of scoring a pair, in products of whole codes.
-        threads: how many to work on.
+        threshold: of the join.
+        levels: code levels that a query typically uses.
+        price: of scoring a pair, in scores of the int8 screen.
+        threads: how many to use.
     """
     d = centre.numel()
     unit, asked = finite(rows), finite(queries)
@@ -222,7 +225,7 @@ def _best_basis(
     if price * _share(reached) >= tuning.PROJECTION_WORTH:
         return None
     y = unit.sub_(centre.double())
-    # Largest first, and in one piece, which is multiplied in half the time.
+    # Largest first, and contiguous, which halves the time of products.
     along = unforked(torch.linalg.eigh, _product(y.mT, y, threads)).eigenvectors
     along = along.flip(1).contiguous()
     y_along, q_along = _product(y, along, threads).float(), (asked @ along).float()
@@ -234,8 +237,8 @@ def _best_basis(
         y_rest, q_rest = (torch.linalg.vector_norm(v[:, k:], dim=1) for v in (y_along, q_along))
         upper = torch.outer(q_rest, y_rest).add_(offset)
         unforked(upper.addmm_, q_along[:, :k], y_along[:, :k].mT)
-        # What the codes may add: errors of half a step at most, uniform, in numbers of which the
-        # largest is about four times the usual.
+        # The error of codes: up to half a step, uniformly, in numbers of which the largest is about
+        # four times a typical one.
         error = 4 / 12**0.5 * q_long * y_long * (1 / levels + 1 / 127)
         return width / d + price * _share(upper >= float(threshold - error))
 
@@ -248,12 +251,12 @@ def _best_basis(
 
 
 def _directions(width: int) -> int:
-    """How many of the numbers of a head are along directions."""
+    """How many numbers of a projected row are coordinates; the others hold the rest's length."""
     return max(width - PARTS, 1)
 
 
 def _product(a: Tensor, b: Tensor, threads: int) -> Tensor:
-    """The product of (n, d) and (d, m), of which threads take rows or columns apart."""
+    """The product of (n, d) and (d, m), in parts of its longer side that our threads compute."""
     parts = tuning.PROJECTION_SHARE * threads if threads > 1 else 1
     found = a.new_empty((len(a), b.shape[1]))
     by_rows = len(a) >= b.shape[1]
@@ -270,7 +273,7 @@ def _product(a: Tensor, b: Tensor, threads: int) -> Tensor:
 
 
 def _share(mask: Tensor) -> float:
-    """How much of a mask is set."""
+    """The share of a mask that is set."""
     return np.count_nonzero(mask.numpy()) / mask.numel()
 
 
@@ -283,7 +286,7 @@ def finite(rows: Tensor) -> Tensor:
 
 
 def spread(basis: Tensor) -> Tensor:
-    """Turn a basis within its span, so that all numbers are about as large and one scale fits."""
+    """Rotate a basis in its span, so that all coordinates are about as large: one scale fits."""
     k = basis.shape[1]
     drawn = torch.randn(
         (k, k), generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu"

@@ -1,10 +1,10 @@
-"""How fast narrow products are here, beside float32: measured once a process.
+"""How fast int8 and bfloat16 products are on this processor, beside float32: measured once.
 
-That takes 50 ms on a core of Zen 5, most of it for the first machine code that oneDNN makes.
+That takes 50 ms a process on a core of Zen 5, most of it for the first machine code of oneDNN.
 
-A processor may have instructions that oneDNN has no kernel for: its reference code takes 4000
-times as long as that of VNNI. So what is used is what was seen to be fast. Results do not depend
-on it. Multiply-adds a nanosecond on one core, as they were met:
+Where oneDNN has no kernel for a processor's instructions, its reference code takes 4000 times as
+long as VNNI. So ``"auto"`` takes only products that were measured to be fast. Results do not depend
+on it. Multiply-adds a nanosecond on one core, as they were measured:
 
 | kind                | int8 | bfloat16 | float32 |
 | ------------------- | ---- | -------- | ------- |
@@ -27,17 +27,19 @@ import torch
 from cossim_fast import _threads
 from cossim_fast.retrieval.screening import float_product, operators
 
-# Rows, queries and width of a trial, 25 million multiplications: 0.5 ms in float32 on a core of
-# Zen 5, and 0.06 in int8; and of the one before it, after which a slow product is not tried again.
-_TRIAL, _FIRST = (512, 128, 384), (64, 16, 64)
-# Rows of a trial with one query.
+# [rows, queries, width] Shape of a trial: 25 million multiply-adds, 0.5 ms in float32 on a core of
+# Zen 5, and 0.06 in int8.
+_TRIAL = 512, 128, 384
+# [rows, queries, width] Shape of the trial before it, after which a slow product is given up.
+_FIRST = 64, 16, 64
+# [rows] Of a trial with one query.
 _ROWS = 4096
-# Runs of each: the quickest counts, since other processes can only delay one.
+# [runs] Of each product: the quickest counts, since other processes can only delay one.
 _RUNS = 5
-# Seconds that a run of the trial may promise to take.
+# [seconds] The trial is left out if it is predicted to take longer.
 _LONGEST = 0.05
-# A narrow product that is not so many times as fast as float32 is not used of our own accord: it
-# lets more rows through.
+# [ratio] ``"auto"`` takes a narrow product that is so many times as fast as float32: one that is
+# hardly faster does not make up for its wider bound.
 FASTER = 1.25
 
 Call = Callable[[], object]
@@ -52,22 +54,22 @@ class Rate(NamedTuple):
 
 @functools.cache
 def int8() -> Rate:
-    """Of `int8.sieved`, and how many times as fast as float32 it and `int8.product` both are."""
-    plain, sieved = _threads.on_one(lambda: [_compare(_linear_of(t)) for t in _LINEAR])
-    return Rate(sieved.products, min(plain.times, sieved.times))
+    """The rate of `int8.filtered`; ``times`` is that of the slower of it and `int8.product`."""
+    plain, filtered = _threads.on_one(lambda: [_compare(_linear_of(t)) for t in _LINEAR])
+    return Rate(filtered.products, min(plain.times, filtered.times))
 
 
 @functools.cache
 def float32() -> Rate:
-    """Of a product of float32."""
+    """The rate of a product of float32."""
     return _threads.on_one(lambda: _compare(_float32_of))
 
 
 @functools.cache
 def bfloat16() -> Rate:
-    """Of a product of bfloat16; zeros where torch has no fast one.
+    """The rate of a product of bfloat16; zeros where torch has no fast one.
 
-    torch warns where it would take a slow one: it is asked before.
+    torch warns where it takes a slow one, so it is asked first.
     """
     try:
         there = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -78,7 +80,7 @@ def bfloat16() -> Rate:
 
 @functools.cache
 def mixed() -> float:
-    """How many times as fast as `int8.product` one query in bfloat16 is."""
+    """How many times as fast as `int8.product` `operators.mixed` is for one query."""
     return _threads.on_one(_mixed)
 
 
@@ -107,7 +109,7 @@ def _float32_of(n: int, q: int, d: int) -> Call:
 
 
 def _compare(made: Callable[[int, int, int], Call]) -> Rate:
-    """Measure a product of (n, d) and (q, d) beside that of float32."""
+    """Measure a product of (n, d) and (q, d), and that of float32 in turns with it."""
     shape, (n, q, d) = _FIRST, _TRIAL
     mine, usual = _quickest(made(*shape), _float32_of(*shape))
     if mine * (n * q * d) / math.prod(shape) <= _LONGEST:

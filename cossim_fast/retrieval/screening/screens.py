@@ -1,13 +1,13 @@
-"""Screens: cheap scores of every row with a proven error, and the choice among them.
+"""Screens: cheap scores of every row with a proven error bound, and the choice among them.
 
-A screen gives V, about the cosine less a constant of the query, in units of its own:
+A screen computes a score V in units of its own, with
 
     |c - a_q - s_q s_B V| <= rho_q R_B + N_q rho_B + SLACK
 
-for a query q and a row of block B, by the inequality of Cauchy and Schwarz on
-<q̄ - q̂, y> + <q̂, y - ŷ>, where y = x̄ - m is a centred unit row (`codes`), q̂ and ŷ what was
-multiplied in their place, a_q = <q̄, m>, rho_q >= |q̄ - q̂|, N_q >= |q̂|, R_B >= |y| and
-rho_B >= |y - ŷ|, enlarged where the product rounds.
+for the cosine c of a query q and a row of block B. The bound is the inequality of Cauchy and
+Schwarz on <q̄ - q̂, y> + <q̂, y - ŷ>, where y = x̄ - m is a centred unit row (`codes`), q̂ and ŷ are
+the vectors that were multiplied in place of q̄ and y, a_q = <q̄, m>, rho_q >= |q̄ - q̂|, N_q >= |q̂|,
+R_B >= |y|, and rho_B >= |y - ŷ|, enlarged where the product rounds.
 """
 
 from __future__ import annotations
@@ -28,20 +28,22 @@ from cossim_fast.retrieval.screening.codes import BLOCK, UNIT_ROW_ERROR, Segment
 
 ScreenName = Literal["int8", "bfloat16", "float32"]
 NAMES: tuple[ScreenName, ...] = ("int8", "bfloat16", "float32")  # narrowest first
-_UNIT, _BFLOAT16 = 2.0**-24, 2.0**-8  # unit roundoffs
-# Beyond the bound in real numbers: what float64 loses in the terms of a query and in a score, less
-# than 2^-45 for any d that fits a memory, and subnormal products that a processor flushes.
+_UNIT = 2.0**-24  # unit roundoff of float32
+_BFLOAT16 = 2.0**-8  # unit roundoff of bfloat16
+# Added to bounds in real numbers: covers the rounding of float64 in the terms of a query and in a
+# score, less than 2^-45 for any d that fits in memory, and subnormal products that a processor
+# flushes to zero.
 SLACK = 2.0**-40
-# The operator of `FewQueriesScreen` reads whole vectors: rows of another width would be read beyond
-# their end.
+# Rows of `FewQueriesScreen` have a multiple of so many numbers: its operator reads full vectors,
+# and would read past the end of others.
 FEW_QUERIES_WIDTH = 64
-# What a thread keeps to multiply in.
+# Memory that a thread keeps for products.
 _kept = threading.local()
 
 
 @dataclass(frozen=True)
 class QueryTerms:
-    """What a bound needs of each query, in float64, and the operand of the product."""
+    """The terms of each query in the bound, in float64, and the operand of the product."""
 
     scale: Tensor  # (q,) s_q
     residual: Tensor  # (q,) rho_q
@@ -52,7 +54,7 @@ class QueryTerms:
 
 @dataclass(frozen=True)
 class CodedTerms(QueryTerms):
-    """What a product of codes z needs of each query besides, in float64."""
+    """The same for queries with codes z, with their sums in float64."""
 
     total: Tensor  # (q,) the sum of z
     size: Tensor  # (q,) the sum of |z|
@@ -60,7 +62,7 @@ class CodedTerms(QueryTerms):
 
 @dataclass(frozen=True)
 class BlockTerms:
-    """What a bound needs of each block, in float64."""
+    """The terms of each block in the bound, in float64."""
 
     scale: Tensor  # (blocks,) s_B
     residual: Tensor  # (blocks,) rho_B
@@ -73,7 +75,7 @@ class Screen(Protocol):
     name: ScreenName
 
     def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
-        """Prepare queries."""
+        """Prepare queries for `product`, and measure their terms."""
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
         """Return the terms of some of a segment's blocks."""
@@ -82,7 +84,7 @@ class Screen(Protocol):
         """V (rows padded to whole blocks, q) in float32; anything may stand in the padding."""
 
     def coded(self, segment: Segment) -> Segment | None:
-        """What holds the codes that a `Sieve` can multiply in the place of `product`, if any."""
+        """The segment whose codes a `FilteredProduct` can multiply instead, or None."""
 
 
 def unit_queries(queries: WideRows) -> Tensor:
@@ -91,7 +93,7 @@ def unit_queries(queries: WideRows) -> Tensor:
 
 
 def _terms(unit: Tensor, coded: Tensor, scale: Tensor, centre: Tensor, op: Tensor) -> QueryTerms:
-    """Measure queries (q, d) in float64 against what was coded of them."""
+    """The terms of unit queries (q, d) that are multiplied as ``coded``, both in float64."""
     return QueryTerms(
         scale,
         torch.linalg.vector_norm(unit - coded, dim=1) + SLACK,
@@ -104,10 +106,10 @@ def _terms(unit: Tensor, coded: Tensor, scale: Tensor, centre: Tensor, op: Tenso
 class Int8Screen:
     """Codes of rows against codes of queries.
 
-    Queries are the packed operand, so that a corpus is multiplied from where its codes lie.
+    Queries are the packed operand, so that the codes of a corpus need not be packed.
 
     Args:
-        adjacent_code_limit: what two adjacent codes of a query may add up to (`arithmetic`).
+        adjacent_code_limit: largest sum of two adjacent codes of a query (`arithmetic`).
     """
 
     name: ScreenName = "int8"
@@ -116,16 +118,17 @@ class Int8Screen:
         self._limit = adjacent_code_limit
 
     def queries(self, queries: WideRows, centre: Tensor) -> QueryTerms:
-        """Code queries by their largest entry, or by their largest two adjacent ones.
+        """Code queries, scaled by their largest entry or by their largest sum of two adjacent ones.
 
-        The two are seldom largest at once: 63 levels for each number would be 1.4 times as coarse.
+        Two adjacent entries are seldom both largest: limiting each to 63 levels instead would be
+        1.4 times as coarse.
         """
         unit = unit_queries(queries)
         size = unit.abs()
         if self._limit < arithmetic.ANY_CODES:
             size = torch.nn.functional.pad(size, (0, size.shape[1] % 2))
             size = size[:, ::2] + size[:, 1::2]
-        # Rounding may add a half to each of the two.
+        # 127, not 128: rounding may add a half to each of the two.
         scale = size.amax(1) / 127
         scale.masked_fill_(scale == 0, 1.0)
         codes = (unit / scale[:, None]).round_()
@@ -134,10 +137,10 @@ class Int8Screen:
         return CodedTerms(**vars(terms), total=codes.sum(1), size=codes.abs().sum(1))
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
-        """What the codes miss, and what the product may be off by (`int8`).
+        """The error of the codes and of the product (`int8`).
 
-        That is SUM_ERROR s_q s_B sum |z|, where s_q sum |z| <= sqrt(d) s_q |z| <= sqrt(d) N_q, and
-        the rounding of s_q s_B D, which is <q̂, ŷ>.
+        The latter is SUM_ERROR s_q s_B sum |z|, where s_q sum |z| <= sqrt(d) s_q |z| <= sqrt(d)
+        N_q, and the rounding of s_q s_B D = <q̂, ŷ>.
         """
         assert segment.codes is not None
         terms = coded_blocks(segment, some)
@@ -154,13 +157,13 @@ class Int8Screen:
 
 
 class FewQueriesScreen:
-    """Codes of rows against one or two queries in bfloat16, in bfloat16.
+    """Codes of rows against one or two queries in bfloat16; the product is in bfloat16.
 
-    The int8 product has work for eight queries or more even where there is one. That of weights in
-    int8 with activations in bfloat16, made for language models that write word by word, reads
-    the codes at the speed of the memory: 8.9 ms for 200 000 rows of 384, on a core of Zen 3 that
-    takes 18 for the int8 product and 15.5 for float32 rows in FAISS. Where it is slower than the
-    int8 product it is not used (`_few_queries_work`).
+    The int8 product takes as long for one query as for eight. torch's product of int8 weights and
+    bfloat16 activations, made for the token-by-token decoding of language models, reads codes at
+    the speed of memory: 8.9 ms for 200 000 rows of 384 on a core of Zen 3, which takes 18 for the
+    int8 product and 15.5 for float32 rows in FAISS. It is used where it is faster than the int8
+    product (`_few_queries_work`).
     """
 
     name: ScreenName = "int8"
@@ -173,7 +176,7 @@ class FewQueriesScreen:
         return _terms(unit, rounded.double(), scale, centre, rounded)
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
-        """What the codes miss, and what the sums and the rounding of the result may lose."""
+        """The error of the codes, of the sums, and of the rounding of the result."""
         return coded_blocks(segment, some, _to_bfloat16(segment.rows.shape[1]))
 
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
@@ -182,7 +185,7 @@ class FewQueriesScreen:
         return operators.mixed(terms.operand.contiguous(), codes).mT.float().contiguous()
 
     def coded(self, segment: Segment) -> Segment | None:
-        """Nothing that could be sieved."""
+        """Nothing that could be filtered."""
         return None
 
 
@@ -192,7 +195,7 @@ def _codes(segment: Segment, rows: slice) -> Tensor:
 
 
 def coded_blocks(segment: Segment, some: slice | Tensor, product: float = _UNIT) -> BlockTerms:
-    """The terms of some coded blocks, for a product that is off by a share of |q̂| |ŷ|."""
+    """The terms of some coded blocks, for a product that is off by ``product`` |q̂| |ŷ| at most."""
     assert segment.scale is not None
     assert segment.residual is not None
     radius, residual = segment.radius[some].double(), segment.residual[some].double()
@@ -202,19 +205,19 @@ def coded_blocks(segment: Segment, some: slice | Tensor, product: float = _UNIT)
 
 
 def _to_bfloat16(d: int) -> float:
-    """What a sum of d products may lose, as a share of the norms' product.
+    """Error bound of a sum of d products, as a share of the product of the norms.
 
-    The sum is in float32, and may be truncated at every addition; the result is rounded once.
+    The sum is in float32, and may be truncated at each addition; the result is rounded once.
     """
     summed = 2 * d * _UNIT / (1 - 2 * d * _UNIT)
     return summed + _BFLOAT16 * (1 + summed)
 
 
 class FloatScreen:
-    """The product itself, in float32 or bfloat16, of unit rows made as they are needed.
+    """Unit rows, made as they are needed, times unit queries, in float32 or bfloat16.
 
-    Factors that are rounded to bfloat16 are multiplied in float32 where no product of bfloat16 is
-    faster: their products are exact there, so what is lost is less.
+    Factors rounded to bfloat16 are multiplied in float32 where bfloat16 products are no faster:
+    each product of two is exact there, so the error is smaller.
     """
 
     def __init__(self, name: ScreenName) -> None:
@@ -230,7 +233,7 @@ class FloatScreen:
         return _terms(unit, rounded.double(), scale, centre, rounded)
 
     def blocks(self, segment: Segment, some: slice) -> BlockTerms:
-        """What rounding misses."""
+        """The error of rounding the factors, and of the product."""
         radius = segment.radius[some].double()
         d = segment.rows.shape[1]
         if self._dtype == torch.float32:
@@ -243,7 +246,7 @@ class FloatScreen:
         return BlockTerms(torch.ones_like(radius), residual + product * (radius + residual), radius)
 
     def product(self, segment: Segment, rows: slice, centre: Tensor, terms: QueryTerms) -> Tensor:
-        """Cosines less the constant of the query."""
+        """Cosines minus <q̄, m>."""
         count = rows.stop - rows.start
         operand = terms.operand.float() if self._wide else terms.operand
         out = torch.empty(
@@ -261,24 +264,24 @@ class FloatScreen:
             for at, values in found:
                 out[start + at.start : start + at.stop] = values
             if segment.mapping is not None:
-                # Else a pass over an index would hold all of its file: 130 MB of 150 000 float16
-                # rows of 384 numbers, and 29 so.
+                # Otherwise a search of an index would keep all of its file in memory: 130 MB for
+                # 150 000 float16 rows of 384 numbers, and 29 with this.
                 release_pages(segment.mapping, segment.rows[some])
         return out
 
     def coded(self, segment: Segment) -> Segment | None:
-        """Nothing that could be sieved."""
+        """Nothing that could be filtered."""
         return None
 
 
 def chunk_rows(d: int) -> int:
-    """Rows that are made for a product of floats at a time: a power of two, so of few shapes."""
+    """Unit rows made at a time for a float product: a power of two, so that few shapes occur."""
     fitting = tuning.FLOAT_NUMBERS // max(d, 1)
     return max(1 << max(fitting.bit_length() - 1, 0), BLOCK)
 
 
 def _narrow_product(rows: Tensor, queries: Tensor) -> Tensor:
-    """The product (r, c) of bfloat16, in memory of this thread's that the next one writes over."""
+    """The product (r, c) of bfloat16, in memory of this thread, which its next call overwrites."""
     shape = len(rows), len(queries)
     size = shape[0] * shape[1]
     memory: Tensor | None = getattr(_kept, "memory", None)
@@ -293,13 +296,13 @@ def _narrow_product(rows: Tensor, queries: Tensor) -> Tensor:
     return out
 
 
-# Of a check that sums of products are within their bound.
+# Width of the rows that check the bound of bfloat16 products.
 _CHECKED = 6 * FEW_QUERIES_WIDTH
 
 
 @functools.cache
 def _few_queries_work() -> bool:
-    """Whether the product of `FewQueriesScreen` is there, keeps its bound, and is the faster."""
+    """Whether the product of `FewQueriesScreen` exists, keeps its bound, and beats the int8 one."""
     codes, query = _checked()
     try:
         found = operators.mixed(query[None], codes.to(torch.int8))[0]
@@ -338,11 +341,11 @@ def _keeps_bound(found: Tensor, codes: Tensor, query: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Offer:
-    """What a screen is here.
+    """What a screen is on this processor.
 
     Attributes:
-        words: how it runs, and how fast that is.
-        there: whether it can be asked for.
+        words: how it runs, and how fast; for users.
+        there: whether it can be named as ``screen``.
         fast: whether ``"auto"`` takes it.
     """
 
@@ -352,15 +355,15 @@ class Offer:
 
 
 def offer(name: ScreenName) -> Offer:
-    """Say what a screen is on this processor; what has to be measured is, once a process."""
+    """Describe a screen on this processor; the first call of a process measures it."""
     if name == "float32":
-        return Offer("always there", there=True, fast=True)
+        return Offer("always available", there=True, fast=True)
     if name == "bfloat16":
         if _bfloat16_pays():
             return Offer(_rated("bfloat16 products", rates.bfloat16().times), there=True, fast=True)
         rate = rates.bfloat16().times
-        why = _rated("products", rate) if rate else "no instructions"
-        words = f"{why}; its factors are multiplied in float32"
+        why = _rated("bfloat16 products", rate) if rate else "no bfloat16 instructions"
+        words = f"{why}; rounded to bfloat16, multiplied in float32"
         return Offer(words, there=True, fast=False)
     found = arithmetic.found()
     if not found.adjacent_code_limit:
@@ -380,12 +383,12 @@ def available() -> dict[ScreenName, str]:
 
 
 def choose(d: int, wanted: str = "auto", *, queries: int | None = None) -> list[Screen]:
-    """The screens to try, each wider than the one before; a named one alone.
+    """The screens to try, each wider than the one before; only one if it is named.
 
     Args:
         d: the width of the rows.
-        wanted: ``"auto"``, or a name: what is slow here is right, so it can be asked for.
-        queries: how many there are, if no more will come: one or two have a screen of their own.
+        wanted: ``"auto"``, or a name. A screen that is slow here can still be named.
+        queries: how many there are, if no more will follow: one or two have a screen of their own.
     """
     names: list[ScreenName] = [name for name in NAMES if wanted in (name, "auto")]
     if wanted == "auto":
@@ -398,8 +401,8 @@ def choose(d: int, wanted: str = "auto", *, queries: int | None = None) -> list[
 def _check_int8(d: int) -> None:
     if d > int8.LONGEST_ROW:
         raise ValueError(
-            f"expected rows of at most {int8.LONGEST_ROW} numbers for screen='int8', whose sums "
-            f"are whole numbers of 32 bits, got d = {d}; pass screen='auto'"
+            f"expected rows of at most {int8.LONGEST_ROW} numbers for screen='int8', which sums "
+            f"in 32-bit integers, got d = {d}; pass screen='auto'"
         )
     if not arithmetic.found().adjacent_code_limit:
         raise ValueError(

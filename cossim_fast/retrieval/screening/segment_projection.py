@@ -1,4 +1,4 @@
-"""The projection of a segment of an index, coded once searches have said what it spares."""
+"""The projection of a segment of an index, computed once searches have shown what it saves."""
 
 from __future__ import annotations
 
@@ -24,29 +24,28 @@ from cossim_fast.retrieval.screening.projection import (
 
 @dataclass(frozen=True)
 class Projection:
-    """The heads of a segment.
+    """The projected rows of a segment, and the screen that multiplies them.
 
-    Their codes are those of all its rows, whatever may be returned of them: removing rows does not
-    change them.
+    Removed rows are projected too, so that removing rows does not change the codes.
     """
 
     screen: ProjectionScreen
-    centre: Tensor  # (d,) that they leave out
+    centre: Tensor  # (d,), subtracted from each row
     split: ProjectedSegment
-    width: int  # numbers of a head
+    width: int  # numbers of a projected row
 
 
 class SegmentProjection:
-    """What belongs to one segment of an index: its heads once they are worth it.
+    """Decides when a segment of an index gets a projection, and keeps it.
 
-    A copy and a pickled one begin anew. Searches in several threads may use it at once: one of them
-    codes, and the others go on without meanwhile.
+    It is neither copied nor pickled with the index. Several threads may use it at once: one of them
+    computes the projection, and the others search without it meanwhile.
     """
 
     def __init__(self) -> None:
-        self.head: Projection | None = None
+        self.coded: Projection | None = None
         self.given_up = False
-        # Units of queries (q, d) in float64 and the k-th best scores (q,) of searches so far.
+        # Unit queries (q, d) in float64 and k-th best scores (q,) of the searches so far.
         self._searches: list[tuple[Tensor, Tensor]] = []
         self._lock = threading.Lock()
         self._lost = 0
@@ -55,36 +54,36 @@ class SegmentProjection:
         return SegmentProjection, ()
 
     def made(self, segment: Segment, centre: Tensor) -> Projection | None:
-        """The heads, coded now if it is time."""
-        if self.head is None and len(self._searches) >= tuning.FEW_SEARCHES:
-            # Where another thread, or a thread of a process that forked this one, is at it.
+        """The projection, computed now if it is due."""
+        if self.coded is None and len(self._searches) >= tuning.FEW_SEARCHES:
+            # Another thread computes it, or did when this process was forked.
             if not self._lock.acquire(blocking=False):
                 return None
             try:
-                if self.head is None and not self.given_up:
-                    self.head = _code(segment, centre, self._searches)
-                    self.given_up = self.head is None
+                if self.coded is None and not self.given_up:
+                    self.coded = _code(segment, centre, self._searches)
+                    self.given_up = self.coded is None
                     self._searches = []
             finally:
                 self._lock.release()
-        return self.head
+        return self.coded
 
     def note(self, unit: Tensor, threshold: Tensor) -> None:
-        """Note a search, by unit queries (q, d) and the k-th best scores (q,)."""
+        """Record a search by its unit queries (q, d) and their k-th best scores (q,)."""
         if not self.given_up:
             self._searches.append((unit, threshold))
 
     def judge(self, *, helped: bool) -> None:
-        """Note whether heads helped; give them up where they seldom do."""
+        """Record whether the projection helped; give it up if it seldom does."""
         self._lost = max(self._lost - 1, 0) if helped else self._lost + 1
         if self._lost > tuning.FEW_LOST:
-            self.given_up, self.head = True, None
+            self.given_up, self.coded = True, None
 
 
 def _code(
     segment: Segment, centre: Tensor, searches: list[tuple[Tensor, Tensor]]
 ) -> Projection | None:
-    """Code the heads that promise the fastest search, if that is worth it."""
+    """Code the projection that is predicted to search fastest; None if no width pays."""
     n, d = segment.rows.shape
     if screens.choose(d)[0].name != "int8":
         return None
@@ -101,8 +100,9 @@ def _code(
         k = width - PARTS
         y_rest, q_rest = (torch.linalg.vector_norm(v[:, k:], dim=1) for v in (y_along, q_along))
         upper = q_along[:, :k] @ y_along[:, :k].mT + torch.outer(q_rest, y_rest)
-        # What codes and bfloat16 miss: half a step of 1 / 127 of numbers of which the largest is
-        # about four times the usual, uniform; and a rounding of 2^-9.
+        # The error of codes and of bfloat16. A code is off by up to half a step of 1 / 127 of the
+        # largest number, uniformly; that is about four times a typical number. bfloat16 rounds by
+        # 2^-9.
         error = (4 / 12**0.5 / 127 + 2.0**-9) * torch.linalg.vector_norm(y_along, dim=1).amax()
         passed = float((upper + error >= needed).float().mean())
         cost = width * tuning.FEW_CODE_NS + passed * costs.pair(d)
@@ -113,5 +113,5 @@ def _code(
     width = best + PARTS
     (screen,) = screens.choose(width, "int8", queries=tuning.FEW_QUERIES)
     assert isinstance(screen, (screens.Int8Screen, screens.FewQueriesScreen))
-    head = ProjectionScreen(spread(along[:, :best]).float(), screen)
-    return Projection(head, centre, head.split(segment, centre), width)
+    projection = ProjectionScreen(spread(along[:, :best]).float(), screen)
+    return Projection(projection, centre, projection.split(segment, centre), width)

@@ -1,4 +1,4 @@
-"""What a screen says of a tile of rows, and how rows are cut into tiles."""
+"""Tiles: the scores that a screen gives to some rows, with their error bounds."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ from torch import Tensor
 
 from cossim_fast.retrieval import tuning
 from cossim_fast.retrieval.screening.codes import BLOCK
-from cossim_fast.retrieval.screening.screens import (
-    SLACK,
-    BlockTerms,
-    QueryTerms,
-)
+from cossim_fast.retrieval.screening.screens import SLACK, BlockTerms, QueryTerms
 
 
 class Tile:
-    """What a screen says of some rows, and how far it may err.
+    """The scores that a screen gives to some rows, with their error bounds.
+
+    A cosine is within ``margin`` of ``values * scale + offset``.
 
     Args:
         first: the position of the first row.
         values: (rows padded to whole blocks, q) float32, -inf where a row may not be returned.
-        queries: their terms.
-        blocks: those of the rows.
+        queries: terms of the queries.
+        blocks: terms of the rows' blocks.
 
     Attributes:
-        scale: (blocks, q); times a value, plus the offset of the query, it is about the cosine.
-        margin: (blocks, q), how far that may be from the cosine.
+        scale: (blocks, q) float64.
+        offset: (q,) float64.
+        margin: (blocks, q) float64.
     """
 
     def __init__(self, first: int, values: Tensor, queries: QueryTerms, blocks: BlockTerms) -> None:
@@ -42,15 +41,15 @@ class Tile:
         return self.values.view(-1, group, self.values.shape[1]).amax(1)
 
     def needed(self, threshold: Tensor) -> Tensor:
-        """The value (blocks, q) whose upper bound reaches the threshold (q,), rounded down.
+        """The least value (blocks, q) whose upper bound reaches the threshold (q,), rounded down.
 
-        Everything is compared in the screen's own units, which are whole numbers for codes.
+        Values are compared in the units of the screen: whole numbers where it multiplies codes.
         """
         value = ((threshold - self.offset) - self.margin).div_(self.scale)
         return value.sub_(value.abs(), alpha=2.0**-23).float()
 
     def cosines(self, values: Tensor, *, lower: bool) -> Tensor:
-        """Cosines behind values (blocks * some, q), in float32, or their lower bounds."""
+        """Cosines (blocks * some, q) that values stand for, in float32; or their lower bounds."""
         shift = self.offset.expand_as(self.margin)
         if lower:
             shift = shift - self.margin - 2.0**-20  # two roundings of numbers of at most 3 or so
@@ -60,18 +59,18 @@ class Tile:
 
 
 def tile_rows(queries: int, k: int, width: int = 0) -> int:
-    """Rows of a tile: what its scores leave room for, and enough that k of them say something.
+    """Rows of a tile: as many as `tuning` allows, and at least k where that is possible.
 
     Args:
-        queries: how many are multiplied together.
-        k: how many rows of each are wanted.
-        width: of codes that are copied on the way to a product, 0 where none are.
+        queries: of the batch.
+        k: how many rows each is to get.
+        width: of codes that a product copies, 0 if it copies none.
     """
     fitting = tuning.TILE_SCORES // max(queries, 1)
     if width:
         fitting = min(fitting, tuning.TILE_CODES // width)
     fitting = min(max(fitting, k), tuning.LONGEST_TILE)
-    # Of a size that `int8.even_rows` leaves as it is.
+    # A size that `int8.even_rows` does not pad.
     step = max(1 << max(fitting.bit_length() - 4, 0), BLOCK)
     return max(fitting // step, 1) * step
 
@@ -82,7 +81,7 @@ def tiles(count: int, size: int) -> list[slice]:
 
 
 def passing(tile: Tile, needed: Tensor) -> float:
-    """The share of a tile's values that reach what is needed (blocks, q), from a few blocks."""
+    """The share of a tile's values that reach ``needed`` (blocks, q), estimated from few blocks."""
     blocks = tile.values.view(-1, BLOCK, tile.values.shape[1])
     step = max(len(blocks) // tuning.SAMPLED, 1)
     some = slice(step // 2, None, step)

@@ -1,6 +1,6 @@
-"""Checksums of rows in a file, one for each block of them, compared when the block is first read.
+"""Checksums of rows in a file: one for each stretch of rows, verified when that is first read.
 
-The crc32 of zlib reads 6.7 GB/s here (Zen 5, one thread, blocks of 64 KB as of 1 MB).
+The crc32 of zlib reads 6.7 GB/s (Zen 5, one thread, stretches of 64 KB or 1 MB).
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from torch import Tensor
 from cossim_fast._threads import watch
 from cossim_fast.retrieval.storage.tensor_file import FileError
 
-# Bytes that share a checksum, about: so few that a search which reads rows here and there reads
-# little more, so many that the checksums take a 16 000th of the rows.
+# [bytes] About how many share a checksum: few enough that a search which reads scattered rows reads
+# little more, and enough that checksums take a 16 000th of the space of rows.
 _BYTES = 1 << 16
+# What is known of a stretch: nothing; a thread verifies it; its checksum matches.
 _UNKNOWN, _CLAIMED, _FITS = 0, 1, 2
 
 
@@ -30,7 +31,7 @@ def rows_a_sum(row_bytes: int) -> int:
 
 
 class Summing:
-    """Adds up the checksums (blocks,) of bytes that come in pieces of any length."""
+    """Computes the checksums (stretches,) of bytes that arrive in pieces of any length."""
 
     def __init__(self, row_bytes: int) -> None:
         self._block = rows_a_sum(row_bytes) * row_bytes
@@ -38,7 +39,7 @@ class Summing:
         self._sum, self._left = 0, self._block
 
     def add(self, piece: memoryview) -> None:
-        """Go on with some bytes."""
+        """Take in the next bytes."""
         begin = 0
         while begin < len(piece):
             some = piece[begin : begin + self._left]
@@ -50,20 +51,20 @@ class Summing:
                 self._sum, self._left = 0, self._block
 
     def sums(self) -> NDArray[np.uint32]:
-        """The checksums of all that came, the last of a block that may not be full."""
+        """The checksums of all bytes so far; the last stretch may be shorter."""
         last = [self._sum] if self._left < self._block else []
         return np.array([*self._done, *last], np.uint32)
 
 
 class BlockSums:
-    """The checksums of rows (n, d) that are mapped; safe for threads, and in a forked child.
+    """Verifies the checksums of mapped rows (n, d); safe for threads, and in a forked child.
 
     Args:
         raw: (bytes,) uint8, of all rows.
         n: how many rows there are.
-        sums: (blocks,) of `rows_a_sum` rows each.
+        sums: (stretches,) of `rows_a_sum` rows each.
         path: of their file, for errors.
-        compared: whether they were compared, so that nothing is left to do.
+        compared: whether all were verified before, so that nothing is left to do.
     """
 
     def __init__(
@@ -79,51 +80,51 @@ class BlockSums:
         row_bytes = len(raw) // max(n, 1)
         self._rows = rows_a_sum(row_bytes)
         self._bytes = self._rows * row_bytes
-        self._snapshot = np.full(len(sums), _FITS if compared else _UNKNOWN, np.uint8)
+        self._progress = np.full(len(sums), _FITS if compared else _UNKNOWN, np.uint8)
         self._left = 0 if compared else len(sums)
         self._turn = threading.Condition()
         watch(self)
 
     def forked(self) -> None:
-        """Be fit for use in a child process: the threads that compare are not in it."""
+        """Reset for a child process, which lacks the threads that were verifying."""
         self._turn = threading.Condition()
-        self._snapshot[self._snapshot == _CLAIMED] = _UNKNOWN
-        self._left = int((self._snapshot != _FITS).sum())
+        self._progress[self._progress == _CLAIMED] = _UNKNOWN
+        self._left = int((self._progress != _FITS).sum())
 
     def check(self, rows: slice | Tensor) -> None:
-        """Compare the checksums of the blocks that rows lie in, each once.
+        """Verify the checksums of the stretches that hold some rows, each once.
 
         Args:
             rows: that are about to be read: a slice without a step, or numbers.
 
         Raises:
-            FileError: one does not fit.
+            FileError: a checksum does not match.
         """
         if self._left:
             for begin in self._blocks(rows):
                 self._compare(begin)
 
     def _blocks(self, rows: slice | Tensor) -> Iterable[NDArray[np.int64]]:
-        """The numbers of blocks that are not known to fit, all at once."""
+        """Yield the numbers of all stretches that are not verified, until there are none."""
         if isinstance(rows, slice):
             first, last, _ = rows.indices(self._n)
             blocks = np.arange(first // self._rows, -(-last // self._rows) if last > first else 0)
         else:
             blocks = np.unique(rows.numpy() // self._rows)
-        blocks = blocks[self._snapshot[blocks] != _FITS]
+        blocks = blocks[self._progress[blocks] != _FITS]
         while len(blocks):
             yield blocks
-            blocks = blocks[self._snapshot[blocks] != _FITS]
+            blocks = blocks[self._progress[blocks] != _FITS]
 
     def _compare(self, blocks: NDArray[np.int64]) -> None:
-        """Compare those that no other thread is at; wait for the others where there are none."""
+        """Verify stretches that no other thread verifies; without any, wait for the others."""
         mine = blocks[:0]
         good: list[int] = []
         try:
             with self._turn:
-                mine = blocks[self._snapshot[blocks] == _UNKNOWN]
-                self._snapshot[mine] = _CLAIMED
-                if not len(mine) and (self._snapshot[blocks] == _CLAIMED).any():
+                mine = blocks[self._progress[blocks] == _UNKNOWN]
+                self._progress[mine] = _CLAIMED
+                if not len(mine) and (self._progress[blocks] == _CLAIMED).any():
                     self._turn.wait(1.0)
             for block in mine.tolist():
                 some = self._raw[block * self._bytes : (block + 1) * self._bytes]
@@ -138,9 +139,9 @@ class BlockSums:
         finally:
             if len(mine):
                 with self._turn:
-                    self._snapshot[mine[self._snapshot[mine] == _CLAIMED]] = _UNKNOWN
-                    self._left -= int((self._snapshot[good] != _FITS).sum())
-                    self._snapshot[good] = _FITS
+                    self._progress[mine[self._progress[mine] == _CLAIMED]] = _UNKNOWN
+                    self._left -= int((self._progress[good] != _FITS).sum())
+                    self._progress[good] = _FITS
                     self._turn.notify_all()
 
 

@@ -1,11 +1,10 @@
-"""What a long run has found so far, in a file, so that it can go on after an interruption."""
+"""Checkpoints: files with what a long run has found so far, from which it can resume."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
@@ -16,29 +15,29 @@ from cossim_fast.retrieval.storage.tensor_file import FileError, read_tensors, w
 Result = TypeVar("Result")
 Kept = TypeVar("Kept", bound="Checkpoint")
 
-# Before it was written down, files kept a sample of what they belong to.
+# Version of the format. Files of earlier versions have none.
 _FORMAT = "2"
-# Digests: that they differ says all, their digits nothing.
+# Names of digests begin with this; errors name them without their digits.
 _VALUES = "values of "
 
 
 class Checkpoint:
-    """The file of one run, which has it to itself until it is closed; without a path, nothing.
+    """The file of one run, locked for it until it is closed. Without a path, this does nothing.
 
-    What makes a run the same is a mapping of names to what JSON can hold; names of digests begin
-    with "values of".
+    A run is identified by a mapping of names to JSON values; names of digests begin with "values
+    of".
 
     Args:
-        path: where it is, or None.
-        inputs: what else has to be the same, such as the files that the rows come from.
+        path: of the file, or None.
+        inputs: more that identifies the run, such as the files that the rows come from.
 
     Raises:
-        InUseError: another run has it.
-        ValueError: it is no regular file.
+        InUseError: another run uses it.
+        ValueError: it is not a regular file.
     """
 
     kind: ClassVar[str]  # of file
-    run: ClassVar[str]  # what is kept, in words
+    run: ClassVar[str]  # what it is a checkpoint of, in errors
 
     def __init__(
         self, path: str | Path | None, inputs: Mapping[str, str | int | None] | None = None
@@ -54,20 +53,20 @@ class Checkpoint:
             raise
 
     def exists(self) -> bool:
-        """Whether there is something to go on from."""
+        """Whether there is a checkpoint to resume from."""
         return self.path is not None and own_files.is_there(self.path)
 
     def _belongs_to(self, of: Mapping[str, Any]) -> None:
-        """Say what makes the run the same."""
+        """Set what identifies the run."""
         self._of = {**of, **self._inputs}
 
     def _read(
         self, understand: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Result]
     ) -> Result | None:
-        """Make something of what was written; None if nothing was.
+        """Read the file and pass its contents to ``understand``; None if there is no file.
 
         Raises:
-            ValueError: it belongs to another run; what differs.
+            ValueError: it belongs to another run; the message says what differs.
             FileError: the file is damaged, or of another version.
         """
         if self.path is None or not self.exists():
@@ -75,28 +74,28 @@ class Checkpoint:
         held, text = read_tensors(self.path, self.kind)
         if text.get("format") != _FORMAT:
             raise FileError(
-                f"expected {self.path} to be of this version of cossim_fast, and another wrote "
-                "it, which says less or more of its inputs; delete it to begin anew"
+                f"expected {self.path} to be written by this version of cossim_fast, got a file "
+                "of another, which describes its inputs differently; delete it to begin anew"
             )
         try:
-            saved, said = json.loads(text["of"]), json.loads(text["said"])
+            saved, metadata = json.loads(text["of"]), json.loads(text["said"])
         except (KeyError, ValueError) as error:
             raise self._damaged(error) from error
         self._compare(saved, self._of)
         try:
-            return understand(held, said)
+            return understand(held, metadata)
         except (KeyError, ValueError, TypeError, IndexError) as error:
             raise self._damaged(error) from error
 
-    def _write(self, held: Mapping[str, Tensor], said: Mapping[str, Any]) -> None:
-        """Write it: all of it, or nothing."""
+    def _write(self, held: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Write the file atomically."""
         assert self.path is not None
-        text = {"format": _FORMAT, "of": json.dumps(self._of), "said": json.dumps(said)}
-        self.exists()  # what took its place meanwhile is not replaced
+        text = {"format": _FORMAT, "of": json.dumps(self._of), "said": json.dumps(metadata)}
+        self.exists()  # raises if something else took its place meanwhile
         write_tensors(self.path, self.kind, held, text, mode=own_files.MODE)
 
     def _compare(self, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Refuse a file of which something differs from what there is now."""
+        """Refuse a file whose run differs from this one."""
         names = [name for name in {**now, **saved} if saved.get(name) != now.get(name)]
         if not names:
             return
@@ -115,27 +114,22 @@ class Checkpoint:
         return FileError(f"{self.path} is damaged: {error!r}; delete it to begin anew")
 
     def remove(self) -> None:
-        """Delete the file: the run is over, and its result where it belongs."""
+        """Delete the file, once the run has ended and its result is stored."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let other runs have it."""
+        """Unlock it for other runs."""
         if self._lock is not None:
             self._lock.release()
 
     def __enter__(self: Kept) -> Kept:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
 
-def _shown(said: Mapping[str, Any], name: str) -> str:
-    value = said.get(name)
+def _shown(metadata: Mapping[str, Any], name: str) -> str:
+    value = metadata.get(name)
     return "none" if value is None else str(value)

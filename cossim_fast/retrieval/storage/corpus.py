@@ -1,4 +1,4 @@
-"""A corpus that is looked at once, block by block: an array, a memory map, or an iterator."""
+"""A corpus that is read once, a block of rows at a time: an array, memory map or iterator."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from cossim_fast import _checks
 from cossim_fast.retrieval.memory_map import release_pages, shared_map
 from cossim_fast.retrieval.screening.codes import BLOCK
 
-# Numbers of a block: 64 MB of float32, 16 MB of codes.
+# [numbers] Of a block: 64 MB of float32, 16 MB of codes.
 _NUMBERS = 1 << 24
 
-# Takes rows that are not wanted again, and how many of them are to follow.
+# Called with rows that need not be searched again, and how many such rows are still to follow.
 Passed = Callable[[Tensor, int], None]
 
 
@@ -62,10 +62,10 @@ class StreamCorpus:
         self.dtype: torch.dtype | None = None
 
     def blocks(self, start: int = 0, passed: Passed | None = None) -> Iterator[Tensor]:
-        """Yield blocks of rows from ``start`` on, cut and joined to the size that suits.
+        """Yield blocks of rows from ``start`` on, of `block_rows` rows each.
 
-        Rows before are given to ``passed`` first. A block is cut where it lies, and let go before
-        the iterator makes the next: only rows that wait for it are copied, less than one such size.
+        Rows before ``start`` are given to ``passed`` first. The iterator's block is released before
+        the next one is asked for. Only the rows left over from it, less than a block, are copied.
         """
         step, to_skip = block_rows(self.d), start
         waiting, held, numbers = list[Tensor](), 0, itertools.count()

@@ -1,4 +1,4 @@
-"""A digest of bytes as they come, which says on another day whether they are the same."""
+"""A digest of a stream of bytes, to check in a later run whether they are the same."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import Tensor
 from cossim_fast import _threads
 from cossim_fast.retrieval.storage.tensor_file import pieces
 
-# Bytes that one thread digests at a time.
+# [bytes] Digested by one thread at a time.
 _LEAF = 1 << 20
-_SIZE = 16  # bytes of a digest
+# [bytes] Of a digest.
+_SIZE = 16
 
 
 class Digest:
     """BLAKE2b over the digests of stretches of one MiB, which threads share.
 
-    It does not depend on the pieces in which the bytes come. 1.4 GB/s a thread on Zen 5, Python
-    3.11; SHA-256 takes in 2.0 there, and 0.7 where a processor has no instructions for it.
+    It does not depend on the pieces in which the bytes arrive. It reads 1.4 GB/s a thread on Zen 5
+    with Python 3.11; SHA-256 reads 2.0 there, and 0.7 on processors without instructions for it.
     """
 
     def __init__(self) -> None:
@@ -51,7 +52,7 @@ class Digest:
             self._open, self._filled = _blake(), 0
 
     def text(self) -> str:
-        """The digest of what came so far."""
+        """The digest of all bytes so far."""
         whole = self._whole.copy()
         whole.update(self._open.digest())
         return str(whole.hexdigest())
@@ -65,7 +66,7 @@ def digest_of(rows: Tensor) -> str:
 
 
 def _blake() -> Any:
-    # Nothing is kept secret by it: systems that allow only some methods for that allow it.
+    # No secret depends on it: systems that restrict hashes for security then allow it.
     return hashlib.blake2b(digest_size=_SIZE, usedforsecurity=False)
 
 

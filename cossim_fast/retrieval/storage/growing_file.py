@@ -1,14 +1,14 @@
-"""A safetensors file of rows that grows at its end, and is whole after a kill at any moment.
+"""A safetensors file of rows to append to, which is consistent after a kill at any moment.
 
-Behind the header stand three pages that belong to no row, a tensor called ``journal``: two records
-of what was committed, written in turn, and a note on who may append. Rows are written first, then
-flushed to the disk, then recorded; so the newest record that is whole tells of rows that are on the
-disk. The header, for readers of safetensors, is written last; what it says is not needed here.
+After the header there are three pages without rows, a tensor called ``journal``: two commit
+records, written in turn, and a note of who may append. Rows are written first, then flushed to the
+disk, then recorded. So the newest complete record describes rows that are on the disk. The header,
+for other readers of safetensors, is written last, and is not read here.
 
-The flush is there for a loss of power: without it, a record could reach the disk before its rows.
-It is most of the time of a small `add` (4 ms here, an ext4 on a virtual disk). After a kill alone,
-the system still writes all that it was given. The record itself is not flushed: a loss of power may
-take the last `add`, and a kill none that returned.
+The flush protects against a loss of power, after which a record could be on the disk without its
+rows. It takes most of the time of a small `add` (4 ms on ext4 on a virtual disk). After a kill, the
+system still writes everything that it was given. The record itself is not flushed: a loss of power
+may take the last `add`, but a kill takes none that returned.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from cossim_fast.retrieval.storage.tensor_file import NAMES, PAGE, FileError, he
 from cossim_fast.retrieval.storage.vectors import Vectors, converted, vectors_of_map
 
 _KIND = "cossim_fast vectors"
+# [bytes] Offsets of the commit records, of the note of who may append, and of the rows.
 _RECORDS, _WRITER, _ROWS = PAGE, 3 * PAGE, 4 * PAGE
 _RECORD = struct.Struct("<QQQ8sI")
 _DTYPES = {name.encode(): dtype for dtype, name in NAMES.items() if dtype.is_floating_point}
@@ -42,7 +43,7 @@ _DTYPES = {name.encode(): dtype for dtype, name in NAMES.items() if dtype.is_flo
 
 @dataclass(frozen=True)
 class _Commit:
-    """What a record tells."""
+    """A commit record."""
 
     turn: int  # counts commits
     count: int  # of rows
@@ -51,14 +52,14 @@ class _Commit:
     sum: int  # the crc32 of all rows
 
     def coded(self) -> bytes:
-        """The record."""
+        """The bytes of the record."""
         name = NAMES[self.dtype].encode()
         raw = _RECORD.pack(self.turn, self.count, self.d, name, self.sum)
         return raw + zlib.crc32(raw).to_bytes(4, "little")
 
     @classmethod
     def read(cls, raw: bytes) -> _Commit | None:
-        """What a record tells, if it is whole."""
+        """The record with these bytes; None if they are incomplete."""
         coded, check = raw[: _RECORD.size], raw[_RECORD.size : _RECORD.size + 4]
         if len(check) < 4 or zlib.crc32(coded) != int.from_bytes(check, "little"):
             return None
@@ -70,7 +71,7 @@ class _Commit:
 class VectorFile:
     """A file that one index in one process appends to.
 
-    `create` and `reopen` make it. Its descriptor is kept, and locked; a process that was forked
+    `create` and `reopen` return it. It keeps its descriptor open and locked; a forked process
     closes its copy, and appends nothing.
 
     Attributes:
@@ -80,22 +81,22 @@ class VectorFile:
 
     def __init__(self, path: Path, file: IO[bytes], commit: _Commit) -> None:
         self.path, self._file, self._commit, self._before = path, file, commit, commit
-        # A map keeps a copy of the descriptor that it is made from, and of its lock: of this one,
-        # which has none.
+        # A memory mapping keeps a copy of its descriptor, and with it the lock. So mappings use a
+        # second descriptor, without a lock.
         self._unlocked = _open(path, "rb")
         self.close = weakref.finalize(self, _close, file, self._unlocked)  # lets others append
         if not os.path.samestat(os.fstat(file.fileno()), os.fstat(self._unlocked.fileno())):
-            raise FileError(f"expected {path} to stay where it is, and it was replaced")
+            raise FileError(f"expected {path} to stay where it is, but it was replaced")
         self._size, self._unsure = os.fstat(file.fileno()).st_size, False
         self._process = os.getpid()
         watch(self)
 
     @classmethod
     def create(cls, path: Path, d: int, dtype: torch.dtype) -> VectorFile:
-        """Make a file without rows.
+        """Create a file without rows.
 
         Raises:
-            FileExistsError: there is something at the path.
+            FileExistsError: the path exists.
         """
         path = path.parent.resolve() / path.name
         try:
@@ -119,10 +120,10 @@ class VectorFile:
 
     @classmethod
     def reopen(cls, path: Path) -> VectorFile:
-        """Go on with a file: what was not committed is cut off.
+        """Open an existing file; what was not committed is cut off.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no such file.
             BlockingIOError: an index has it open.
             FileError: it is truncated, damaged, or of another kind or version.
         """
@@ -155,12 +156,12 @@ class VectorFile:
 
     @property
     def d(self) -> int:
-        """How long a row is."""
+        """The width of a row."""
         return self._commit.d
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the rows."""
+        """The dtype of the rows."""
         return self._commit.dtype
 
     def writable(self) -> bool:
@@ -171,14 +172,14 @@ class VectorFile:
         """Write rows at the end, and commit them.
 
         Raises:
-            FileError: there is another file at the path, or this one was changed by somebody.
-                Nothing is written then.
-            OSError: with the path, where they cannot be written.
+            FileError: there is another file at the path, or this one was changed meanwhile. Nothing
+                is written then.
+            OSError: they cannot be written; it names the path.
         """
-        self._still_ours()
+        self._check_ours()
         with naming(self.path):
             if self._unsure:
-                # What an interrupted commit may have recorded is about to be written over.
+                # An interrupted commit may have recorded rows that are now overwritten.
                 self._write_commit(self.count, self._commit.sum)
             self._before, begin, total = self._commit, self._end(), self._commit.sum
             place = begin
@@ -195,7 +196,7 @@ class VectorFile:
             self._write_commit(self.count + len(rows), total)
 
     def take_back(self, count: int) -> None:
-        """Be a file of so many rows again, as before an append whose rows nobody got."""
+        """Undo an append whose rows are not used: keep the first ``count`` rows."""
         if self._unsure or self._commit.count != count:
             self._commit = replace(self._before, turn=self._commit.turn)
             with naming(self.path):
@@ -203,35 +204,35 @@ class VectorFile:
                 self._cut(self._end())
 
     def rows(self, first: int) -> Vectors:
-        """The rows from one on."""
+        """The rows from number ``first`` on, memory-mapped."""
         shape, size = (self.count - first, self.d), self.d * self.dtype.itemsize
         if not shape[0] * size:
             return Vectors(torch.empty(shape, dtype=self.dtype, device="cpu"), owned=True)
         begin, length = _ROWS + first * size, shape[0] * size
-        whole = np.memmap(self._unlocked, np.uint8, "r", begin, (length,))
-        return vectors_of_map(whole, shape, self.dtype)
+        mapping = np.memmap(self._unlocked, np.uint8, "r", begin, (length,))
+        return vectors_of_map(mapping, shape, self.dtype)
 
     def first_of(self, rows: Vectors) -> int | None:
-        """Which row of the file is the first of these, if they lie in it."""
+        """The number in the file of the first of these rows; None if they are not in it."""
         place = rows.place()
         if place is None or place[0] != self.path:
             return None
         return (place[1] - _ROWS) // (self.d * self.dtype.itemsize)
 
     def discard(self) -> None:
-        """Delete the file, unless there is another in its place, and close it."""
+        """Delete the file, unless another has taken its place, and close it."""
         self._unlocked.close()
         _discard(self.path, self._file)
 
     def forked(self) -> None:
-        """Be fit for use in a child: its copy of the descriptor would hold the lock, too."""
+        """Close the descriptor in a forked child, where it would hold the lock, too."""
         self.close()
 
     def _end(self) -> int:
         return _ROWS + self.count * self.d * self.dtype.itemsize
 
-    def _still_ours(self) -> None:
-        """Refuse to write to a file that is not, or not any more, this index's alone."""
+    def _check_ours(self) -> None:
+        """Refuse to write to a file that another process opened, or that was replaced meanwhile."""
         if not self.writable():
             raise FileError(
                 f"expected process {self._process}, which opened {self.path}, to append to it, "
@@ -251,7 +252,7 @@ class VectorFile:
                 return
         raise FileError(
             f"expected {self.path} to be the file that this index appends to, and it {what}; "
-            "build an index with another path. What this one holds can still be searched and saved"
+            "build an index with another path. This one can still be searched and saved"
         )
 
     def _write(self, place: int, piece: bytes | memoryview) -> None:
@@ -262,14 +263,13 @@ class VectorFile:
         self._size = max(self._size, place + len(piece))
 
     def _cut(self, end: int) -> None:
-        # Windows does not cut a file that is mapped: what stands behind its rows is written over
-        # by those that come next.
+        # Windows does not truncate a mapped file: the next rows overwrite what follows.
         with contextlib.suppress(PermissionError):
             self._file.truncate(end)
         self._size = os.fstat(self._file.fileno()).st_size
 
     def _write_commit(self, count: int, total: int) -> None:
-        """Record how many rows there are; the other record stays until this one is written."""
+        """Record the number of rows; the other record stays valid until this one is complete."""
         commit = replace(self._commit, turn=self._commit.turn + 1, count=count, sum=total)
         self._unsure = True
         self._write(_RECORDS + commit.turn % 2 * PAGE, commit.coded())
@@ -288,7 +288,7 @@ class VectorFile:
         return self._file.read(end - begin)
 
     def _compare(self) -> None:
-        """Compare the checksum of the rows."""
+        """Verify the checksum of the rows."""
         total = 0
         for block in self.rows(0).blocks():
             for piece in pieces(block):
@@ -298,7 +298,7 @@ class VectorFile:
 
 
 def _open(path: Path, mode: str) -> IO[bytes]:
-    """Open a file without a buffer; where the system can, not through a link at its end."""
+    """Open a file without a buffer; where the system supports that, not through a link."""
     more = getattr(os, "O_NOFOLLOW", 0)
     return open(path, mode, buffering=0, opener=lambda p, flags: os.open(p, flags | more, 0o666))
 
@@ -309,12 +309,12 @@ def _close(*files: IO[bytes]) -> None:
 
 
 def _lock(file: IO[bytes], path: Path) -> None:
-    """Keep others from appending, as long as the file is open.
+    """Lock the file against other indexes, as long as it is open.
 
     Raises:
         BlockingIOError: another index has it open.
     """
-    from filelock import lock_descriptor  # noqa: PLC0415 - 20 ms that few need
+    from filelock import lock_descriptor  # noqa: PLC0415 - takes 20 ms
 
     with naming(path):
         if lock_descriptor(file.fileno(), blocking=False):
@@ -322,29 +322,29 @@ def _lock(file: IO[bytes], path: Path) -> None:
     holder = "another index"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         file.seek(_WRITER)
-        said = json.loads(file.read(PAGE).rstrip(b"\0"))
-        where = "this process" if said["pid"] == os.getpid() else f"process {said['pid']}"
-        holder = f"an index in {where} on {said['host']}, since {said['since']}"
+        held = json.loads(file.read(PAGE).rstrip(b"\0"))
+        where = "this process" if held["pid"] == os.getpid() else f"process {held['pid']}"
+        holder = f"an index in {where} on {held['host']}, since {held['since']}"
     raise BlockingIOError(
         errno.EWOULDBLOCK,
-        f"expected a file that no index appends to, and {holder}, does; delete that index, or "
+        f"expected a file that no index has open, but {holder}, has it; delete that index, or "
         "name another file",
         str(path),
     )
 
 
 def _writer() -> bytes:
-    """A page that says who may append."""
-    said = {
+    """The page that records who may append."""
+    holder = {
         "pid": os.getpid(),
         "host": platform.node()[:256],
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-    return json.dumps(said).encode().ljust(PAGE, b"\0")
+    return json.dumps(holder).encode().ljust(PAGE, b"\0")
 
 
 def _newest(file: IO[bytes], path: Path) -> _Commit:
-    """The newest record that is whole.
+    """The newest complete record.
 
     Raises:
         FileError: there is none.
@@ -352,18 +352,18 @@ def _newest(file: IO[bytes], path: Path) -> _Commit:
     file.seek(_RECORDS)
     raw = file.read(2 * PAGE)
     found = [_Commit.read(raw[begin : begin + PAGE]) for begin in (0, PAGE)]
-    whole = [commit for commit in found if commit is not None]
-    if not whole:
+    complete = [commit for commit in found if commit is not None]
+    if not complete:
         raise FileError(
             f"expected {path} to be a {_KIND} file of version 2, which CosineIndex(path=...) "
-            "writes, and it has no record of its rows"
+            "writes, but it has no record of its rows"
         )
-    return max(whole, key=lambda commit: commit.turn)
+    return max(complete, key=lambda commit: commit.turn)
 
 
 def _discard(path: Path, file: IO[bytes]) -> None:
-    """Close a file and delete it, unless there is another in its place."""
-    # Windows keeps a file that is mapped.
+    """Close a file and delete it, unless another has taken its place."""
+    # Windows does not delete a mapped file.
     with contextlib.suppress(FileNotFoundError, PermissionError):
         ours = os.path.samestat(os.fstat(file.fileno()), os.stat(path, follow_symlinks=False))
         file.close()

@@ -1,4 +1,4 @@
-"""The ids of an index: numbers counted from 0, or numbers or strings of the caller's."""
+"""The ids of an index: positions counted from 0, or integers or strings from the caller."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Kind = Literal["positions", "whole numbers", "strings"]
 class Ids:
     """Finds rows by their ids.
 
-    Ids of the caller's are looked up in a table, about 100 bytes a row, which is made when it is
-    first needed; a search without ``exclude`` needs none. All else never changes: ids after a
-    change are new ones, that take the table with them. Where a change does not come to its end,
-    these here make their table anew.
+    Ids from the caller are looked up in a table of about 100 bytes a row, which is made when it is
+    first needed; a search without ``exclude`` needs none. Otherwise this is immutable: a change
+    returns a new object, which takes over the table. If a change fails, the old object makes its
+    table again.
 
     Attributes:
-        kind: of the ids; None as long as there is none.
-        count: of the rows that were ever added: the next serial number.
+        kind: of the ids; None as long as there are none.
+        count: how many rows were ever added: the next serial number.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class Ids:
         return Ids, (self.kind, self.count)
 
     def missing(self) -> Any:
-        """What stands in a result where there is no row."""
+        """The id that a result has where there is no row."""
         return None if self.kind == "strings" else -1
 
     def accept(self, parts: Sequence[Part], ids: Any, n: int) -> np.ndarray[Any, Any] | None:
-        """Check the ids of n new rows, and return them; None where rows are counted, or none come.
+        """Check the ids of n new rows, and return them; None if rows are counted, or n is 0.
 
-        Where none come, there are no ids to be of a kind: none at all, and an empty sequence.
+        For n = 0, no ids and an empty sequence of ids are both accepted, whatever the kind.
         """
         if n == 0:
             if ids is not None:
@@ -84,7 +84,7 @@ class Ids:
         return Ids(self.kind, self.count, table)
 
     def positions(self, parts: Sequence[Part], ids: np.ndarray[Any, Any]) -> Tensor:
-        """Where the rows with some ids are; -1 for ids that no row has."""
+        """The positions of the rows with some ids; -1 for ids that no row has."""
         if not len(ids) or self.kind is None:
             return torch.full((len(ids),), -1, device="cpu")
         if self.kind == "positions":
@@ -110,12 +110,12 @@ class Ids:
 
 
 def kind_of(names: np.ndarray[Any, Any]) -> Kind:
-    """What ids are."""
+    """The kind of ids from the caller."""
     return "strings" if names.dtype == object else "whole numbers"
 
 
 def _repeated(names: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Which ids came before (n,)."""
+    """Which ids (n,) occur earlier among these."""
     if names.dtype != object:
         repeated = np.ones(len(names), dtype=bool)
         repeated[np.unique(names, return_index=True)[1]] = False

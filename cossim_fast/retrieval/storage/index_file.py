@@ -39,7 +39,7 @@ _DTYPES = {
 def save_parts(
     path: Path, parts: Sequence[Part], centre: Tensor, metadata: Mapping[str, str]
 ) -> None:
-    """Write parts, and text beside them."""
+    """Write parts and metadata."""
     held: dict[str, Tensor | Blocks] = {"centre": centre}
     for number, part in enumerate(parts):
         named = {**_rows_and_sums(part), "serials": part.serials, "alive": part.live}
@@ -54,27 +54,27 @@ def save_parts(
 def load_parts(
     path: Path, *, mapped: bool, verify: bool
 ) -> tuple[list[Part], Tensor, dict[str, str]]:
-    """Read parts, and the text.
+    """Read parts, centre and metadata.
 
     Args:
         path: the file.
         mapped: leave vectors in the file.
-        verify: compare the checksums of vectors: of those in memory now, of those in the file
-            block by block as they are first read.
+        verify: verify the checksums of vectors: now if they are read into memory, else as they are
+            first read.
 
     Raises:
         FileNotFoundError: there is no such file.
         FileError: it is truncated, damaged, of another kind, or of a later version.
     """
     with TensorFile(path, _KIND) as file:
-        d, dtype, count, number = _said(file)
+        d, dtype, count, number = _checked_metadata(file)
         file.expect("centre", torch.float32, (d,))
         parts = []
         wanted, serial = {"centre"}, 0
-        for each in range(number):  # the first that is not there ends it
+        for each in range(number):  # the first missing one raises
             part, names = _part(file, each, (d, dtype), mapped=mapped, verify=verify)
-            inside = bool((part.serials[1:] > part.serials[:-1]).all())
-            if not inside or part.serials[0] < serial or part.serials[-1] >= count:
+            ascending = bool((part.serials[1:] > part.serials[:-1]).all())
+            if not ascending or part.serials[0] < serial or part.serials[-1] >= count:
                 raise FileError(f"{path} is damaged: the numbers of its rows are not in order")
             serial = int(part.serials[-1]) + 1
             parts.append(part)
@@ -85,8 +85,8 @@ def load_parts(
         return parts, file.read("centre"), file.metadata
 
 
-def _said(file: TensorFile) -> tuple[int, torch.dtype, int, int]:
-    """Width, dtype, rows ever added and parts, of the text of an index, all of it checked."""
+def _checked_metadata(file: TensorFile) -> tuple[int, torch.dtype, int, int]:
+    """Width, dtype, rows ever added and number of parts, from the checked metadata of an index."""
     metadata = file.metadata
     numbers = [metadata.get(key, "") for key in ("width", "count", "parts")]
     dtype = _DTYPES.get(metadata.get("dtype", ""))
@@ -105,7 +105,7 @@ def _said(file: TensorFile) -> tuple[int, torch.dtype, int, int]:
 def _part(
     file: TensorFile, number: int, kind: tuple[int, torch.dtype], *, mapped: bool, verify: bool
 ) -> tuple[Part, set[str]]:
-    """A part, and the names of all tensors that it is made of."""
+    """A part, and the names of all its tensors."""
     begin, (d, dtype) = f"{number}.", kind
     n = file.shape(f"{begin}serials")[0]
     if not n:
@@ -160,15 +160,15 @@ def _in_memory(file: TensorFile, begin: str, shape: tuple[int, int], *, verify: 
 
 
 def _mapped(file: TensorFile, begin: str, shape: tuple[int, int], *, verify: bool) -> Vectors:
-    """Rows that stay in the file, with their checksums if it has any, or if they are wanted."""
+    """Rows that stay in the file, with checksums if the file has some, or ``verify``."""
     dtype = file.dtype(f"{begin}rows")
     if not math.prod(shape):
         return Vectors(torch.empty(shape, dtype=dtype, device="cpu"), owned=True)
-    whole = file.mapped(f"{begin}rows")
+    mapping = file.mapped(f"{begin}rows")
     if file.version > 1:
         sums = file.read(f"{begin}sums").numpy().view("<u4")[:, 0]
-        return vectors_of_map(whole, shape, dtype, sums, compared=not verify)
-    rows = vectors_of_map(whole, shape, dtype)
+        return vectors_of_map(mapping, shape, dtype, sums, compared=not verify)
+    rows = vectors_of_map(mapping, shape, dtype)
     if not verify:
         return rows
     # Version 1 had one checksum for all rows.
@@ -179,11 +179,11 @@ def _mapped(file: TensorFile, begin: str, shape: tuple[int, int], *, verify: boo
             summed.add(piece)
     if total != file.sums[f"{begin}rows"]:
         raise FileError(f"{file.path} is damaged: the checksum of {begin}rows does not fit")
-    return vectors_of_map(whole, shape, dtype, summed.sums(), compared=True)
+    return vectors_of_map(mapping, shape, dtype, summed.sums(), compared=True)
 
 
 def _rows_and_sums(part: Part) -> dict[str, Tensor | Blocks]:
-    """Vectors, block after block, and the checksums of these, which are known once they passed."""
+    """Vectors, a block at a time, and their checksums, which are known after all of them."""
     n, d = part.rows.tensor.shape
     dtype = part.rows.tensor.dtype
     summed = Summing(d * dtype.itemsize)
@@ -194,7 +194,7 @@ def _rows_and_sums(part: Part) -> dict[str, Tensor | Blocks]:
 
     return {
         "rows": Blocks((n, d), dtype, part.rows.summing(part.segment.norms, summed)),
-        # Of the smallest dtype, so that it is written last.
+        # uint8, so that it is written last.
         "sums": Blocks((_sums(n, d, dtype), 4), torch.uint8, sums()),
     }
 
@@ -205,7 +205,7 @@ def _sums(n: int, d: int, dtype: torch.dtype) -> int:
 
 
 def _names(names: np.ndarray[Any, Any]) -> dict[str, Tensor]:
-    """Ids as tensors: numbers, or text in UTF-8 with the end of each."""
+    """Ids as tensors: numbers, or UTF-8 text with the end offset of each."""
     if names.dtype != object:
         return {"numbers": torch.from_numpy(names)}
     coded = [name.encode("utf-8", "surrogatepass") for name in names]

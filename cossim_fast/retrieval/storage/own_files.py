@@ -1,4 +1,4 @@
-"""Files that a run keeps beside its result: one run alone has them, and opens nothing planted."""
+"""Files that a run keeps beside its result: locked for one run, and never opened through links."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import socket
 import stat
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-# Its owner alone reads it; a umask takes from that what it takes from any file.
+# Readable by the owner only, less what the umask removes.
 MODE = 0o600
 _FLAGS = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _KINDS = {
@@ -36,7 +35,7 @@ def is_there(path: Path) -> bool:
     """Whether there is a file; a link is not followed.
 
     Raises:
-        ValueError: there is something that is no regular file.
+        ValueError: there is something that is not a regular file.
     """
     try:
         kind = stat.S_IFMT(os.lstat(path).st_mode)
@@ -51,30 +50,30 @@ def is_there(path: Path) -> bool:
 
 
 def create(path: Path) -> BinaryIO:
-    """Make a file that is not there, to be read and written."""
+    """Create a new file for reading and writing."""
     return os.fdopen(os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, MODE), "w+b")
 
 
 def reopen(path: Path) -> BinaryIO:
-    """Open a file that is there, to be read and written."""
+    """Open an existing file for reading and writing."""
     is_there(path)
     return os.fdopen(os.open(path, _FLAGS), "r+b")
 
 
 class Lock:
-    """What keeps a path to one run, until it is released or its process has ended.
+    """Locks a path for one run, until it is released or the process ends.
 
-    It lies on a hidden file beside the path, and says there who holds it. The system takes it from
-    a process that is killed, so what such a process leaves behind keeps nobody out. Taking and
+    The lock is on a hidden file beside the path, which records the holder. The system releases it
+    when a process is killed, so what such a process leaves behind locks nobody out. Acquiring and
     releasing it takes 0.3 ms.
 
     Args:
-        path: what is to be kept to this run; it need not be there.
+        path: to lock; it need not exist.
 
     Raises:
-        InUseError: another run holds it; who, and since when.
-        FileNotFoundError: there is no such folder.
-        ValueError: something that is no regular file is in the lock's place.
+        InUseError: another run holds the lock; the message says which, and since when.
+        FileNotFoundError: the folder does not exist.
+        ValueError: something that is not a regular file is in the lock's place.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,8 +83,8 @@ class Lock:
         if not path.parent.is_dir():
             raise FileNotFoundError(2, "expected a folder, and there is none", str(path.parent))
         is_there(self._place)
-        # Each is a lock of its own, so that two calls in one process keep each other out too; it
-        # belongs to no thread, since an iterator may be finished by another than began it.
+        # Each object is a lock of its own, so that two calls in one process exclude each other too.
+        # It belongs to no thread, since another thread may finish an iterator.
         self._lock: BaseFileLock = FileLock(self._place, mode=MODE, thread_local=False)
         try:
             self._lock.acquire(blocking=False)
@@ -94,31 +93,31 @@ class Lock:
                 f"expected {path} for this run alone, and {_holder(self._place)}; wait for its "
                 "end, or name another place"
             ) from None
-        # On a file system without locks filelock makes it one of another class, which is held as
-        # long as its file is there, with contents of its own.
+        # On a file system without locks filelock changes the class of the object: the lock is then
+        # held as long as the file exists, and filelock writes its contents.
         self._native = isinstance(self._lock, FileLock)
         if self._native:
-            self._say_who()
+            self._record_holder()
 
-    def _say_who(self) -> None:
-        said = {
+    def _record_holder(self) -> None:
+        holder = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "since": datetime.now().astimezone().isoformat(" ", "seconds"),
         }
-        # The first byte is what Windows locks, for readers too.
+        # Windows locks the first byte, for readers too.
         with reopen(self._place) as file:
             file.seek(1)
-            file.write(json.dumps(said).encode())
+            file.write(json.dumps(holder).encode())
             file.truncate()
 
     def release(self) -> None:
-        """Let others have the path. In a forked child the lock is its parent's, and stays so."""
+        """Release the lock. A forked child does nothing: the lock stays with its parent."""
         if not self._lock.is_locked:
             return
         if self._native and os.name == "posix":
-            # Still held: filelock gives up a file that has lost its name by the time it is locked,
-            # and looks for it anew. On Windows it removes the file itself.
+            # While it is held: if another process locks a file that was deleted meanwhile, filelock
+            # tries again with a new file. On Windows it deletes the file itself.
             with contextlib.suppress(OSError):
                 self._place.unlink(missing_ok=True)
         self._lock.release()
@@ -126,22 +125,17 @@ class Lock:
     def __enter__(self) -> Lock:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.release()
 
 
 def _holder(place: Path) -> str:
-    """Who has a lock, as far as its file says."""
+    """Who holds a lock, as recorded in its file."""
     try:
         with reopen(place) as file:
             file.seek(1)
-            said = json.loads(file.read(1 << 12))
-        pid, host, since = int(said["pid"]), str(said["host"]), str(said["since"])
+            held = json.loads(file.read(1 << 12))
+        pid, host, since = int(held["pid"]), str(held["host"]), str(held["since"])
     except (OSError, ValueError, KeyError, TypeError):
         return "another run has it"
     if not (host + since).isprintable():

@@ -1,4 +1,4 @@
-"""The parts that an index is made of, none of which is ever changed once it is made."""
+"""The parts of an index, each of which is immutable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cossim_fast.retrieval.screening.segment_projection import SegmentProjection
 from cossim_fast.retrieval.storage.growing_file import VectorFile
 from cossim_fast.retrieval.storage.vectors import Vectors
 
-# Rows that are compared when a file is opened again, so that another is noticed at once. Each may
+# [rows] Verified when a file is opened again, so that another file is noticed at once. Each may
 # take 2 MB for a moment, as much as some systems map at once.
 _COMPARED = 16
 
@@ -25,8 +25,8 @@ _COMPARED = 16
 class Part:
     """Consecutive rows of an index.
 
-    A position counts the rows of all parts, those that were removed too. A serial number is
-    counted as rows are added, and never given again.
+    A position counts the rows of all parts, including removed ones. A serial number counts the rows
+    that were ever added, and is never reused.
     """
 
     rows: Vectors
@@ -36,7 +36,7 @@ class Part:
     live: Tensor  # (n,) bool: not removed
 
     def __post_init__(self) -> None:
-        # To read all of a file would take longer than the searches it serves.
+        # Projecting rows in a file would read all of it, which takes longer than it saves.
         if self.segment.projection is None and self.rows.owned and self.segment.codes is not None:
             self.segment.projection = SegmentProjection()
 
@@ -81,7 +81,7 @@ class Part:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # The vectors are pickled once; if they are in a file, by its name and their checksums.
+        # The vectors are pickled once; vectors in a file by its name and their checksums.
         self.rows.know_sums(self.segment.norms)
         empty = torch.empty((0, 0), dtype=self.rows.tensor.dtype, device="cpu")
         segment = replace(self.segment, rows=empty, mapping=None, sums=None)
@@ -95,7 +95,7 @@ class Part:
 
 
 def without(segment: Segment, row: Tensor) -> Segment:
-    """A segment some of whose rows (by number within it) may not be returned."""
+    """The segment with some rows (by number within it) banned."""
     return replace(segment, eligible=segment.eligible.index_fill(0, row, False))
 
 
@@ -108,7 +108,7 @@ def part_of(
     codes: bool,
     live: Tensor | None = None,
 ) -> Part:
-    """Encode rows into a part; borrowed ones are copied on the way."""
+    """Encode rows into a part; borrowed ones are copied while they are in cache."""
     if rows.borrowed:
         kept = large(tuple(rows.tensor.shape), rows.tensor.dtype)
         segment = encode(rows.tensor, centre, codes=codes, into=kept)
@@ -122,28 +122,28 @@ def part_of(
 
 
 def _encode(rows: Vectors, centre: Tensor, *, codes: bool) -> Segment:
-    """Encode rows; those of a file by blocks, whose memory is given back."""
+    """Encode rows; those of a file a chunk at a time, whose memory is then released."""
     n = len(rows.tensor)
-    whole: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     filled: dict[str, int] = {}
-    for block in rows.blocks():
-        piece = encode(block, centre, codes=codes)
-        if len(block) == n:
+    for chunk in rows.blocks():
+        piece = encode(chunk, centre, codes=codes)
+        if len(chunk) == n:
             return piece
         for name, values in tensors_of(piece).items():
-            if name not in whole:  # a block of rows is whole blocks of codes
-                most = len(values) * -(-n // BLOCK) // (len(block) // BLOCK)
-                whole[name] = values.new_empty((most, *values.shape[1:]))
+            if name not in merged:  # a chunk is a multiple of 64 rows
+                most = len(values) * -(-n // BLOCK) // (len(chunk) // BLOCK)
+                merged[name] = values.new_empty((most, *values.shape[1:]))
             first = filled.get(name, 0)
             filled[name] = first + len(values)
-            whole[name][first : filled[name]] = values
+            merged[name][first : filled[name]] = values
     return Segment(
-        first=0, rows=rows.tensor, **{name: whole[name][: filled[name]] for name in whole}
+        first=0, rows=rows.tensor, **{name: merged[name][: filled[name]] for name in merged}
     )
 
 
 def tensors_of(segment: Segment) -> dict[str, Tensor]:
-    """What a segment holds beside the rows, by name."""
+    """The tensors of a segment except the rows, by name."""
     held = {field.name: getattr(segment, field.name) for field in fields(segment)}
     return {name: v for name, v in held.items() if isinstance(v, Tensor) and name != "rows"}
 
@@ -171,7 +171,7 @@ def ids_at(parts: Sequence[Part], positions: Tensor, missing: Any) -> np.ndarray
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows that are about to be a part."""
+    """Rows from which a part is to be coded."""
 
     rows: Vectors
     serials: Tensor
@@ -183,12 +183,12 @@ class Piece:
 
 
 def piece_of(part: Part) -> Piece:
-    """What a part is coded from."""
+    """The rows of a part, to be coded again."""
     return Piece(part.rows, part.serials, part.names, part.live)
 
 
 def merge(pieces: Sequence[Piece], file: VectorFile | None) -> Piece:
-    """Pieces that follow one another as one; in memory, without what was removed from them."""
+    """Merge consecutive pieces; those in memory lose their removed rows."""
     if len(pieces) == 1 and (file is not None or pieces[0].live is None):
         return pieces[0]
     live = torch.cat([_live(piece) for piece in pieces])
@@ -211,7 +211,7 @@ def _live(piece: Piece) -> Tensor:
 
 
 def _chosen(piece: Piece) -> Tensor | slice:
-    """What picks the rows that were not removed, without a copy where none was."""
+    """An index for the rows that were not removed; a slice, which copies nothing, if none was."""
     if piece.live is None or bool(piece.live.all()):
         return slice(None)
     return piece.live

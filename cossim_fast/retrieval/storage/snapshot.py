@@ -1,4 +1,4 @@
-"""What an index holds at one moment, and what it holds after rows come or go."""
+"""Snapshots: the contents of an index at one moment, and after rows are added or removed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from cossim_fast.retrieval.storage.vectors import Vectors
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that changes of an index, in one: what is added or removed is there or not, by one step.
+    """Everything in an index that changes, so that one assignment adds or removes rows.
 
-    Never changed: a search goes on with the state that it began with.
+    Immutable: a search continues with the snapshot that it began with.
     """
 
     parts: tuple[Part, ...]
@@ -41,7 +41,7 @@ class Snapshot:
 
 
 def snapshot_of(parts: Sequence[Part], centre: Tensor, ids: Ids) -> Snapshot:
-    """Number the rows of parts through; parts of which all is removed are left out."""
+    """Number the rows of all parts; parts of which every row is removed are left out."""
     numbered: list[Part] = []
     first = 0
     for part in parts:
@@ -59,13 +59,13 @@ def with_rows(
     *,
     codes: bool,
 ) -> Snapshot:
-    """The state after rows were added; parts that one after the other are not much longer, joined.
+    """The snapshot after rows were added. Trailing parts that are not much longer are merged.
 
     Args:
-        state: before.
+        state: the snapshot before.
         new: at least one row.
-        names: (n,) their ids, if they are not counted.
-        file: which they were appended to, if there is one.
+        names: (n,) their ids; None if they are counted.
+        file: that they were appended to, if there is one.
         codes: code rows in int8.
     """
     serials = state.ids.serials(len(new.tensor))
@@ -74,15 +74,15 @@ def with_rows(
         parts and _can_merge(parts[-1], last[0], file) and len(parts[-1]) < 2 * sum(map(len, last))
     ):
         last.insert(0, piece_of(parts.pop()))
-    whole = merge(last, file)
-    # Where every row is coded anew, it is time to look where they lie now.
-    centre = state.centre if parts else centre_of(whole.rows.sample())
-    part = part_of(whole.rows, whole.serials, whole.names, centre, codes=codes, live=whole.live)
+    piece = merge(last, file)
+    # All parts must share a centre, so it is measured again only where every row is coded again.
+    centre = state.centre if parts else centre_of(piece.rows.sample())
+    part = part_of(piece.rows, piece.serials, piece.names, centre, codes=codes, live=piece.live)
     return snapshot_of([*parts, part], centre, state.ids.with_added(names, serials))
 
 
 def _can_merge(part: Part, piece: Piece, file: VectorFile | None) -> bool:
-    """Whether a part and what follows it can be one."""
+    """Whether a part and the piece after it can be merged."""
     if part.rows.owned or piece.rows.owned or file is None:
         return part.rows.owned and piece.rows.owned
     first, second = file.first_of(part.rows), file.first_of(piece.rows)
@@ -92,7 +92,7 @@ def _can_merge(part: Part, piece: Piece, file: VectorFile | None) -> bool:
 def without_rows(
     state: Snapshot, positions: Tensor, names: np.ndarray[Any, Any], *, codes: bool
 ) -> Snapshot:
-    """The state after the rows at some positions, with these ids, were removed."""
+    """The snapshot after the rows at some positions, with these ids, were removed."""
     parts = []
     for part in state.parts:
         row = positions - part.segment.first
@@ -102,7 +102,7 @@ def without_rows(
 
 
 def _thinned(part: Part, centre: Tensor, *, codes: bool) -> Part:
-    """The part, without its removed rows if they are many and can go."""
+    """The part; coded again without its removed rows if these are the majority, and in memory."""
     if not part.rows.owned or not 0 < 2 * part.live_count < len(part):
         return part
     piece = merge([piece_of(part)], None)

@@ -1,8 +1,8 @@
-"""Tensors in safetensors files: a kind, a version, checksums, and nothing half-written.
+"""Tensors in safetensors files, with a kind, a version and checksums, written atomically.
 
-Written here rather than by the package of that name, which takes tensors that are in memory: a
-file may hold more than memory does. The layout is 8 bytes of length, a header in JSON, and the
-tensors one after the other (https://github.com/huggingface/safetensors).
+The safetensors package is not used, since it writes only tensors that are in memory, and a file may
+be larger than memory. The layout is 8 bytes of length, a JSON header, and the tensors one after the
+other (https://github.com/huggingface/safetensors).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,9 +25,9 @@ from torch import Tensor
 from cossim_fast._replacing import replacing
 
 VERSION = 2
-# More than an index of a million parts has: what claims to be longer is not read.
+# [bytes] A longer header is refused. An index of a million parts has a shorter one.
 _LONGEST_HEADER = 1 << 28
-# The header is padded with blanks up to a whole page, so that tensors can be mapped.
+# [bytes] The header is padded with blanks to a multiple, so that tensors can be mapped.
 PAGE = 4096
 _DTYPES = {
     "U8": torch.uint8,
@@ -42,7 +41,7 @@ _DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MOST_AXES = 8
-# Bytes that are written at a time.
+# [bytes] Written at a time.
 _PIECE = 1 << 24
 
 
@@ -52,7 +51,7 @@ class FileError(ValueError):
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give errors of the system that name no file, such as those of a full disk, its name."""
+    """Add the path to system errors without one, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -63,7 +62,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Blocks:
-    """A tensor (n, d) that is never in memory as a whole."""
+    """A tensor (n, d) that is written a block of rows at a time."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -78,10 +77,10 @@ def write_tensors(
     *,
     mode: int = 0o666,
 ) -> None:
-    """Write tensors and text to a safetensors file: all of it, or nothing.
+    """Write tensors and metadata to a safetensors file, atomically.
 
-    The file is written beside its place and renamed, and its mode, if it is new, is what the umask
-    leaves of ``mode``: see `_replacing.replacing`.
+    The file is written beside its place and renamed. The mode of a new file is ``mode`` less the
+    umask: see `_replacing.replacing`.
     """
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)  # aligned without gaps
     shapes = {name: (tensors[name].dtype, tuple(tensors[name].shape)) for name in order}
@@ -107,7 +106,7 @@ def header(
     metadata: Mapping[str, str],
     sums: Mapping[str, int],
 ) -> bytes:
-    """The beginning of a file; its length does not depend on the checksums."""
+    """The first bytes of a file, up to the tensors; how many does not depend on the checksums."""
     text = {**metadata, "kind": kind, "version": str(VERSION)}
     entries: dict[str, Any] = {}
     last = 0
@@ -123,7 +122,7 @@ def header(
 
 
 def _sum_of(metadata: Mapping[str, str], entries: Mapping[str, Any]) -> str:
-    """The checksum of a header; those of the tensors check themselves."""
+    """The checksum of a header without the checksums of tensors, which need none."""
     checked = {key: text for key, text in metadata.items() if "crc32" not in key}
     return f"{zlib.crc32(json.dumps([checked, entries], sort_keys=True).encode()):08x}"
 
@@ -173,7 +172,7 @@ class TensorFile:
             raise FileError(f"{path} is damaged: its header cannot be read")
         self.metadata: dict[str, str] = metadata
         if metadata.get("kind") != kind:
-            got = metadata.get("kind", "a safetensors file of somebody else")
+            got = metadata.get("kind", "a safetensors file of another program")
             raise FileError(f"expected {path} to be a {kind}, got {got}")
         version = metadata.get("version", "")
         self.version = int(version) if re.fullmatch("[0-9]{1,9}", version) else VERSION + 1
@@ -208,7 +207,7 @@ class TensorFile:
         """Read an object in JSON."""
         try:
             held = json.loads(text)
-        # Brackets that are nested too deeply; text that is none; numbers of thousands of digits.
+        # Too deeply nested brackets, invalid text, or numbers of thousands of digits.
         except (RecursionError, ValueError) as error:
             raise FileError(f"{self.path} is damaged: its header cannot be read") from error
         if not isinstance(held, dict):
@@ -216,7 +215,7 @@ class TensorFile:
         return held
 
     def expect(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-        """Raise an error unless the file holds such a tensor."""
+        """Raise FileError unless the file has a tensor of this name, dtype and shape."""
         _, got_shape, got_dtype = self._held(name)
         if (got_dtype, got_shape) != (dtype, shape):
             raise FileError(
@@ -225,7 +224,7 @@ class TensorFile:
             )
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, of one axis at least."""
+        """The shape of a tensor, which must have an axis."""
         _, shape, _ = self._held(name)
         if not shape:
             raise FileError(f"{self.path} is damaged: {name} has no axis")
@@ -241,12 +240,12 @@ class TensorFile:
         return self.places[name]
 
     def read(self, name: str, *, verify: bool = True) -> Tensor:
-        """Read a tensor into memory, and compare its checksum."""
+        """Read a tensor into memory, and verify its checksum."""
         offset, shape, dtype = self._held(name)
         self._file.seek(offset)
         raw = np.fromfile(self._file, np.uint8, _size(dtype, shape))
         if len(raw) != _size(dtype, shape):
-            raise FileError(f"{self.path} is truncated: {name} is not whole")
+            raise FileError(f"{self.path} is truncated: {name} is incomplete")
         if verify and zlib.crc32(raw.data) != self.sums[name]:
             raise FileError(f"{self.path} is damaged: the checksum of {name} does not fit")
         if not len(raw):  # torch will not view an empty array as another dtype
@@ -255,19 +254,14 @@ class TensorFile:
         return tensor
 
     def mapped(self, name: str) -> np.memmap[Any, Any]:
-        """The bytes of a tensor where they lie, at least one, unchecked, read as touched."""
+        """The bytes of a tensor (at least one), memory-mapped and not verified."""
         offset, shape, dtype = self._held(name)
         return np.memmap(self._file, np.uint8, "r", offset, (_size(dtype, shape),))
 
     def __enter__(self) -> TensorFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._file.close()
 
 
@@ -276,7 +270,7 @@ def _place(begin: int, entry: Any) -> tuple[int, tuple[int, ...], torch.dtype]:
     shape, (first, last) = entry["shape"], entry["data_offsets"]
     numbers = [*shape, first, last]
     if len(numbers) > _MOST_AXES + 2 or not all(type(number) is int for number in numbers):
-        raise ValueError("a shape and offsets are few whole numbers")
+        raise ValueError("a shape and offsets must be a few integers")
     dtype, shape = _DTYPES[entry["dtype"]], tuple(shape)
     most = math.prod(number for number in shape if number)
     if min(numbers) < 0 or most >= 1 << 63 or last - first != _size(dtype, shape):

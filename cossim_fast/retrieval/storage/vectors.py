@@ -21,17 +21,16 @@ from cossim_fast.retrieval.storage.tensor_file import FileError, pieces
 
 
 class Vectors:
-    """Full vectors (n, d): in memory, or in a file that is read where they are needed.
+    """Full vectors (n, d): in memory, or in a memory-mapped file.
 
-    Pickling writes those in memory, and of those in a file its name and the place in it.
+    Pickling writes vectors in memory; of those in a file, its name and the offset in it.
 
     Args:
         tensor: (n, d).
-        mapping: the map that it lies in, if what the map holds is what the file holds.
-        sums: the checksums of all of it, compared where rows are read; None where they are not
-            known, or not to be compared.
-        owned: in memory, and nobody else's.
-        borrowed: in memory of somebody else's, of which who keeps them makes his own.
+        mapping: the memory mapping that holds it, if its contents are those of the file.
+        sums: checksums, verified as rows are read; None if unknown or not to be verified.
+        owned: in memory that only this object uses.
+        borrowed: in memory of the caller, to be copied before it is kept.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class Vectors:
         self.owned = owned or borrowed
 
     def place(self) -> tuple[Path, int] | None:
-        """The file and the first byte in it, if all bytes of the rows lie there in a row."""
+        """The file and the offset in it, if all rows lie there contiguously."""
         mapping = self.mapping
         if mapping is None or mapping.filename is None or not self.tensor.is_contiguous():
             return None
@@ -55,7 +54,7 @@ class Vectors:
         return Path(mapping.filename), int(mapping.offset) + begin
 
     def blocks(self) -> Iterator[Tensor]:
-        """Yield all rows by blocks; those of a file take no memory once they were looked at."""
+        """Yield all rows, a block at a time; pages of a file are released after each."""
         n, d = self.tensor.shape
         step = n if self.mapping is None else block_rows(d)
         for start in range(0, n, max(step, 1)):
@@ -67,20 +66,20 @@ class Vectors:
                 release_pages(self.mapping, block)
 
     def sample(self, count: int = 1024) -> Tensor:
-        """Rows spread over all of them, at least so many if there are."""
+        """Evenly spaced rows: at least so many if there are."""
         step = max(len(self.tensor) // count, 1)
         return torch.cat([rows[::step].clone() for rows in self.blocks()])
 
     def release_pages(self) -> None:
-        """Give back the memory of pages of a file that were read."""
+        """Release the pages of a file that were read."""
         if self.mapping is not None:
             release_pages(self.mapping, self.tensor)
 
     def summing(self, norms: Tensor, summed: Summing) -> Iterator[Tensor]:
-        """Yield all rows by blocks, adding up their checksums on the way.
+        """Yield all rows, a block at a time, and compute their checksums.
 
-        Rows of a file must be those that were coded: they have the checksums that are known, or
-        else the norms (n,).
+        Rows of a file are verified to be those that were coded, by their checksums if these are
+        known, and else by their norms (n,).
         """
         first = 0
         for block in self.blocks():
@@ -94,7 +93,7 @@ class Vectors:
             raise self._other()
 
     def compare(self, row: slice | Tensor, norms: Tensor) -> None:
-        """Check that some rows have the norms, of all, that they were coded with."""
+        """Verify that some rows have the norms that they were coded with; ``norms`` are of all."""
         if self.sums is not None:
             self.sums.check(row)
         found = row_norms(self.tensor[row]).nan_to_num_(-1.0, -1.0, -1.0)
@@ -110,7 +109,7 @@ class Vectors:
         )
 
     def know_sums(self, norms: Tensor) -> None:
-        """Read rows of a file once for their checksums, unless they are known."""
+        """Read rows of a file once to compute their checksums, unless these are known."""
         place = self.place()
         if place is not None and self.sums is None:
             summed = Summing(self.tensor.shape[1] * self.tensor.itemsize)
@@ -139,7 +138,7 @@ def map_vectors(
     dtype: torch.dtype,
     sums: NDArray[np.uint32] | None,
 ) -> Vectors:
-    """Map rows of a file; their checksums are compared as they are first read."""
+    """Map rows of a file; their checksums are verified as they are first read."""
     end = offset + math.prod(shape) * dtype.itemsize
     with path.open("rb") as file:
         size = file.seek(0, 2)
@@ -157,7 +156,7 @@ def vectors_of_map(
     *,
     compared: bool = False,
 ) -> Vectors:
-    """Rows that are all the bytes of a map; ``compared`` says that their checksums were."""
+    """Rows that fill a memory mapping; ``compared`` if their checksums were verified."""
     raw = _checks.as_tensor("rows", mapping)
     held = None
     if sums is not None:
@@ -166,7 +165,7 @@ def vectors_of_map(
 
 
 def converted(rows: Any, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Yield rows by blocks in another dtype.
+    """Yield rows in another dtype, a block at a time.
 
     Raises:
         ValueError: at a number that it cannot hold.
@@ -181,7 +180,7 @@ def converted(rows: Any, dtype: torch.dtype) -> Iterator[Tensor]:
 
 
 def vectors_of(given: Any, dtype: torch.dtype) -> Vectors:
-    """Rows of one dtype; a memory map that has it stays where it is, and memory is borrowed."""
+    """Rows of one dtype: of that dtype, a memory map stays mapped, and memory is borrowed."""
     rows = _checks.embedding_rows("embeddings", given)
     if rows.dtype == dtype and file_map(given) is None:
         return Vectors(rows, borrowed=True)

@@ -365,7 +365,7 @@ class TestMaxPairs:
         g = torch.Generator().manual_seed(0)
         x = torch.randn(3000, 8, generator=g)
         assert len(pairs_above(x, threshold=0.95, max_pairs=10**9).i) > 100
-        with pytest.raises(TooManyPairsError, match="max_pairs=1000 pairs reach") as caught:
+        with pytest.raises(TooManyPairsError, match="max_pairs=1000 pairs to reach") as caught:
             pairs_above(x, threshold=0.5, max_pairs=1000)
         assert f"{caught.value.found} among the first" in str(caught.value)
         assert caught.value.found > 1000

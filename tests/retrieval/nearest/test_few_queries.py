@@ -44,7 +44,7 @@ def multiplied(request, monkeypatch, processor):
 
 
 def heads_of(index):
-    return [part.segment.projection.head for part in index._snapshot.parts]
+    return [part.segment.projection.coded for part in index._snapshot.parts]
 
 
 def with_heads(x, like, **options):

@@ -1,4 +1,4 @@
-"""What a sieve lets through, and what it says of it, pair by pair, against float64."""
+"""What a filtered product lets through, and its bounds, pair by pair, against float64."""
 
 import numpy as np
 import pytest
@@ -30,14 +30,14 @@ class Emitted(Pool):
         self.given.append([torch.from_numpy(column) for column in columns])
 
 
-def sieve(queries, segment, centre):
+def filter_of(queries, segment, centre):
     terms = screens.Int8Screen(models.limit()).queries(widen(queries), centre)
     return FilteredProduct(terms, segment)
 
 
-def sieved(queries, segment, centre, threshold):
+def filtered(queries, segment, centre, threshold):
     """The values of all rows."""
-    return aimed(sieve(queries, segment, centre), threshold, slice(0, len(segment)))
+    return aimed(filter_of(queries, segment, centre), threshold, slice(0, len(segment)))
 
 
 def aimed(made, threshold, rows):
@@ -55,7 +55,7 @@ def test_all_that_reaches_a_threshold_passes_with_true_bounds(kind, d, processor
     finite = corpus.isfinite().all(1)
     centre = codes.centre_of(corpus)
     segment = codes.encode(corpus, centre, first=1000)
-    made, whole = sieve(queries, segment, centre), slice(0, len(segment))
+    made, whole = filter_of(queries, segment, centre), slice(0, len(segment))
     if segment.scale.min() < segment.scale.max():
         assert d < 64 or kind not in ("gaussian", "cone", "near")
         assert not made.suits(whole)
@@ -68,7 +68,7 @@ def test_all_that_reaches_a_threshold_passes_with_true_bounds(kind, d, processor
         hits = Hits(made)
         count = hits.add(0, values)
         assert hits.count == count
-        hits.emit(pool)
+        hits.move_to(pool)
         assert hits.count == 0
         ((query, position, upper, lower),) = pool.given
         row = position - 1000
@@ -97,14 +97,14 @@ def test_what_passed_is_found_where_it_is(share, processor):
 def test_tiles_of_one_aim_are_held_together(processor):
     queries, corpus = make("gaussian", 640, 64, 5, torch.float32)
     centre = torch.zeros(64)
-    made = sieve(queries, codes.encode(corpus, centre, first=7), centre)
+    made = filter_of(queries, codes.encode(corpus, centre, first=7), centre)
     threshold = _reference.pairwise_cosine(corpus, queries, eps=0.0).quantile(0.9, dim=0)
     pools, hits = (Emitted(5), Emitted(5)), Hits(made)
     for rows in (slice(0, 256), slice(256, 640)):
         hits.add(rows.start, aimed(made, threshold, rows))
-    hits.emit(pools[0])
+    hits.move_to(pools[0])
     hits.add(0, aimed(made, threshold, slice(0, 640)))
-    hits.emit(pools[1])
+    hits.move_to(pools[1])
     for one, other in zip(*(pool.given[0] for pool in pools), strict=True):
         assert torch.equal(one, other)
 
@@ -115,7 +115,7 @@ def best_tenth_held(d, count):
     centre = codes.centre_of(corpus)
     exact = _reference.pairwise_cosine(corpus, queries, eps=0.0)
     threshold = exact.quantile(0.9, dim=0)
-    made = sieve(queries, codes.encode(corpus, centre), centre)
+    made = filter_of(queries, codes.encode(corpus, centre), centre)
     hits = Hits(made)
     hits.add(0, aimed(made, threshold, slice(0, 640)))
     return hits, threshold, exact
@@ -124,7 +124,7 @@ def best_tenth_held(d, count):
 def test_bounds_are_those_of_the_codes_and_a_step(processor):
     hits, threshold, exact = best_tenth_held(384, 8)
     pool = Emitted(8)
-    hits.emit(pool)
+    hits.move_to(pool)
     ((_, _, upper, lower),) = pool.given
     assert (upper - lower).max() < 0.08
     # Few pass that are not near the threshold.
@@ -136,7 +136,7 @@ def test_nothing_reaches_what_is_out_of_reach(processor):
     queries[1] = torch.nan
     centre = codes.centre_of(corpus)
     threshold = torch.tensor([1.5, torch.inf, -1.0], dtype=torch.float64)
-    values = sieved(queries, codes.encode(corpus, centre), centre, threshold)
+    values = filtered(queries, codes.encode(corpus, centre), centre, threshold)
     assert not values[:, :2].any()
     assert bool((values[:, 2] > 0).all())
     assert not values[:, 3:].any()
@@ -150,18 +150,18 @@ def test_the_block_that_is_coded_worst_counts(processor):
     segment.residual[1] = segment.radius[1]
     exact = _reference.pairwise_cosine(corpus, queries, eps=0.0)
     threshold = exact.quantile(0.8, dim=0) - LOST
-    values = sieved(queries, segment, centre, threshold)
+    values = filtered(queries, segment, centre, threshold)
     assert bool((values[:, :5][exact >= threshold] > 0).all())
 
 
-def test_blocks_of_unlike_scales_are_not_sieved(processor):
+def test_blocks_of_unlike_scales_are_not_filtered(processor):
     queries, corpus = make("gaussian", 256, 32, 3, torch.float32)
     corpus[70] = torch.eye(32)[5]
     centre = torch.zeros(32)
     segment = codes.encode(corpus, centre)
     assert segment.scale[1] > segment.scale[0]
     assert segment.scale[0] == segment.scale[2] == segment.scale[3]
-    made, threshold = sieve(queries, segment, centre), torch.zeros(3).double()
+    made, threshold = filter_of(queries, segment, centre), torch.zeros(3).double()
     assert not made.suits(slice(64, 128))
     assert aimed(made, threshold, slice(128, 256)).shape == (128, int8.width(3))
 
@@ -172,7 +172,7 @@ def test_what_is_held_raises_the_thresholds(rank, processor):
     pool = Pool(6, 5)
     pool.threshold[:] = start
     pool.close(torch.arange(6) == 2)
-    hits.emit(pool, rank)
+    hits.move_to(pool, rank)
     assert torch.isinf(pool.threshold[2])
     pool.threshold[2] = start[2]
     if rank > 640:
@@ -196,9 +196,9 @@ def test_thresholds_rise_where_no_tile_suits(monkeypatch, processor):
     monkeypatch.setattr(tuning, "LONGEST_TILE", 512)
     queries, corpus = make("gaussian", 20_000, 32, 70, torch.float32)
     index = CosineIndex(corpus, screen="int8")
-    sifted = index.explain(queries, 5)
+    filtered = index.explain(queries, 5)
     monkeypatch.setattr(FilteredProduct, "suits", lambda self, rows: False)
-    assert index.explain(queries, 5).emitted < 1.5 * sifted.emitted
+    assert index.explain(queries, 5).emitted < 1.5 * filtered.emitted
     assert torch.equal(index.search(queries, 5).indices, topk(queries, corpus, 5).indices)
 
 

@@ -54,7 +54,7 @@ def test_products_of_the_loudest_codes_are_within_their_bound(d, count, processo
 @models.every_processor
 @pytest.mark.parametrize("count", [1, 7, 130])
 @pytest.mark.parametrize("d", WIDTHS)
-def test_sieved_products_are_within_their_rounding(d, count, processor):
+def test_filtered_products_are_within_their_rounding(d, count, processor):
     draw = torch.Generator().manual_seed(d)
     rows, queries = extreme(192, d, draw), loud(count, d, draw)
     exact = (rows + 128).double() @ queries.double().mT
@@ -67,7 +67,7 @@ def test_sieved_products_are_within_their_rounding(d, count, processor):
     unsigned = int8.unsigned(rows.to(torch.int8))
     assert torch.equal(unsigned.long(), rows + 128)
     padded = (torch.nn.functional.pad(x, (0, int8.width(count) - count)) for x in (scale, offset))
-    found = int8.sieved(unsigned, int8.pack(queries.to(torch.int8)), *padded)
+    found = int8.filtered(unsigned, int8.pack(queries.to(torch.int8)), *padded)
     assert not found[:, count:].any()
     found = found[:, :count]
     wanted = (exact * scale + offset).clamp(0.0, 255.0)
@@ -168,7 +168,7 @@ def test_a_processor_that_rounds_and_saturates(monkeypatch):
 
 
 def nearly(change):
-    """The exact product, changed as numbers or as what it is sieved to."""
+    """The exact product, changed as numbers or as what it is filtered to."""
 
     def linear(rows, zero, packed, scale, offset, dtype):
         found = models.LINEAR["exact"](rows, zero, packed, scale, offset, dtype)
@@ -183,7 +183,7 @@ def off_by_one(found, rows, packed):
     return found
 
 
-def sieved_too_high(found, rows, packed):
+def filtered_too_high(found, rows, packed):
     return found + 1 if found.dtype == torch.uint8 else found
 
 
@@ -196,7 +196,7 @@ def twice_the_bound(found, rows, packed):
     return found if found.dtype == torch.uint8 else found + 2.0**-22 * sums.float()
 
 
-WRONG = (off_by_one, sieved_too_high, whole_sums_of_16_bits, twice_the_bound)
+WRONG = (off_by_one, filtered_too_high, whole_sums_of_16_bits, twice_the_bound)
 
 
 @pytest.mark.parametrize("change", WRONG)
@@ -275,7 +275,7 @@ def test_without_what_rounding_adds_the_bound_would_not_hold(d, monkeypatch):
         ((128, 0.0), 2.0, False, "AVX2 int8, pairs of codes limited to 128"),
         ((128, 0.0), 2.0, True, "AVX2 int8, pairs of codes limited to 128"),
         ((254, 0.0), 0.001, False, "int8"),
-        ((0, 0.0), 4.0, False, "int8 products that are wrong here, or that torch has not"),
+        ((0, 0.0), 4.0, False, "int8 products that are wrong here, or that torch does not have"),
     ],
 )
 def test_names_follow_what_was_found(found, rate, tiles, words, monkeypatch):

@@ -46,7 +46,7 @@ def test_heads_do_not_depend_on_threads(monkeypatch, processor):
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            made.append(screen.split(segment, centre_of(x)).head)
+            made.append(screen.split(segment, centre_of(x)).projected)
     finally:
         torch.set_num_threads(before)
     for head in made[1:]:

@@ -478,14 +478,14 @@ def test_pages_that_scoring_read_are_let_go_by_stretches(tmp_path, monkeypatch):
         done.append(("scored", int(row.min()) // 64, int(row.max()) // 64))
         return score(queries, rows, query, row, norms)
 
-    def letting_go(whole, rows):
+    def releasing(whole, rows):
         first = (rows.data_ptr() - whole.ctypes.data) // (16 * 4)
         done.append(("let go", first // 64, (first + len(rows) - 1) // 64))
         release_pages(whole, rows)
 
     monkeypatch.setattr(batches_module, "block_rows", lambda d: 64)
     monkeypatch.setattr(near_module, "score_pairs", scoring)
-    monkeypatch.setattr(batches_module, "release_pages", letting_go)
+    monkeypatch.setattr(batches_module, "release_pages", releasing)
     for index in (mapped, pickle.loads(pickle.dumps(mapped))):
         done.clear()
         assert_same(index.search(QUERIES, 9), expected)

@@ -146,7 +146,7 @@ def test_a_certificate_compares_what_it_scores(small_blocks, tmp_path):
     CosineIndex(rows(2000)).save(tmp_path / "index")
     index = CosineIndex.load(tmp_path / "index")
     found = index.search(QUERIES, 5, certify=True)
-    seen = index._snapshot.parts[0].rows.sums._snapshot.repeat(4)
+    seen = index._snapshot.parts[0].rows.sums._progress.repeat(4)
     turn(tmp_path / "index", seen == block_sums._UNKNOWN)
     with pytest.raises(FileError, match="damaged"):
         found.certificate.verify()
@@ -216,7 +216,7 @@ def test_a_block_that_does_not_fit_is_refused_each_time():
 
 def test_who_waits_for_a_thread_that_fails_compares_itself():
     checked, errors = one_block(flipped=True), []
-    checked._snapshot[0] = block_sums._CLAIMED  # by another thread
+    checked._progress[0] = block_sums._CLAIMED  # by another thread
 
     def wait():
         try:
@@ -227,7 +227,7 @@ def test_who_waits_for_a_thread_that_fails_compares_itself():
     thread = threading.Thread(target=wait)
     thread.start()
     with checked._turn:
-        checked._snapshot[0] = block_sums._UNKNOWN  # it was interrupted
+        checked._progress[0] = block_sums._UNKNOWN  # it was interrupted
         checked._turn.notify_all()
     thread.join(10)
     assert len(errors) == 1
@@ -235,7 +235,7 @@ def test_who_waits_for_a_thread_that_fails_compares_itself():
 
 def test_a_forked_child_compares_what_a_thread_of_its_parent_was_at():
     checked = one_block()
-    checked._snapshot[0] = block_sums._CLAIMED
+    checked._progress[0] = block_sums._CLAIMED
     with checked._turn:  # held by a thread that is not in the child
         child = copy.copy(checked)
         child.forked()
