@@ -179,7 +179,7 @@ def test_an_interrupt_that_comes_at_once_is_not_raised_by_the_tracer(monkeypatch
     later = Interrupter._arm
 
     def at_once(self, seconds):
-        if seconds == 1e-6 and not self.came:
+        if seconds == self._soon and not self.came:
             self.came = True
             signal.raise_signal(signal.SIGINT)
         later(self, seconds)
