@@ -42,6 +42,7 @@ class Interrupter:
     def __init__(self) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self._system, self._timer = ctypes.CDLL(None), ctypes.c_void_p()
+        self._soon = 1e-6  # as long as it takes to return from here to what is traced
         # SIGEV_THREAD_ID: to this thread, which has it as soon as it comes back from the system.
         event = _Event(signal=signal.SIGINT, notify=4, thread=threading.get_native_id())
         if self._system.timer_create(1, ctypes.byref(event), ctypes.byref(self._timer)):
@@ -88,12 +89,12 @@ class Interrupter:
         What is traced would be left before a line that nothing can fall before, as the one call
         of a `finally`, and be blamed for it.
         """
-        for _ in range(100):
+        for _ in range(20):
             try:
-                self._arm(1e-6)  # which takes some more, on a processor that nobody else has
+                self._arm(self._soon)
                 return
             except KeyboardInterrupt:
-                continue
+                self._soon = min(1.5 * self._soon, 1e-4)
 
     def _during(self, call: Callable[[], Any], begin: Callable[[], None]) -> tuple[bool, Any]:
         found, interrupted = None, False

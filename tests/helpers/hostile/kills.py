@@ -80,8 +80,9 @@ def kill_save(rng: np.random.Generator, folder: Path, tally: Tally) -> None:
         with tally.one() as how:
             for _ in range(int(rng.integers(1, 4))):
                 child = Child(lambda: newer.save(path))
-                time.sleep(rng.uniform(0, 1.2 * seconds))
-                child.kill()
+                time.sleep(rng.uniform(0.2 * seconds, 1.2 * seconds))
+                # Other processes make it slower: the next comes where this one was too early.
+                seconds *= 0.8 if child.kill() == 0 else 1.2
             there = CosineIndex.load(path, mmap=bool(rng.integers(2)))
             rows, name = (new, "new") if len(there) == len(new) else (old, "old")
             truth.check_topk(*there.search(queries, 3), queries, rows, 3)
