@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from torch import distributed
-from torch.distributed.tensor import DeviceMesh, Replicate, distribute_tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Replicate, distribute_tensor
 
 from cossim_fast import _products, diagnose
 from cossim_fast.diagnose import chance, plots

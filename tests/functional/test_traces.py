@@ -14,6 +14,7 @@ from cossim_fast import (
     _products,
     _reference,
     cosine_similarity,
+    explain,
     pairwise_cosine,
     testing,
 )
@@ -204,3 +205,14 @@ def test_no_setting_of_products_shows_in_what_is_exported(form, monkeypatch):
     exported = torch.jit.trace(function, inputs).graph
     names = [node.kind() for node in tensor_nodes(exported)]
     assert names == [n.kind() for n in tensor_nodes(wanted) if n.kind() != "aten::pad"]
+
+
+def test_explain_says_that_a_trace_is_recorded():
+    def answer(x, y):
+        said.append(explain(cosine_similarity, x[:, None], y[None], dim=-1))
+        return x + 1
+
+    said = []
+    torch.jit.trace(answer, tuple(make_inputs((5, 8), (6, 8))), check_trace=False)
+    assert said[0].executor == "composite, whatever the sizes"
+    assert said[0].form == "paired rows"
