@@ -98,8 +98,10 @@ AT_IMPORT = {"torch", "numpy", "cossim_fast", *sys.stdlib_module_names}
 IN_FUNCTIONS_OF = {"diagnose", "files", "integrations", "cli", "retrieval", "_ops"}
 # The commands stand on these; the room's own __init__ imports them when the command runs.
 AT_IMPORT_OF = {"cli": {"typer", "rich"}}
-# Adapters that are subclasses of what they stand in for: nobody imports them without the library.
+# Adapters that are subclasses of what they stand in for, or hand on to it: nobody imports them
+# without the library.
 SUBCLASSES = {
+    "integrations/scipy.py": {"scipy"},
     "integrations/sklearn.py": {"sklearn", "scipy"},
     "integrations/langchain.py": {"langchain_core"},
 }

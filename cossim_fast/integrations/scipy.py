@@ -1,6 +1,7 @@
 """In place of ``scipy.spatial.distance``'s ``cdist`` and ``pdist`` with ``metric="cosine"``.
 
-Written after scipy 1.17. Other metrics, and weights, go to scipy's own functions.
+Written after scipy 1.17. Other metrics, and weights, go to scipy's own functions, in whose place
+these can be put.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+
+# By name: who looks them up when they are called may find ours in their place.
+from scipy.spatial.distance import cdist as their_cdist
+from scipy.spatial.distance import pdist as their_pdist
 from torch import Tensor
 
 from cossim_fast import _checks
@@ -39,9 +44,7 @@ def cdist(
     array([[0.4, 0.2]])
     """
     if not _is_cosine(metric) or kwargs:
-        from scipy.spatial import distance  # noqa: PLC0415
-
-        theirs: Array = distance.cdist(XA, XB, metric, out=out, **kwargs)
+        theirs: Array = their_cdist(XA, XB, metric, out=out, **kwargs)
         return theirs
     a, b = _rows("XA", XA), _rows("XB", XB)
     if a.shape[1] != b.shape[1]:
@@ -69,9 +72,7 @@ def pdist(X: Any, metric: Any = "euclidean", *, out: Array | None = None, **kwar
     array([0.4, 0.2, 1. ])
     """
     if not _is_cosine(metric) or kwargs:
-        from scipy.spatial import distance  # noqa: PLC0415
-
-        theirs: Array = distance.pdist(X, metric, out=out, **kwargs)
+        theirs: Array = their_pdist(X, metric, out=out, **kwargs)
         return theirs
     x = _rows("X", X)
     n = len(x)

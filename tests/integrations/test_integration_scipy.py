@@ -58,6 +58,15 @@ def test_what_is_no_plain_cosine_is_theirs():
         assert np.array_equal(adapter.pdist(A, **options), distance.pdist(A, **options))
 
 
+@pytest.mark.parametrize("name", ["cdist", "pdist"])
+def test_in_the_place_of_theirs(monkeypatch, name):
+    rows = (A, B) if name == "cdist" else (A,)
+    wanted = [getattr(distance, name)(*rows, metric) for metric in ("cosine", "euclidean")]
+    monkeypatch.setattr(distance, name, getattr(adapter, name))
+    for metric, exact in zip(("cosine", "euclidean"), wanted, strict=True):
+        np.testing.assert_allclose(getattr(distance, name)(*rows, metric), exact, atol=1e-14)
+
+
 def test_out_and_tensors():
     out, flat = np.empty((70, 40)), np.empty(70 * 69 // 2)
     assert adapter.cdist(A, B, "cosine", out=out) is out
