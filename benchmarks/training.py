@@ -25,16 +25,16 @@ class TimedMonitor(CollapseMonitor):
 
     spent = 0.0
 
-    def observe(self, output: object) -> None:
+    def observe(self, output: object, labels: object = None) -> None:
         """Time one observation."""
         start = time.perf_counter()
-        super().observe(output)
+        super().observe(output, labels)
         self.spent += time.perf_counter() - start
 
-    def compare(self, v1: Tensor, v2: Tensor | None) -> str | None:
+    def compare(self, v1: Tensor, v2: Tensor | None, *, dim: int | None = None) -> str | None:
         """Time one comparison."""
         start = time.perf_counter()
-        found = super().compare(v1, v2)
+        found = super().compare(v1, v2, dim=dim)
         self.spent += time.perf_counter() - start
         return found
 

@@ -12,6 +12,18 @@ from cossim_fast.diagnose.rowstats import EPS, PairFacts
 _LEVEL = 0.01
 
 
+# One text for what the values alone cannot tell apart.
+EQUAL_VALUES = (
+    "The memory is separate, so that another copy changes nothing. Possible causes: a kept "
+    "clone() that is compared with what it was cloned from, before the next batch takes its place; "
+    "the same inputs again (an iterator made anew in each step, a fixed seed, a loader that "
+    "repeats, preprocessing that maps all to one value); or, for the same inputs, a network that "
+    "did not change: no optimiser step between, frozen weights (requires_grad=False, or not in "
+    "the optimiser), a learning rate of 0; and in eval(), or with a dropout of 0, two views of a "
+    "batch are one."
+)
+
+
 def findings_of(f: PairFacts) -> tuple[Finding, ...]:
     """Return the causes that hold, the first being the finding; ``none`` where none does.
 
@@ -94,14 +106,19 @@ def _shared_storage(f: PairFacts) -> Finding | None:
 def _equal_values(f: PairFacts) -> Finding | None:
     if not _most(f.equal_rows, f):
         return None
-    where = "" if f.same_object or f.overlapping else ", in separate memory"
+    shared = f.same_object or f.same_elements > 0
+    where = "" if shared else ", in separate memory"
+    if shared:
+        advice = "They are the same memory: see there."
+    else:
+        advice = (
+            f"{EQUAL_VALUES} Compare the inputs of the network next; if they differ, diagnose its "
+            "output with diagnose.embeddings."
+        )
     return Finding(
         "equal_values",
         f"{f.equal_rows} of {f.rows} rows hold the same numbers in a and b, to rounding{where}.",
-        "The inputs do not differ, or what makes the vectors does not look at them. Compare "
-        "the inputs of the network next: the same sample drawn twice (an iterator "
-        "made anew in each step, a fixed seed), or preprocessing that maps all to one value. "
-        "If the inputs differ, diagnose the network's output with diagnose.embeddings.",
+        advice,
         rows=f.equal_rows,
     )
 

@@ -1,9 +1,8 @@
 """Watch a training run, and say at which step its embeddings collapse."""
 
-import functools
 import math
-import sys
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,10 +14,12 @@ from cossim_fast import _checks
 from cossim_fast.diagnose import memory, verdicts
 from cossim_fast.diagnose.apart import apart_from_training, being_traced
 from cossim_fast.diagnose.classes import measure_classes
+from cossim_fast.diagnose.findings import EQUAL_VALUES
 from cossim_fast.diagnose.geometry import geometry_of
 from cossim_fast.diagnose.groups import two_groups
+from cossim_fast.diagnose.hook import hook
 from cossim_fast.diagnose.neighbours import Neighbours, measure_neighbours
-from cossim_fast.diagnose.pairs import pair
+from cossim_fast.diagnose.pairs import compared_axis, pair
 from cossim_fast.diagnose.rows import Rows, unit
 from cossim_fast.diagnose.sinks import Record, open_sink
 from cossim_fast.diagnose.survey import survey
@@ -56,6 +57,8 @@ class CollapseMonitor:
             DistributedDataParallel to either module.
         every: steps from one record to the next, beginning at step 0.
         rows: rows of the batch that are measured.
+        dim: the axis of the features, of outputs and of comparisons; all others then count rows.
+            By default the first axis of an output counts rows, and all others hold features.
         labels: classes of the rows of the next outputs, n integers or strings: in a loop, set
             ``monitor.labels = y`` before each forward. Classes that lie apart explain few
             directions, as in :func:`embeddings`.
@@ -92,6 +95,7 @@ class CollapseMonitor:
         *,
         every: int = 100,
         rows: int = 128,
+        dim: int | None = None,
         labels: Any = None,
         log: Any = None,
         warn: bool = True,
@@ -103,6 +107,7 @@ class CollapseMonitor:
         self.every = every
         self.rows = rows
         self.warn = warn
+        self.dim = dim
         self.labels = labels
         self.outputs = 0
         self.comparisons = 0
@@ -112,9 +117,9 @@ class CollapseMonitor:
         self._warned: set[str] = set()
         self._suspicion: tuple[str, Neighbours | None, int] = ("", None, 0)
         self._handle = None
+        self._module = None if module is None else weakref.ref(module)
         if module is not None:
-            _keep_hooks_from_dynamo()
-            self._handle = module.register_forward_hook(_Hook(self))
+            self._handle = module.register_forward_hook(hook(self.observe))
 
     def __enter__(self) -> "CollapseMonitor":
         return self
@@ -149,9 +154,10 @@ class CollapseMonitor:
         for alarm in alarms:
             self._alarm(*alarm)
 
-    def compare(self, v1: Any, v2: Any) -> str | None:
-        """Check a comparison that the loop is about to make; return its finding, if any.
+    def compare(self, v1: Any, v2: Any, *, dim: int | None = None) -> str | None:
+        """Check a comparison along ``dim`` that the loop is about to make; return its finding.
 
+        ``dim`` is that of :func:`pair`: by default the monitor's own, or torch's, dim=1.
         Memory is checked in every call, values every ``every`` calls. Without a second
         tensor, as before the first step, the call is only counted; so is one that cannot be
         read, in ``skipped``.
@@ -163,20 +169,34 @@ class CollapseMonitor:
             if (state := being_traced()) is not None:
                 raise _SkippedError(state)
             with apart_from_training():
-                finding, record, itself = self._compared(step, v1, v2)
+                finding, record, itself = self._compared(step, v1, v2, dim)
         except Exception as error:  # as in observe
             self._skip(error)
             return "same_object" if v1 is v2 else None
         if record is not None:
             self._emit(record)
         if finding is not None and itself:
-            text = (
-                f"comparison {step}: {finding}: the batch is compared with itself, so its "
-                "cosine is 1. Keep a copy of the one before: "
-                "previous = features.detach().clone()."
-            )
-            self._alarm(finding, text)
+            same_memory = finding in ("same_object", "shared_storage")
+            cause = finding if same_memory else "equal_values"
+            self._alarm(cause, f"comparison {step}: {cause}: {self._why_equal(same_memory)}")
         return finding
+
+    def _why_equal(self, same_memory: bool) -> str:
+        """Say what made a comparison 1, and what is seen of the module that could have."""
+        if same_memory:
+            return (
+                "the batch is compared with itself, so its cosine is 1. Keep a copy of the one "
+                "before: previous = features.detach().clone()."
+            )
+        seen = []
+        module = self._module() if self._module is not None else None
+        if module is not None and not module.training:
+            seen.append("the watched module is in eval(), where dropout is off")
+        parameters = [] if module is None else list(module.parameters())
+        if parameters and not any(each.requires_grad for each in parameters):
+            seen.append("no parameter of the watched module requires a gradient: it is frozen")
+        found = f"Seen here: {'; '.join(seen)}. " if seen else ""
+        return f"most rows of both hold the same numbers. {found}{EQUAL_VALUES}"
 
     def summary(self) -> str:
         """Say how much was seen, and what was skipped for which reason."""
@@ -194,6 +214,8 @@ class CollapseMonitor:
         if batch is None:
             raise _SkippedError("no tensor of two axes or more in the output")
         batch = _checks.as_tensor("output", batch)
+        if self.dim is not None:
+            batch = batch.movedim(self.dim, -1).flatten(0, -2)
         if batch.shape[0] < _FEWEST or batch.numel() == 0:
             raise _SkippedError(f"fewer than {_FEWEST} rows, or no features")
         stride = max(batch.shape[0] // self.rows, 1)
@@ -207,21 +229,24 @@ class CollapseMonitor:
         codes, _ = _checks.class_labels(labels[::stride][: self.rows], len(some))
         return some, torch.from_numpy(codes).long()
 
-    def _compared(self, step: int, v1: Any, v2: Any) -> tuple[str | None, Record | None, bool]:
+    def _compared(
+        self, step: int, v1: Any, v2: Any, dim: int | None
+    ) -> tuple[str | None, Record | None, bool]:
         """Return the finding, the record, and whether a cosine of 1 is certain from it."""
-        a, b = _same_number(
-            _checks.as_tensor("v1", v1).detach(), _checks.as_tensor("v2", v2).detach()
-        )
+        a, b = _checks.as_tensor("v1", v1).detach(), _checks.as_tensor("v2", v2).detach()
+        axis = compared_axis(a, b, self.dim if dim is None else dim)
+        a, b = _same_number(a, b, axis)
         finding = "same_object" if v1 is v2 else None
         if finding is None and memory.overlaps(a, b):
-            shape = _checks.comparison(a, b, -1)
+            shape = _checks.comparison(a, b, axis)
+            rows = math.prod(shape) // (shape[axis] if shape else 1)
             # Of an overlap that is shifted, as of adjacent frames, no cosine follows.
-            if 2 * memory.same_rows(a, b, shape, -1) > math.prod(shape[:-1]):
+            if 2 * memory.same_rows(a, b, shape, axis) > rows:
                 finding = "shared_storage"
         itself = finding is not None
         if step % self.every:
             return finding, None, itself
-        report = pair(*_some_rows(a, b))
+        report = pair(*_some_rows(a, b, axis), dim=axis)
         if finding is None and report.finding != "none":
             finding = report.finding
         itself |= any(each.name == "equal_values" for each in report.findings)
@@ -314,49 +339,6 @@ class _SkippedError(Exception):
     """What was to be measured says nothing, or cannot be read; the text says why."""
 
 
-class _Hook:
-    """What the module holds; a copy or a pickle of the module holds an idle one."""
-
-    def __init__(self, monitor: CollapseMonitor | None) -> None:
-        self._monitor = monitor
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        # Dynamo evaluates these as it traces; what must be one graph has no place for a hook.
-        if torch.compiler.is_dynamo_compiling() and (
-            torch.compiler.is_exporting() or _must_be_one_graph()
-        ):
-            return
-        self._observe(output)
-
-    def _observe(self, output: Any) -> None:
-        if self._monitor is not None:
-            self._monitor.observe(output)
-
-    def __reduce__(self) -> tuple[type["_Hook"], tuple[None]]:
-        return _Hook, (None,)
-
-
-def _must_be_one_graph() -> bool:
-    """Whether the trace in progress may not be broken: ``torch.compile(fullgraph=True)``."""
-    symbolic_convert = sys.modules.get("torch._dynamo.symbolic_convert")
-    if symbolic_convert is None:
-        return False
-    translator = symbolic_convert.InstructionTranslator.current_tx()
-    return bool(getattr(translator, "one_graph", False))
-
-
-# Called while Dynamo traces, once a graph, and the answer stands in the graph's place.
-_must_be_one_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-@functools.cache
-def _keep_hooks_from_dynamo() -> None:
-    """Exempt the hook from tracing: no decorator, which would load dynamo at import, in seconds."""
-    _Hook._observe = torch.compiler.disable(_Hook._observe)  # type: ignore[method-assign]
-    # Where the trace breaks, the hook runs as plain Python, and is no graph of its own.
-    torch._dynamo.eval_frame.skip_code(_Hook.__call__.__code__)
-
-
 def _count(counts: Counter[str], error: Exception) -> None:
     """Count an error by what it says."""
     text = str(error).partition("\n")[0][:200]
@@ -378,19 +360,24 @@ def _first_tensor(output: Any) -> Tensor | None:
     return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
 
 
-def _same_number(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _same_number(a: Tensor, b: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """Return the first rows of both; the last batch of an epoch may be the shorter."""
-    if a.dim() < 2 or b.dim() < 2 or len(a) == 1 or len(b) == 1:
+    if not _begin_with_rows(a, b, axis) or len(a) == 1 or len(b) == 1:
         return a, b
     count = min(len(a), len(b))
     return a[:count], b[:count]
 
 
-def _some_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _some_rows(a: Tensor, b: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """Return the first of rows that are many."""
-    if a.dim() < 2 or b.dim() < 2:
+    if not _begin_with_rows(a, b, axis):
         return a, b
     return a[:_COMPARED], b[:_COMPARED]
+
+
+def _begin_with_rows(a: Tensor, b: Tensor, axis: int) -> bool:
+    """Whether the first axis of both counts rows, and is not the one that is compared."""
+    return a.dim() == b.dim() >= 2 and axis not in (0, -a.dim())
 
 
 def _is_first_rank() -> bool:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from cossim_fast import _checks
 from cossim_fast.diagnose import memory, notes
@@ -70,7 +71,7 @@ class PairReport(Findings):
         return Note("pair", self.findings, (sides, checks), f.remarks)
 
 
-def pair(a: Any, b: Any, *, dim: int = -1) -> PairReport:
+def pair(a: Any, b: Any, *, dim: int | None = None) -> PairReport:
     r"""Find out why two tensors have the cosine similarity that they have.
 
     .. math:: c_i = \langle a_i, b_i \rangle / (\max(\|a_i\|, \epsilon) \max(\|b_i\|, \epsilon))
@@ -87,7 +88,8 @@ def pair(a: Any, b: Any, *, dim: int = -1) -> PairReport:
     Args:
         a: tensor, or anything NumPy reads as numbers, of any shape, real dtype and device.
         b: the same, of a shape that broadcasts with a's, on the same device.
-        dim: the axis that is compared, as in torch; the others count rows.
+        dim: the axis that is compared; the others count rows. As in torch the second, dim=1,
+            by default; that of the elements where there is but one.
 
     Returns:
         PairReport: ``finding``, ``also``, ``evidence``, ``advice``, ``facts``.
@@ -108,6 +110,7 @@ def pair(a: Any, b: Any, *, dim: int = -1) -> PairReport:
     """
     same_object = a is b
     x, y = _checks.as_tensor("a", a).detach(), _checks.as_tensor("b", b).detach()
+    dim = compared_axis(x, y, dim)
     shape = _checks.comparison(x, y, dim)
     overlapping = memory.overlaps(x, y)
     facts = measure(
@@ -122,6 +125,11 @@ def pair(a: Any, b: Any, *, dim: int = -1) -> PairReport:
         same_rows=memory.same_rows(x, y, shape, dim) if overlapping else 0,
     )
     return PairReport(facts, findings_of(facts))
+
+
+def compared_axis(a: Tensor, b: Tensor, dim: int | None) -> int:
+    """Return the axis to compare along: torch's default, and for vectors their one axis."""
+    return dim if dim is not None else int(max(a.dim(), b.dim()) > 1)
 
 
 def _share_memory(a: Any, b: Any) -> bool:

@@ -112,6 +112,30 @@ def test_comparison_with_itself_is_named_once(second, finding):
     assert len(caught) == 1
 
 
+def comparison_of_copies(module):
+    features = randn(16, 8)
+    with (
+        CollapseMonitor(module, every=1) as monitor,
+        pytest.warns(CollapseWarning, match="equal_values") as caught,
+    ):
+        monitor.compare(features, features.clone())
+    return str(caught[0].message)
+
+
+def test_equal_values_have_causes_of_their_own():
+    layer = nn.Sequential(nn.Linear(8, 8), nn.Dropout())
+    training = comparison_of_copies(layer)
+    evaluated = comparison_of_copies(layer.eval())
+    frozen = comparison_of_copies(layer.train().requires_grad_(False))
+    for text in (training, evaluated, frozen, comparison_of_copies(None)):
+        assert "Keep a copy" not in text
+        for cause in ("clone()", "frozen weights", "eval()", "dropout", "a loader that repeats"):
+            assert cause in text
+    assert "Seen here" not in training
+    assert "Seen here: the watched module is in eval()" in evaluated
+    assert "Seen here: no parameter of the watched module requires a gradient" in frozen
+
+
 def test_memory_is_checked_between_records():
     monitor = CollapseMonitor(every=100, warn=False)
     first, second = randn(16, 8), randn(16, 8, seed=1)
@@ -160,6 +184,32 @@ def test_different_batches_compare_quietly():
     assert monitor.records[0]["mean_cosine"] == pytest.approx(
         float(F.cosine_similarity(randn(16, 8), randn(16, 8, seed=1)).mean()), abs=1e-6
     )
+
+
+def test_comparisons_are_along_the_axis_of_torch():
+    maps, others = randn(16, 512, 1, 1), randn(16, 512, 1, 1, seed=1)
+    maps[:, :, 0, 0][torch.arange(16), torch.arange(16)] = 0
+    tokens, more = randn(5, 7, 32), randn(5, 7, 32, seed=1)
+    monitor = CollapseMonitor(every=1)
+    for a, b, dim in ((maps, others, 1), (tokens, more, 2), (tokens, more, 0), (tokens, more, -1)):
+        given = {} if dim == 1 else {"dim": dim}
+        assert monitor.compare(a, b, **given) is None
+        expected = float(F.cosine_similarity(a, b, dim=dim).mean())
+        assert monitor.records[-1]["mean_cosine"] == pytest.approx(expected, abs=1e-6)
+    with pytest.warns(CollapseWarning, match="shared_storage"):
+        assert monitor.compare(maps, maps.view_as(maps)) == "shared_storage"
+    assert not monitor.skipped
+
+
+def test_the_axis_of_the_features_can_be_told():
+    tokens = randn(4, 32, 6)
+    monitor = CollapseMonitor(every=1, dim=1, warn=False)
+    monitor.observe(tokens)
+    expected = diagnose.embeddings(tokens.movedim(1, 2).flatten(0, 1)).geometry
+    assert monitor.records[0]["rows"] == 24
+    assert monitor.records[0]["rankme"] == pytest.approx(expected.rankme, rel=1e-9)
+    monitor.compare(tokens, tokens.clone())
+    assert monitor.records[1]["verdict"] == "equal_values"
 
 
 def test_a_shorter_last_batch_is_compared_on_the_rows_both_have():

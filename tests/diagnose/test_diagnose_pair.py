@@ -135,6 +135,14 @@ def test_errors_say_what_was_expected(a, b, error, words):
         diagnose.pair(a, b)
 
 
+@pytest.mark.parametrize("shape", [(16, 512, 1, 1), (5, 7, 32), (6, 8), (9, 3, 2)])
+def test_the_axis_is_that_of_torch(shape):
+    a, b = randn(*shape), randn(*shape, seed=1)
+    facts = diagnose.pair(a, b).facts
+    assert facts.exact[1] == pytest.approx(float(F.cosine_similarity(a, b).mean()), abs=1e-6)
+    assert facts.features == shape[1]
+
+
 def test_dim_out_of_range():
     with pytest.raises(IndexError, match=r"expected dim in \[-2, 1\], got 2"):
         diagnose.pair(randn(3, 4), randn(3, 4), dim=2)
@@ -173,9 +181,9 @@ def test_a_side_that_was_stretched_is_named(one, two, dim, words):
 
 def test_rows_that_meet_several_are_remarked_on():
     tokens = randn(8, 12, 64)
-    report = diagnose.pair(tokens.mean(1, keepdim=True), randn(8, 12, 64, seed=1))
+    report = diagnose.pair(tokens.mean(1, keepdim=True), randn(8, 12, 64, seed=1), dim=-1)
     assert "12 along axis 1" in report.facts.remarks[-1]
-    assert "8 along axis 0" in diagnose.pair(tokens.mean(0), tokens).facts.remarks[-1]
+    assert "8 along axis 0" in diagnose.pair(tokens.mean(0), tokens, dim=-1).facts.remarks[-1]
     assert diagnose.pair(randn(64), randn(5, 64, seed=1)).facts.remarks == ()
 
 
