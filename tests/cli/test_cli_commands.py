@@ -285,3 +285,32 @@ def test_a_byte_order_mark_is_no_part_of_the_first_text(folder):
     assert marked == plain
     run("index", "build", folder / "x.npy", "--ids", folder / "marked.txt", "-o", folder / "i")
     assert CosineIndex.load(folder / "i").ids.tolist() == lines
+
+
+def test_rows_are_added_to_an_index(folder):
+    lines = [f"doc {row}" for row in range(70)]
+    np.save(folder / "a.npy", X[:50])
+    np.save(folder / "b.npy", X[50:])
+    for name, some in (("a.txt", lines[:50]), ("b.txt", lines[50:])):
+        (folder / name).write_text("\n".join(some), encoding="utf-8")
+    for ids in ([], ["--ids"]):
+        given = [[*ids, folder / f"{name}.txt"] if ids else [] for name in "ab"]
+        run("index", "build", folder / "a.npy", *given[0], "-o", folder / "x.index")
+        status, out, err = run("index", "add", folder / "x.index", folder / "b.npy", *given[1])
+        assert (status, out) == (0, "")
+        assert err == f"cossim: wrote {folder / 'x.index'}: 70 rows of 5, 20 of them new\n"
+        held = CosineIndex.load(folder / "x.index")
+        assert held.ids.tolist() == (lines if ids else list(range(70)))
+        best = np.argsort(-cosines(Q, X), axis=1)[:, :3]
+        names = np.array(lines, dtype=object) if ids else np.arange(70)
+        assert held.search(Q, 3).indices.tolist() == names[best].tolist()
+
+
+def test_rows_that_do_not_fit_an_index_leave_it_as_it_is(folder):
+    run("index", "build", folder / "x.npy", "-o", folder / "x.index")
+    before = (folder / "x.index").read_bytes()
+    np.save(folder / "wide.npy", np.ones((3, 9), np.float32))
+    for more in ([folder / "wide.npy"], [folder / "x.npy", "--ids", folder / "x.txt"]):
+        status, out, err = run("index", "add", folder / "x.index", *more)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+    assert (folder / "x.index").read_bytes() == before
