@@ -38,6 +38,29 @@ def build(
     note(f"wrote {output}: {len(index)} rows of {index.d}")
 
 
+@app.command(epilog="Example: cossim index add corpus.index more.npy")
+def add(
+    index: Annotated[Path, typer.Argument(help="What `cossim index build` wrote.")],
+    embeddings: inputs.Embeddings,
+    ids: inputs.Ids = None,
+    ids_key: inputs.IdsKey = None,
+    key: inputs.Key = None,
+    skip_nan: inputs.SkipNan = False,
+) -> None:
+    """Add EMBEDDINGS to the rows of an INDEX, with ids if it has some.
+
+    The file is replaced once the new one is on the disk: others may search the old one meanwhile.
+    """
+    with one_line_errors():
+        outputs.check_place(index, (embeddings, ids))
+        held = CosineIndex.load(index, mmap=False)
+        rows = inputs.embeddings(embeddings, key=key, skip_nan=skip_nan)
+        before = len(held)
+        held.add(rows, inputs.ids(ids, key=ids_key))
+        held.save(index)
+    note(f"wrote {index}: {len(held)} rows of {held.d}, {len(held) - before} of them new")
+
+
 @app.command(epilog="Example: cossim index search queries.npy corpus.index -k 10")
 def search(
     queries: inputs.Queries,

@@ -90,7 +90,7 @@ def texts(path: Path | None, rows: int) -> list[str] | None:
 def _lines(path: Path) -> list[str]:
     files.check_regular(path)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"expected UTF-8 text in {path}: {error}") from error
     if lines[-1] == "":  # a final newline ends the last line

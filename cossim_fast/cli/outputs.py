@@ -152,10 +152,19 @@ def _numbers(column: np.ndarray[Any, Any] | Sequence[str]) -> bool:
 
 
 def _npz(file: BinaryIO, columns: Columns) -> None:
-    held: dict[str, Any] = {
-        name: column if _numbers(column) else np.array(list(column), dtype=str)
-        for name, column in columns.items()
-    }
+    """Arrays by their names; texts as UTF-8 one after another, and where each of them ends.
+
+    An array of texts would give each the room of the longest, four bytes a character.
+    """
+    held: dict[str, Any] = {}
+    for name, column in columns.items():
+        if _numbers(column):
+            held[name] = column
+            continue
+        # Halves of surrogate pairs, which ids may hold, stay what they are.
+        coded = [text.encode("utf-8", "surrogatepass") for text in column]
+        held[f"{name}_utf8"] = np.frombuffer(b"".join(coded), np.uint8)
+        held[f"{name}_ends"] = np.cumsum([len(text) for text in coded], dtype=np.int64)
     np.savez(file, **held)
 
 

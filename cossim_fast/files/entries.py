@@ -1,11 +1,13 @@
 """The arrays that a file says it holds: names and shapes first, one of them read."""
 
+import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from cossim_fast.files.errors import BadFileError
 
@@ -46,6 +48,8 @@ def choose(
         BadFileError: what was expected, what the file holds, and what to pass.
     """
     if key is not None:
+        if key not in entries and ndim == 2 and (rows := fnmatch.filter(entries, key)):
+            return key, _stacked({name: entries[name] for name in rows}, path)
         if key not in entries:
             raise BadFileError(f"expected {key!r} in {path}, which holds {_listed(entries)}")
         name = key
@@ -53,6 +57,8 @@ def choose(
         fitting = [name for name, entry in entries.items() if entry.may_have(ndim)]
         if len(fitting) != 1:
             fix = "; name one with its key" if len(fitting) > 1 else ""
+            if not fix and ndim == 2 and _one_length(entries):
+                fix = "; --key '*' takes vectors of one length as rows"
             raise BadFileError(
                 f"expected one array of {ndim} axes in {path}, which holds {_listed(entries)}{fix}"
             )
@@ -60,6 +66,33 @@ def choose(
     if entries[name].refusal:
         raise BadFileError(f"{name or 'the array'} of {path} {entries[name].refusal}")
     return name, entries[name]
+
+
+def _one_length(entries: Mapping[str, Entry]) -> bool:
+    shapes = {entry.shape for entry in entries.values()}
+    return len(shapes) == 1 and len(shapes.pop() or ()) == 1
+
+
+def _stacked(entries: Mapping[str, Entry], path: Path) -> Entry:
+    """The vectors of several names as the rows of one matrix, in their order in the file.
+
+    Raises:
+        BadFileError: they are no vectors of one length, or one of them cannot be read.
+    """
+    for name, entry in entries.items():
+        if entry.refusal:
+            raise BadFileError(f"{name} of {path} {entry.refusal}")
+    if not _one_length(entries):
+        raise BadFileError(
+            f"expected vectors of one length in {path}, to be rows, got {_listed(entries)}"
+        )
+    ((width,),) = {entry.shape for entry in entries.values() if entry.shape}
+
+    def read() -> Any:
+        rows = [entry.read() for entry in entries.values()]
+        return torch.stack(rows) if isinstance(rows[0], torch.Tensor) else np.stack(rows)
+
+    return Entry((len(entries), width), sum(entry.nbytes for entry in entries.values()), read)
 
 
 def refusal_of(dtype: np.dtype[Any], ndim: int) -> str:
@@ -104,7 +137,8 @@ def shown(shape: tuple[int | None, ...] | None) -> str:
 
 def _listed(entries: Mapping[str, Entry]) -> str:
     words = [
-        f"{name or 'array'} {shown(entry.shape)}" + (entry.refusal and f", which {entry.refusal}")
+        f"{name or 'array'}{'' if entry.shape == () else f' {shown(entry.shape)}'}"
+        + (entry.refusal and f", which {entry.refusal}")
         for name, entry in list(entries.items())[:_LISTED]
     ]
     return listed_names(words, len(entries)) or "no array"

@@ -26,7 +26,7 @@ def entries(path: Path, key: str | None, verify: bool) -> dict[str, Entry]:
     """
     with _open(path, verify) as file:
         table = _Table(path, file, verify)
-        fields = {field.name: field.type for field in file.schema_arrow}
+        fields = {field.name: _stored(field.type) for field in file.schema_arrow}
         index = _index_of_pandas(file.schema_arrow, fields)
     lists = [name for name, kind in fields.items() if _is_list(kind)]
     if key is not None and (named := _named(key, list(fields))):
@@ -130,7 +130,7 @@ class _Table:
         names = file.schema_arrow.names
         if len(set(names)) < len(names):
             raise DamagedError("two of its columns have one name")
-        self._types = {field.name: field.type for field in file.schema_arrow}
+        self._types = {field.name: _stored(field.type) for field in file.schema_arrow}
         groups = [metadata.row_group(place).num_rows for place in range(metadata.num_row_groups)]
         self.rows = metadata.num_rows
         if min([self.rows, *groups]) < 0 or self.rows != sum(groups):
@@ -175,7 +175,7 @@ class _Table:
 
         def read() -> Any:
             chunks = self.read([name]).column(0).chunks
-            rows = [_rows(chunk) for chunk in chunks if len(chunk)]
+            rows = [_rows(getattr(chunk, "storage", chunk)) for chunk in chunks if len(chunk)]
             widths = {some.shape[1] for some in rows}
             if len(widths) > 1:
                 raise DamagedError(f"its lists are of {min(widths)} to {max(widths)} numbers")
@@ -215,6 +215,13 @@ def _rows(lists: Any) -> np.ndarray[Any, Any]:
         raise DamagedError(f"{flat.null_count} of the numbers in its lists are missing")
     matrix: np.ndarray[Any, Any] = flat.to_numpy(zero_copy_only=False).reshape(len(lists), most)
     return matrix
+
+
+def _stored(kind: Any) -> Any:
+    """What a column of tensors of one shape is stored as; of vectors, lists of one length."""
+    named = getattr(kind, "extension_name", "")
+    vectors = named == "arrow.fixed_shape_tensor" and len(kind.shape) == 1
+    return kind.storage_type if vectors else kind
 
 
 def _is_list(kind: Any) -> bool:

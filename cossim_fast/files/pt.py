@@ -41,10 +41,17 @@ def entries(path: Path, _key: str | None, verify: bool) -> dict[str, Entry]:
     if not isinstance(held, dict):
         held = {"": held}
     return {
-        str(name): _entry(tensor, records)
-        for name, tensor in held.items()
-        if isinstance(name, (str, int)) and isinstance(tensor, Tensor)
+        str(name): _entry(value, records) if isinstance(value, Tensor) else _no_tensor(value)
+        for name, value in held.items()
+        if isinstance(name, (str, int))
     }
+
+
+def _no_tensor(value: object) -> Entry:
+    """What is no array of any number of axes, and is named where one is looked for in vain."""
+    kind = type(value).__name__
+    fix = "; save torch.tensor(x)" if isinstance(value, (list, tuple)) else ""
+    return Entry((), 0, lambda: None, f"is of type {kind}{fix}")
 
 
 def _entry(tensor: Tensor, records: _Records | None) -> Entry:

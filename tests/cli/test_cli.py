@@ -97,7 +97,7 @@ def bad_files(folder):
         "one.npy": "n >= 2",
         "two.npz": "name one with its key",
         "unsafe.pt": "cannot be read",
-        "none.pt": "holds no array",
+        "none.pt": "holds weights, which is of type list",
         "x.safetensors": "cannot be read",
         "x.parquet": "cannot be read",
     }

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cli_run import run, run_on_terminal
+from cli_run import npz_columns, run, run_on_terminal
 from cossim_fast import CosineIndex
 from cossim_fast.retrieval.screening.screens import offer
 
@@ -37,7 +37,7 @@ def read(path):
         return pq.read_table(path).to_pydict()
     if path.suffix == ".npz":
         with np.load(path) as held:
-            return {name: held[name].tolist() for name in held.files}
+            return npz_columns(held)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return {name: [row[name] for row in rows] for name in rows[0]}
 
@@ -262,3 +262,55 @@ def test_whole_numbers_of_8_bits(dtype, tmp_path):
         run("topk", tmp_path / name, tmp_path / name, "-k", "3") for name in ("x.npy", "wide.npy")
     ]
     assert found[0] == found[1]
+
+
+def test_a_long_text_does_not_widen_the_others(folder):
+    texts = ["short"] * 69 + ["long " * 200_000]
+    (folder / "long.txt").write_text("\n".join(texts), encoding="utf-8")
+    run("topk", folder / "q.npy", folder / "x.npy", "-k", "69", "--texts", folder / "long.txt",
+        "-o", folder / "out.npz")  # fmt: skip
+    found = read(folder / "out.npz")
+    assert found["text"] == [texts[row] for row in found["row"]]
+    assert (folder / "out.npz").stat().st_size < 7e6
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_text(folder):
+    lines = [f"text {row}" for row in range(70)]
+    for name, encoding in (("marked.txt", "utf-8-sig"), ("plain.txt", "utf-8")):
+        (folder / name).write_text("\n".join(lines), encoding=encoding)
+    marked, plain = (
+        run("topk", folder / "x.npy", folder / "x.npy", "-k", "1", "--texts", folder / name)
+        for name in ("marked.txt", "plain.txt")
+    )
+    assert marked == plain
+    run("index", "build", folder / "x.npy", "--ids", folder / "marked.txt", "-o", folder / "i")
+    assert CosineIndex.load(folder / "i").ids.tolist() == lines
+
+
+def test_rows_are_added_to_an_index(folder):
+    lines = [f"doc {row}" for row in range(70)]
+    np.save(folder / "a.npy", X[:50])
+    np.save(folder / "b.npy", X[50:])
+    for name, some in (("a.txt", lines[:50]), ("b.txt", lines[50:])):
+        (folder / name).write_text("\n".join(some), encoding="utf-8")
+    for ids in ([], ["--ids"]):
+        given = [[*ids, folder / f"{name}.txt"] if ids else [] for name in "ab"]
+        run("index", "build", folder / "a.npy", *given[0], "-o", folder / "x.index")
+        status, out, err = run("index", "add", folder / "x.index", folder / "b.npy", *given[1])
+        assert (status, out) == (0, "")
+        assert err == f"cossim: wrote {folder / 'x.index'}: 70 rows of 5, 20 of them new\n"
+        held = CosineIndex.load(folder / "x.index")
+        assert held.ids.tolist() == (lines if ids else list(range(70)))
+        best = np.argsort(-cosines(Q, X), axis=1)[:, :3]
+        names = np.array(lines, dtype=object) if ids else np.arange(70)
+        assert held.search(Q, 3).indices.tolist() == names[best].tolist()
+
+
+def test_rows_that_do_not_fit_an_index_leave_it_as_it_is(folder):
+    run("index", "build", folder / "x.npy", "-o", folder / "x.index")
+    before = (folder / "x.index").read_bytes()
+    np.save(folder / "wide.npy", np.ones((3, 9), np.float32))
+    for more in ([folder / "wide.npy"], [folder / "x.npy", "--ids", folder / "x.txt"]):
+        status, out, err = run("index", "add", folder / "x.index", *more)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+    assert (folder / "x.index").read_bytes() == before

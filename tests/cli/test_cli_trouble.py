@@ -55,7 +55,7 @@ def folder(tmp_path):
 
 TROUBLE = {
     "topk missing.npy x.npy": "expected a file at missing.npy, and there is none",
-    "topk x.npy folder.npz": "expected a file at folder.npz, which is a folder",
+    "topk x.npy folder.npz": "in folder.npz, which is a folder",
     "topk x.npy x.csv": "expected a file ending in .npy",
     "topk x.npy cut.npy": "cut.npy cannot be read as .npy",
     "topk narrow.npy x.npy": "expected queries of shape (q, 8) to match the corpus, got (q, 5)",
@@ -63,7 +63,6 @@ TROUBLE = {
     "topk flat.npy x.npy": "expected one array of 2 axes in flat.npy",
     "topk x.npy bad.npy": "row 7 of bad.npy holds NaN or an infinity; --skip-nan",
     "topk bad.npy x.npy": "row 7 of bad.npy holds NaN or an infinity; --skip-nan",
-    "topk x.npy x.npy -k 301": "300",
     "topk x.npy x.npy --screen int4": "int4",
     "topk x.npy x.npy --texts three.txt": "expected 300 lines in three.txt, one a row, got 3",
     "topk x.npy x.npy --texts latin.txt": "expected UTF-8 text in latin.txt",

@@ -409,3 +409,38 @@ def test_rows_of_no_width_are_not_gone_through(suffix, tmp_path):
         assert status == 2
         assert f"d >= 1 in {path}, got shape ({n}, 0)" in err
     assert time.process_time() - began < 30  # the command is imported meanwhile
+
+
+# What is there and does not fit
+
+
+def test_vectors_by_their_ids_are_rows_where_that_is_asked_for(tmp_path):
+    vectors = {f"doc{row}": torch.from_numpy(X[row].copy()) for row in range(4)}
+    torch.save(vectors, tmp_path / "x.pt")
+    np.savez(tmp_path / "x.npz", **{name: vector.numpy() for name, vector in vectors.items()})
+    for path in (tmp_path / "x.pt", tmp_path / "x.npz"):
+        assert "--key '*' takes vectors of one length as rows" in refused(path)
+        np.testing.assert_array_equal(files.load(path, key="*"), X)
+        np.testing.assert_array_equal(files.load(path, key="doc[12]"), X[1:3])
+    torch.save({**vectors, "other": torch.ones(7)}, tmp_path / "x.pt")
+    assert "vectors of one length" in refused(tmp_path / "x.pt", key="*")
+    np.testing.assert_array_equal(files.load(tmp_path / "x.pt", key="doc*"), X)
+
+
+def test_what_is_no_tensor_is_named(tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save(X.tolist(), path)
+    assert "holds array, which is of type list; save torch.tensor(x)" in refused(path)
+    torch.save({"emb": X.tolist(), "step": 3}, path)
+    assert "emb, which is of type list; save torch.tensor(x), step, which is of" in refused(path)
+    torch.save({"emb": torch.from_numpy(X), "names": ["a", "b"]}, path)
+    np.testing.assert_array_equal(files.load(path), X)
+    torch.save({f"name{at}": "text" for at in range(500)}, path)
+    assert "and 480 more" in refused(path)
+
+
+def test_a_column_of_tensors_of_one_shape(tmp_path):
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(X)
+    pq.write_table(pa.table({"id": [1, 2, 3, 4], "vector": column}), tmp_path / "x.parquet")
+    np.testing.assert_array_equal(files.load(tmp_path / "x.parquet"), X)
+    np.testing.assert_array_equal(files.load(tmp_path / "x.parquet", key="vector"), X)

@@ -66,3 +66,18 @@ def run_on_terminal(*arguments, bar=False):
     os.close(leader)
     out = b"".join(seen).decode().replace("\r\n", "\n")
     return status, re.sub(r"\x1b\[[0-9;]*m", "", out), err.getvalue()
+
+
+def npz_columns(held):
+    """The columns of an output in .npz, texts put together from their bytes and ends."""
+    columns = {}
+    for name in held.files:
+        if name.endswith("_utf8"):
+            raw, ends = held[name].tobytes(), held[name.replace("_utf8", "_ends")].tolist()
+            columns[name.removesuffix("_utf8")] = [
+                raw[begin:end].decode("utf-8", "surrogatepass")
+                for begin, end in zip([0, *ends], ends, strict=False)
+            ]
+        elif not name.endswith("_ends"):
+            columns[name] = held[name].tolist()
+    return columns
