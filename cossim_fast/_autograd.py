@@ -43,7 +43,7 @@ class CosineRows(torch.autograd.Function):
 
 
 class CosineMatrix(torch.autograd.Function):
-    """`_cpu_matrix.cosine_matrix` with its first derivatives; y=None stands for x."""
+    """`_cpu.matrix.cosine_matrix` with its first derivatives; y=None stands for x."""
 
     @staticmethod
     def forward(

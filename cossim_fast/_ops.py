@@ -201,7 +201,7 @@ def block_thresholds(
 
     maxima (n, blocks) is what block_max gives; query_terms (4, n) float32 are the scale, residual,
     norm and offset of the queries, block_terms (3, blocks) the scale, residual and radius of the
-    blocks, as `_cpu_screen.cosine_bounds` takes them. The k-th largest of the best lower bounds of
+    blocks, as in `_cpu.topk_ops.cosine_bounds`. The k-th largest of the best lower bounds of
     ``groups`` >= k groups, block b in group b % groups: k groups hold k different rows.
     """
     _checks.block_thresholds(maxima, query_terms, block_terms, k, groups)

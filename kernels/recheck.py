@@ -91,10 +91,10 @@ def _recheck_kernel(
         product, scale[None, :], residual[None, :], norm[None, :], offset[None, :],
         block_scale[None, :], block_residual[None, :], block_radius[None, :],
     )  # fmt: skip
-    alive = (product != lowest) & (upper >= threshold[None, :])
+    reached = (product != lowest) & (upper >= threshold[None, :])
     lane = tl.arange(0, BLOCK)
     out = out_ptr + pair[None, :] * stride_op + lane[:, None] * stride_ob
-    tl.store(out, alive.to(tl.int8), mask=tl.broadcast_to(in_list[None, :], (BLOCK, BLOCK_P)))
+    tl.store(out, reached.to(tl.int8), mask=tl.broadcast_to(in_list[None, :], (BLOCK, BLOCK_P)))
 
 
 def launch_recheck(

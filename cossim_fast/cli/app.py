@@ -75,5 +75,5 @@ app.add_typer(index.app)
 app.command(short_help="Check whether embeddings have collapsed.", epilog=diagnose.EXAMPLE)(
     diagnose.diagnose
 )
-app.command(short_help="Time the functions beside plain torch.", epilog=bench.EXAMPLE)(bench.bench)
+app.command(short_help="Compare times with plain torch.", epilog=bench.EXAMPLE)(bench.bench)
 app.command(short_help="Show versions and what this machine uses.", epilog=info.EXAMPLE)(info.info)

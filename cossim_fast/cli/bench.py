@@ -44,7 +44,7 @@ def bench(
     """Compare the times of the functions with those of plain torch, on float32 rows.
 
     The two take turns. Shows their median times; the median, lowest and highest speedup of a round;
-    and the largest difference of the results.
+    and the largest difference of the results (error).
     """
     with one_line_errors():
         if embeddings is None:
@@ -56,7 +56,7 @@ def bench(
         if x.shape[0] < 2:
             raise ValueError(f"expected 2 rows or more, got {x.shape[0]}")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for name in ("", "ours", "torch", "speedup", "difference"):
+        for name in ("", "ours", "torch", "speedup", "error"):
             table.add_column(name, justify="right" if name else "left", no_wrap=True)
         for case in _cases(x):
             table.add_row(*_timed(case, rounds))

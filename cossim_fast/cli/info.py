@@ -60,7 +60,7 @@ def _screens() -> Iterator[tuple[str, str]]:
     first = machine.screen_for(384)
     yield (
         "first screen",
-        f"{first}, the narrowest that is fast; wider ones if it drops too few rows",
+        f"{first}, the narrowest that is fast; wider ones where needed",
     )
 
 

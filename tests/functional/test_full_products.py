@@ -160,7 +160,7 @@ def check_float32_bound():
 
 
 def check_heads():
-    """T(y) of `heads`, within what `HeadScreen.split` allows for."""
+    """T(y) of `screening.projection`, within what `ProjectionScreen.split` allows for."""
     g = torch.Generator().manual_seed(3)
     y = torch.nn.functional.normalize(torch.randn(300, 96, generator=g))
     basis = torch.linalg.qr(torch.randn(96, 28, generator=g, dtype=torch.float64)).Q.float()

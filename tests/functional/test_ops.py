@@ -82,7 +82,7 @@ def test_backward_bodies_agree_with_float64(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_backward_bodies_take_rows_of_any_magnitude(dtype):
-    """Autograd does not reach into an op, so its body may not lean on it for the odd rows."""
+    """Autograd does not reach into an op, so its body may not use it for out-of-range rows."""
     grad, x, y, eps = arguments("rowwise_bwd", dtype)
     x[1] = 0
     y[2] *= 2.0**60 if dtype == torch.float32 else 1

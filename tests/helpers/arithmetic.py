@@ -25,8 +25,8 @@ def exact_sums(rows, codes):
 
 def saturating_sums(rows, codes):
     """Products of adjacent codes are added in 16 bits that saturate (vpmaddubsw), pairs in 32."""
-    odd = rows.shape[1] % 2
-    rows, codes = (torch.nn.functional.pad(x, (0, odd)).int().mT for x in (rows, codes))
+    padding = rows.shape[1] % 2
+    rows, codes = (torch.nn.functional.pad(x, (0, padding)).int().mT for x in (rows, codes))
     total = torch.zeros((rows.shape[1], codes.shape[1]), dtype=torch.int32)
     for k in range(0, len(rows), 2):
         pair = torch.outer(rows[k], codes[k]).addr_(rows[k + 1], codes[k + 1])

@@ -82,7 +82,7 @@ def interrupted(call, at, files=MODULES):
 
 
 def interrupt_change(index, call, at):
-    """Interrupt a call of an index, and let go of its lock.
+    """Interrupt a call of an index, and release its lock.
 
     Between the end of a with block and the call that releases its lock a trace may fall in, but no
     signal: see `test_locks_are_released`.
@@ -126,10 +126,10 @@ def test_a_search_that_is_interrupted_changes_nothing(kind):
     count = interrupted(lambda: index.search(rows(2, 1), 3, exclude=index.ids[4:6]), 0)
     for at in range(1, count, count // 40):
         index = made(kind)
-        hidden = index.ids[4:6]
-        interrupt_change(index, lambda i=index, h=hidden: i.search(rows(2, 1), 3, exclude=h), at)
+        excluded = index.ids[4:6]
+        interrupt_change(index, lambda i=index, h=excluded: i.search(rows(2, 1), 3, exclude=h), at)
         assert content(index) == before
-        index.remove(hidden)
+        index.remove(excluded)
         assert len(index) == 38
 
 

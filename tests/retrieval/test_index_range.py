@@ -59,13 +59,13 @@ def test_excluded_rows_are_not_returned():
     for_all = [1000, 1001, 1150, 7]  # one is removed and one was never there
     nearest = index.search(queries, 5).indices
     per_query = torch.cat([nearest, torch.full((4, 1), -1)], 1)
-    for exclude, hidden in (
+    for exclude, excluded in (
         (for_all, torch.isin(pairs[:, 1] + 1000, torch.tensor(for_all))),
         (set(for_all), torch.isin(pairs[:, 1] + 1000, torch.tensor(for_all))),
         (per_query, (nearest[pairs[:, 0]] == pairs[:, 1:] + 1000).any(1)),
         ([], torch.zeros(len(pairs), dtype=torch.bool)),
     ):
-        kept = there & ~hidden
+        kept = there & ~excluded
         found = index.range_search(queries, 0.2, exclude=exclude)
         assert torch.equal(found.indices, pairs[kept, 1] + 1000)
         assert torch.equal(found.scores, scores[kept].float())

@@ -1,4 +1,4 @@
-"""One or two queries by the heads of rows: the same bits as without, and as brute force finds."""
+"""One or two queries by projections of rows: the bits of brute force, and of a search without."""
 
 import pickle
 import threading
@@ -38,17 +38,17 @@ def eager(monkeypatch):
 
 @pytest.fixture(params=["one query in bfloat16", "codes"])
 def multiplied(request, monkeypatch, processor):
-    """Each of the ways in which codes of heads are multiplied, on each kind of processor."""
+    """Each product for projected codes, on each kind of processor."""
     works = request.param != "codes"
     monkeypatch.setattr(screens, "_few_queries_work", lambda: works)
 
 
-def heads_of(index):
+def projections_of(index):
     return [part.segment.projection.coded for part in index._snapshot.parts]
 
 
 def with_heads(x, like, **options):
-    """An index whose parts have heads."""
+    """An index whose parts have projections."""
     index = CosineIndex(x, **options)
     index.search(like[:1], 1)
     index.search(like[:1], 1)
@@ -75,10 +75,10 @@ def varied(n, seed=0, d=WIDTH):
 def test_finds_what_brute_force_finds(kind, dtype, processor):
     queries, x = search_data.make(kind, 700, WIDTH, 6, dtype)
     index = with_heads(x, queries[-1:])
-    assert heads_of(index)[0] is not None
+    assert projections_of(index)[0] is not None
     for k in (1, 3):
         for some in (queries[:1], queries[2:4], queries[5:6]):
-            assert index.explain(some, k).reason.startswith("few queries")
+            assert index.explain(some, k).reason.startswith("one or two queries")
             assert_brute(index.search(some, k), some, x, k)
 
 
@@ -93,8 +93,8 @@ def test_no_cosine_is_above_its_bound(dtype, processor):
     segment.projection = SegmentProjection()
     wide = widen(queries)
     few_queries.note(segment, wide, torch.tensor([0.5, 0.5]).double())
-    head = few_queries.projection_of(segment, centre)
-    tile = few_queries._tile(head, segment, wide, None)
+    made = few_queries.projection_of(segment, centre)
+    tile = few_queries._tile(made, segment, wide, None)
     by_row = [x.repeat_interleave(BLOCK, 0)[:300].mT for x in (tile.scale, tile.margin)]
     bare = tile.values[:300].mT.double() * by_row[0] + tile.offset[:, None]
     upper = bare + by_row[1]
@@ -161,18 +161,18 @@ def test_many_shapes():
 def test_rows_that_may_not_be_returned():
     x, queries = varied(1500), varied(2, seed=1)
     index = with_heads(x, queries)
-    (head,) = heads_of(index)
+    (made,) = projections_of(index)
     index.add(varied(400, seed=2))
     index.search(queries, 1)
-    assert heads_of(index)[0] is head  # it is another part
+    assert projections_of(index)[0] is made  # it is another part
     everything = torch.cat([x, varied(400, seed=2)])
     index.search(queries, 1)
-    assert heads_of(index)[1] is not None
+    assert projections_of(index)[1] is not None
     assert_brute(index.search(queries, 5), queries, everything, 5)
 
     best = search_data.brute_force(queries, everything, 3)[1]
     index.remove(best[:, 0].unique())
-    assert heads_of(index)[0] is head
+    assert projections_of(index)[0] is made
     left = everything.clone()
     left[best[:, 0]] = torch.nan
     assert_brute(index.search(queries, 5), queries, left, 5)
@@ -196,13 +196,13 @@ def test_goes_on_with_whole_codes_where_too_many_pass(monkeypatch):
     monkeypatch.setattr(tuning, "FEW_CODE_NS", 0.0)  # nothing may be scored beyond the first
     monkeypatch.setattr(tuning, "FEW_LOST", 8)
     for number in range(9):
-        assert heads_of(index)[0] is not None
+        assert projections_of(index)[0] is not None
         some = queries[number : number + 2]
         assert_brute(index.search(some, 5), some, x, 5)
     (part,) = index._snapshot.parts
     assert part.segment.projection.given_up
     assert_brute(index.search(queries[:1], 5), queries[:1], x, 5)
-    assert "few queries" not in index.explain(queries[:1], 5).reason
+    assert "one or two queries" not in index.explain(queries[:1], 5).reason
 
 
 def test_chosen_where_it_pays_alone(monkeypatch, int8_product):
@@ -213,20 +213,20 @@ def test_chosen_where_it_pays_alone(monkeypatch, int8_product):
     for rows, pays in ((x, True), (alike, False)):
         index = CosineIndex(rows)
         for number in range(tuning.FEW_SEARCHES + 1):
-            assert heads_of(index) == [None]
+            assert projections_of(index) == [None]
             index.search(rows[number][None], 3)
-        assert (heads_of(index)[0] is not None) == pays
+        assert (projections_of(index)[0] is not None) == pays
         assert index._snapshot.parts[0].segment.projection.given_up != pays
     index = CosineIndex(x)
     for number in range(2 * tuning.FEW_SEARCHES):
         index.search(x[:3], 3)
         index.search(x[number][None], 3, certify=True)
         index.search(x[number][None], 50)
-    assert heads_of(index) == [None]
+    assert projections_of(index) == [None]
     monkeypatch.setattr(tuning, "FEW_NUMBERS", x.numel() + 1)
     for number in range(2 * tuning.FEW_SEARCHES):
         index.search(x[number][None], 3)
-    assert heads_of(index) == [None]
+    assert projections_of(index) == [None]
 
 
 @pytest.mark.usefixtures("int8_product", "eager")
@@ -242,10 +242,10 @@ def test_neither_pickled_nor_saved_nor_made_of_a_file(tmp_path):
     CosineIndex(x).save(tmp_path / "new")
     assert (tmp_path / "index").read_bytes() == (tmp_path / "new").read_bytes()
     for copy in (pickle.loads(held), CosineIndex.load(tmp_path / "index", mmap=False)):
-        assert heads_of(copy) == [None]
+        assert projections_of(copy) == [None]
         for _ in range(3):
             assert_brute(copy.search(queries, 5), queries, x, 5)
-        assert heads_of(copy)[0] is not None
+        assert projections_of(copy)[0] is not None
     mapped = CosineIndex.load(tmp_path / "index")
     for _ in range(3):
         assert_brute(mapped.search(queries, 5), queries, x, 5)
@@ -286,4 +286,4 @@ def test_threads_search_while_heads_are_coded(monkeypatch):
         thread.join()
     assert not wrong
     assert len(coded) == 1
-    assert heads_of(index)[0] is not None
+    assert projections_of(index)[0] is not None

@@ -203,7 +203,7 @@ def test_thresholds_rise_where_no_tile_suits(monkeypatch, processor):
 
 
 @pytest.mark.parametrize(
-    ("odd", "expected"),
+    ("unsuited", "expected"),
     [
         ((), [(0, 640)]),
         ((3,), [(0, 192), (192, 256), (256, 640)]),
@@ -212,9 +212,9 @@ def test_thresholds_rise_where_no_tile_suits(monkeypatch, processor):
         ((2, 5), [(0, 640)]),
     ],
 )
-def test_a_tile_is_cut_around_blocks_that_do_not_suit(odd, expected, processor):
+def test_a_tile_is_cut_around_blocks_that_do_not_suit(unsuited, expected, processor):
     queries, corpus = make("gaussian", 640, 24, 6, torch.float32)
-    for block in odd:
+    for block in unsuited:
         corpus[block * 64 : block * 64 + 64, 1:] *= 1e-3  # as long as one entry
     index = CosineIndex(corpus, screen="int8")
     segment = index._snapshot.parts[0].segment

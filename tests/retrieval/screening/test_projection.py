@@ -37,7 +37,7 @@ def screen_of(x, k):
 
 
 def test_heads_do_not_depend_on_threads(monkeypatch, processor):
-    """Threads make the heads of some rows each: of all rows together, and the same ones."""
+    """Threads project some rows each: all rows in all, with the same codes."""
     monkeypatch.setattr(_threads, "processors", lambda: 16)
     monkeypatch.setattr(tuning, "PROJECTION_NUMBERS", 2 * BLOCK * D)
     x = decaying(3000)
@@ -49,9 +49,9 @@ def test_heads_do_not_depend_on_threads(monkeypatch, processor):
             made.append(screen.split(segment, centre_of(x)).projected)
     finally:
         torch.set_num_threads(before)
-    for head in made[1:]:
+    for projected in made[1:]:
         for name in ("codes", "scale", "residual"):
-            assert torch.equal(getattr(head, name), getattr(made[0], name)), name
+            assert torch.equal(getattr(projected, name), getattr(made[0], name)), name
 
 
 @pytest.mark.parametrize("basis", ["of the rows", "all directions", "one", "skewed"])

@@ -452,7 +452,7 @@ def test_memory_holds_the_codes_alone(screen, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    # Rows of a file are read in blocks of 2^24 numbers, let go one by one; they hold the file's
+    # Rows of a file are read in blocks of 2^24 numbers, released one by one; they hold the file's
     # pages, and in some steps the rows in float32.
     file, codes, pages = 2 * n * d / 1e6, n * d / 1e6 * (screen == "auto"), 2 * 2**24 / 1e6
     assert file > 3 * pages
@@ -480,7 +480,7 @@ def test_pages_that_scoring_read_are_let_go_by_stretches(tmp_path, monkeypatch):
 
     def releasing(whole, rows):
         first = (rows.data_ptr() - whole.ctypes.data) // (16 * 4)
-        done.append(("let go", first // 64, (first + len(rows) - 1) // 64))
+        done.append(("released", first // 64, (first + len(rows) - 1) // 64))
         release_pages(whole, rows)
 
     monkeypatch.setattr(batches_module, "block_rows", lambda d: 64)
@@ -491,6 +491,6 @@ def test_pages_that_scoring_read_are_let_go_by_stretches(tmp_path, monkeypatch):
         assert_same(index.search(QUERIES, 9), expected)
         assert len(done) > 10
         for (what, *scored), (then, *gone) in zip(done[::2], done[1::2], strict=True):
-            assert (what, then) == ("scored", "let go")
+            assert (what, then) == ("scored", "released")
             assert scored == gone
             assert gone[0] == gone[1]
