@@ -69,10 +69,10 @@ class Selections:
     ) -> Best:
         """The k best rows (q, k) of every query among those that it may find."""
         best = Best(
-            torch.full((self._queries, k), torch.nan, dtype=torch.float64),
-            torch.full((self._queries, k), -1),
-            torch.full((self._queries,), -torch.inf, dtype=torch.float64),
-            torch.zeros(self._queries, dtype=torch.int64),
+            torch.full((self._queries, k), torch.nan, dtype=torch.float64, device="cpu"),
+            torch.full((self._queries, k), -1, device="cpu"),
+            torch.full((self._queries,), -torch.inf, dtype=torch.float64, device="cpu"),
+            torch.zeros(self._queries, dtype=torch.int64, device="cpu"),
             self._total,
             0,
         )
@@ -151,11 +151,11 @@ class Selections:
 
 def _grouped(where: Any, state: Snapshot, queries: int) -> Iterator[Selection]:
     """Read ``where``, and put queries that may find the same rows together."""
-    everybody = torch.arange(queries)
+    everybody = torch.arange(queries, device="cpu")
     mask = _mask_of(where)
     if mask is not None:
         live = torch.cat(
-            [torch.empty(0, dtype=torch.int64)]
+            [torch.empty(0, dtype=torch.int64, device="cpu")]
             + [part.live.nonzero()[:, 0] + part.segment.first for part in state.parts]
         )
         _checks.row_mask(mask, queries, len(live))
@@ -175,7 +175,7 @@ def _grouped(where: Any, state: Snapshot, queries: int) -> Iterator[Selection]:
     for number, rows in enumerate(lists):
         same.setdefault(rows.numpy().tobytes(), []).append(number)
     for numbers in same.values():
-        yield Selection(torch.tensor(numbers), lists[numbers[0]])
+        yield Selection(torch.tensor(numbers, dtype=torch.int64, device="cpu"), lists[numbers[0]])
 
 
 def _mask_of(where: Any) -> np.ndarray[Any, Any] | None:
@@ -249,7 +249,7 @@ def _local(position: Tensor, segment: Segment) -> tuple[Tensor, Tensor]:
 
 def _eligible(position: Tensor, segments: Sequence[Segment]) -> Tensor:
     """Whether rows may be returned at all (p,)."""
-    found = torch.zeros(len(position), dtype=torch.bool)
+    found = torch.zeros(len(position), dtype=torch.bool, device="cpu")
     for segment in segments:
         row, here = _local(position, segment)
         found[here] = segment.eligible[row[here]]

@@ -10,13 +10,10 @@ import cossim_fast
 
 PACKAGE = Path(cossim_fast.__file__).parent
 KERNELS = PACKAGE.parent / "kernels"
-# Rooms that are not looked at yet.
-LEFT_OUT = {"diagnose"}
 SOURCES = {
     f"{folder.name}/{path.relative_to(folder).as_posix()}": path.read_text(encoding="utf-8")
     for folder in (PACKAGE, KERNELS)
     for path in sorted(folder.rglob("*.py"))
-    if path.relative_to(folder).parts[0] not in LEFT_OUT
 }
 # What makes a tensor by torch's default device; most by its default dtype too.
 FACTORIES = {each.__name__ for each in _device_constructors()} | {"Tensor", "FloatTensor"}
