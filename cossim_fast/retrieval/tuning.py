@@ -203,10 +203,10 @@ BFLOAT16_SPARES = 0.3
 
 # ---- a filter (selection) ----
 
-# Queries: whose pass over a row takes as long as to gather and code it. Zen 5: 2.2 ns a number for
-# codes, and 0.13 for one query that passes over rows in memory.
+# [queries] Comparing a row with so many takes as long as to gather and code it. Zen 5: 2.2 ns a
+# number for codes, and 0.13 for one query that passes over rows in memory.
 CODED_AS_QUERIES = 16
-# Pairs: of queries and the rows that they may find, which are scored one by one instead; 4 ms.
+# [pairs] Of queries and the rows that they may find: up to so many are scored one by one; 4 ms.
 SCORED_PAIRS = 1 << 12
-# Pairs: that are scored at once, with 40 bytes each.
+# [pairs] Scored at once, with 40 bytes each.
 SCORED_PAIRS_AT_ONCE = 1 << 20

@@ -124,7 +124,8 @@ def scores_of(hits):
     return torch.tensor([[hit["score"] for hit in row] for row in hits], dtype=torch.float64)
 
 
-ROWS = {*FLOAT_TENSORS, *FLOAT_ARRAYS, *MATRIX}
+# Embeddings in 8 bits, as quantization gives them, are searched as they are.
+ROWS = {*FLOAT_TENSORS, *FLOAT_ARRAYS, *MATRIX, "int8", "uint8"}
 WHOLE = {*WHOLE_TENSORS, *UNSIGNED_TENSORS}
 BESIDE = {*FLOAT_TENSORS, *FUNCTIONAL, *WHOLE}
 DIAGNOSED = {*ROWS, *WHOLE_TENSORS, *WHOLE_ARRAYS}

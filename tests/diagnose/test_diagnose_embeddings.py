@@ -177,7 +177,7 @@ def test_containers_do_not_matter(change):
         (torch.empty(0, 4), None, ValueError, r"n >= 2"),
         (torch.empty(4, 0), None, ValueError, r"d >= 1"),
         (torch.ones(4, 2, dtype=torch.complex64), None, TypeError, "real numbers"),
-        (np.array([["a"], ["b"]]), None, TypeError, "real numbers"),
+        (np.array([["a"], ["b"]]), None, TypeError, "array of numbers"),
         (randn(4, 2), [0, 1], ValueError, r"labels of shape \(4,\), got \(2,\)"),
     ],
 )

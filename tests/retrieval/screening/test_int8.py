@@ -383,7 +383,7 @@ def test_nothing_is_found_out_of_int8_where_it_is_not_used(screen, monkeypatch):
 def test_bfloat16_is_multiplied_in_float32_where_no_product_of_it_is_fast(monkeypatch):
     x = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(operators, "bfloat16", refuse)
-    for rate, words in ((0.0, "no instructions"), (0.7, "0.7x float32")):
+    for rate, words in ((0.0, "no bfloat16 instructions"), (0.7, "0.7x float32")):
         monkeypatch.setattr(rates, "bfloat16", lambda rate=rate: rates.Rate(50.0 * rate, rate))
         screens._bfloat16_pays.cache_clear()
         offer = screens.offer("bfloat16")
