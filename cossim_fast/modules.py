@@ -24,6 +24,9 @@ class CosineSimilarity(nn.CosineSimilarity):
     tensor(0.9600)
     """
 
+    def __init__(self, dim: int = 1, eps: float = 1e-8) -> None:
+        super().__init__(dim, eps)
+
     def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
         """Return the cosine similarity of x1 and x2 along `dim`."""
         return cosine_similarity(x1, x2, self.dim, self.eps)

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,6 +45,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_sessionstart() -> None:
     """Refuse to interpret kernels by a Triton that the ladder does not know: once, not a file."""
+    # What a shell starts in the background ignores Ctrl-C, which tests send.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("TRITON_INTERPRET") and importlib.util.find_spec("triton"):
         import triton
 

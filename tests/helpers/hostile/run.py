@@ -7,10 +7,13 @@ answer is that of float64, or if there is an error that says what is wrong; else
 status 1 if one failed, or if an attack did not reach what it attacks.
 """
 
+import signal
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
+    # What a shell starts in the background ignores Ctrl-C, and so would all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # The folder of this package, in place of the package itself.
     sys.path[0] = str(Path(__file__).parents[1])
     from hostile.harness import main
