@@ -39,6 +39,8 @@ _starting = threading.Lock()
 _here = threading.local()
 # Identities of the threads of the pool.
 _OURS: set[int] = set()
+# Identities of the threads that share work with the pool at this moment.
+_callers: set[int] = set()
 
 
 class Forkable(Protocol):
@@ -127,12 +129,14 @@ def run_shared(threads: int, work: Callable[[], None]) -> None:
         work()
         return
     futures = []
-    # At the interpreter's exit the pool takes no more work: this thread does all of it.
-    with contextlib.suppress(RuntimeError):
-        futures = [_pool().submit(work) for _ in range(min(threads, MOST_THREADS) - 1)]
+    _callers.add(get_ident())
     try:
+        # At the interpreter's exit the pool takes no more work: this thread does all of it.
+        with contextlib.suppress(RuntimeError):
+            futures = [_pool().submit(work) for _ in range(min(threads, MOST_THREADS) - 1)]
         work()
     finally:
+        _callers.discard(get_ident())
         begun = [future for future in futures if not future.cancel()]
         for future in begun:
             future.exception()  # waits, so that nothing writes to the caller's memory after this
@@ -167,6 +171,7 @@ def run_independent(threads: int, parts: Sequence[Callable[[], Result]]) -> list
             _here.stop = None
 
     futures: list[Future[None]] = []
+    _callers.add(get_ident())
     try:
         try:
             for _ in range(threads):
@@ -181,6 +186,8 @@ def run_independent(threads: int, parts: Sequence[Callable[[], Result]]) -> list
         stop.set()
         wait([future for future in futures if not future.cancel()])
         raise
+    finally:
+        _callers.discard(get_ident())
     failed = [error for error in (future.exception() for future in futures) if error is not None]
     for error in failed:
         if not isinstance(error, StoppedError):
@@ -200,9 +207,12 @@ def on_one(work: Callable[[], Result]) -> Result:
 
 
 def others_run() -> bool:
-    """Whether threads other than this one and those of the pool may run Python."""
+    """Whether threads other than this one, those of the pool and who waits for them may run Python.
+
+    A thread that shares work with the pool does nothing else until that is done.
+    """
     threading.current_thread()  # so that it is counted, even if not started by Python
-    return threading.active_count() > 1 + len(_OURS - {get_ident()})
+    return threading.active_count() > 1 + len((_OURS | _callers) - {get_ident()})
 
 
 def go_on() -> None:
@@ -307,6 +317,7 @@ def _discard_helpers() -> None:
     global _helpers, _starting
     _helpers, _starting = None, threading.Lock()
     _OURS.clear()
+    _callers.clear()
 
 
 def _after_in_child() -> None:

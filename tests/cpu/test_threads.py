@@ -416,3 +416,32 @@ def test_the_caller_works_where_no_thread_can_be_had(monkeypatch):
     pool.shutdown()
     monkeypatch.setattr(_threads, "_helpers", pool)
     assert _threads.run_independent(2, [threading.get_ident] * 3) == [threading.get_ident()] * 3
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_who_shares_work_with_the_pool_is_no_other_thread(share, monkeypatch):
+    seen, count = [], threading.active_count
+    # A parallel run of the tests has threads of its own.
+    those = count() - 1 - sum(thread.ident in _threads._OURS for thread in threading.enumerate())
+    monkeypatch.setattr(threading, "active_count", lambda: count() - those)
+
+    def work():
+        seen.append(_threads.others_run())
+
+    def call():
+        _threads.run_shared(3, work) if share else _threads.run_independent(3, [work] * 6)
+
+    call()
+    assert seen
+    assert not any(seen)
+    seen.clear()
+    stop = threading.Event()
+    other = threading.Thread(target=stop.wait)
+    other.start()
+    try:
+        call()
+    finally:
+        stop.set()
+        other.join()
+    assert all(seen)
+    assert not _threads._callers
