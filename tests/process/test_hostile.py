@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,7 +55,9 @@ def test_what_came_of_tries_is_counted_and_told():
     assert "2 times: second: 3 pairs missing" in said
     assert "RuntimeError in test_hostile.py:" in said
     assert "no attack any more" in said
-    assert "python tests/helpers/hostile/run.py --only some --seed 3 --tries 1" in said
+    # Of the two tries, that which ended first.
+    again = r"python tests/helpers/hostile/run.py --only some --seed [34] --tries 1"
+    assert re.search(again, said)
     assert "never resumed" in said
     assert not harness.right([found], whole=False)
 
