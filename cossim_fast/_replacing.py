@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from cossim_fast._file_kinds import kind_of
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -23,13 +25,6 @@ except ImportError:  # Windows
 _REPLACES_OPEN_FILES = os.name == "posix"
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
-_KINDS = {
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFLNK: "a link",
-}
 # Bytes of a name that its temporary file repeats, and no digest of it: file systems take 255.
 _LONGEST = 200
 # Seconds within which a writer has renamed what it has closed, where nothing else tells that it
@@ -122,8 +117,8 @@ def _refuse_irregular(found: os.stat_result, path: Path) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, "expected a file, and it is a folder", str(path))
     if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-        raise OSError(errno.EINVAL, f"expected a regular file, and it is {kind}", str(path))
+        what = kind_of(found.st_mode)
+        raise OSError(errno.EINVAL, f"expected a regular file, and it is {what}", str(path))
 
 
 def _sibling(target: Path) -> Path:

@@ -3,15 +3,8 @@
 import stat
 from pathlib import Path
 
+from cossim_fast._file_kinds import kind_of
 from cossim_fast.files.errors import BadFileError
-
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe; write what comes out of it to a file first",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 def check_regular(path: Path) -> int:
@@ -23,6 +16,8 @@ def check_regular(path: Path) -> int:
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-        raise BadFileError(f"expected a file at {path}, which is {kind}")
+        what = kind_of(found.st_mode)
+        if stat.S_ISFIFO(found.st_mode):
+            what = "a named pipe; write what comes out of it to a file first"
+        raise BadFileError(f"expected a file at {path}, which is {what}")
     return found.st_size

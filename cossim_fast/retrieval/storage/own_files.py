@@ -11,20 +11,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from cossim_fast._file_kinds import kind_of
+
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 # Readable by the owner only, less what the umask removes.
 MODE = 0o600
 _FLAGS = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-_KINDS = {
-    stat.S_IFLNK: "a symbolic link",
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 class InUseError(ValueError):
@@ -38,13 +32,14 @@ def is_there(path: Path) -> bool:
         ValueError: there is something that is not a regular file.
     """
     try:
-        kind = stat.S_IFMT(os.lstat(path).st_mode)
+        mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return False
-    if kind != stat.S_IFREG:
+    if not stat.S_ISREG(mode):
+        what = "a symbolic link" if stat.S_ISLNK(mode) else kind_of(mode)
         raise ValueError(
-            f"expected {path} to be a regular file or not to be there, got "
-            f"{_KINDS.get(kind, 'something else')}; remove it, or name another place"
+            f"expected {path} to be a regular file or not to be there, got {what}; remove it, or "
+            "name another place"
         )
     return True
 
