@@ -160,6 +160,20 @@ def _normalised_product(inputs: dict[str, Tensor]) -> Tensor:
     return F.normalize(inputs["x"], dim=-1) @ F.normalize(inputs["y"], dim=-1).mT
 
 
+def _in_tf32(run: Run) -> Run:
+    """The same with float32 products in TF32, as torch's setting "high" allows."""
+
+    def allowed(inputs: dict[str, Tensor]) -> Tensor:
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = True
+        try:
+            return run(inputs)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+    return allowed
+
+
 def _rows_oracle(inputs: dict[str, Tensor]) -> Tensor:
     return F.cosine_similarity(inputs["x"][:64].double(), inputs["y"][:64].double(), eps=EPS)
 
@@ -241,7 +255,12 @@ def cases(compiled: Callable = torch.compile, scale: int = 1) -> list[Case]:
             return F.cosine_similarity(inputs["x"], inputs["y"], dim=-1)
 
         moved = 2 * rows * d * size + rows * size
-        contenders = {"cossim_fast": ours, "torch": theirs, "torch compiled": compiled(theirs)}
+        contenders = {
+            "cossim_fast": ours,
+            "cossim_fast, compiled": compiled(ours),
+            "torch": theirs,
+            "torch compiled": compiled(theirs),
+        }
         found.append(Case("paired rows", dtype, shapes, contenders, moved, oracle=_rows_oracle))
         gradients = {name: _with_gradients(run) for name, run in contenders.items()}
         shapes = shapes | {"grad": (rows,)}
@@ -255,10 +274,14 @@ def cases(compiled: Callable = torch.compile, scale: int = 1) -> list[Case]:
             for p in (precisions if dtype == torch.float32 else precisions[:1])
         }
         contenders |= {
+            "cossim_fast, compiled": compiled(lambda inputs: pairwise_cosine(**inputs)),
             "normalize and matmul": _normalised_product,
             "normalize and matmul, compiled": compiled(_normalised_product),
             "matmul alone": lambda inputs: inputs["x"] @ inputs["y"].mT,
         }
+        tf32 = "normalize and matmul, tf32"
+        if dtype == torch.float32:
+            contenders[tf32] = _in_tf32(_normalised_product)
         moved = (2 * n * d + n * n) * dtype.itemsize
         found.append(
             Case("pairwise", dtype, shapes, contenders, moved, 2 * n * n * d, _pairs_oracle)
@@ -266,6 +289,8 @@ def cases(compiled: Callable = torch.compile, scale: int = 1) -> list[Case]:
         gradients = {
             name: _with_gradients(run) for name, run in contenders.items() if "alone" not in name
         }
+        if dtype == torch.float32:
+            gradients[tf32] = _in_tf32(_with_gradients(_normalised_product))
         shapes = shapes | {"grad": (n, n)}
         found.append(
             Case("pairwise, with gradients", dtype, shapes, gradients, 3 * moved, 6 * n * n * d)

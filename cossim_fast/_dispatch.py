@@ -25,6 +25,7 @@ class Executor(str, Enum):
     COMPOSITE = "composite"
     TRACED = "composite, whatever the sizes"
     REGISTERED_OP = "registered op"
+    COMPILED_OP = "registered op for a matrix, composite for rows"
 
 
 _NOTHING = nullcontext()
@@ -38,6 +39,8 @@ def choose_executor(x: Tensor, y: Tensor) -> tuple[Executor, str]:
     A handful of lookups, no loops: it stands before every call, of 13 µs in torch for one row.
     """
     if torch.compiler.is_compiling():
+        if _compiles_to_kernels(x, y):
+            return Executor.COMPILED_OP, "CUDA tensors are compiled, and Triton is installed"
         return Executor.COMPOSITE, "the call is being traced"
     if torch._C._get_tracing_state() is not None:
         return Executor.TRACED, "torch.jit.trace records the call, for inputs of other sizes too"
@@ -58,16 +61,49 @@ def choose_executor(x: Tensor, y: Tensor) -> tuple[Executor, str]:
                 return Executor.COMPOSITE, "an inference tensor cannot be saved for backward"
             return Executor.BLOCKED_AUTOGRAD, "CPU tensors, and a first derivative is to come"
         return Executor.BLOCKED, "CPU tensors, and no derivative is wanted"
-    if x.is_cuda and y.is_cuda and has_triton():
+    if _on_gpu(x, y) and has_triton():
         _checks.in_memory(x, y)
         return Executor.REGISTERED_OP, "CUDA tensors, and Triton is installed"
     return Executor.COMPOSITE, f"no kernel for {x.device.type} tensors here"
 
 
-@cache
 def has_triton() -> bool:
     """Whether Triton can be imported; the package does without it."""
+    return _triton_is_found()
+
+
+@cache
+def _triton_is_found() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+def _is_exported_or_transformed() -> bool:
+    """Whether a graph is exported, or has functorch transforms or forward-mode derivatives."""
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return transformed or torch.compiler.is_exporting()
+
+
+# Dynamo calls these while it traces: what they ask, its guards ask too, or never changes. Traced,
+# is_exporting() is true before torch 2.12 wherever something is compiled.
+for _asked in (has_triton, _is_exported_or_transformed):
+    _asked._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _compiles_to_kernels(x: Tensor, y: Tensor) -> bool:
+    """Whether a matrix in the graph of torch.compile is one node that launches our kernels.
+
+    Composite, Inductor would widen 16-bit rows to float32 before the product, and keep unit rows
+    and the product for the derivatives. The op has first derivatives alone, and an exported graph
+    would need this package.
+    """
+    if _is_exported_or_transformed():
+        return False
+    plain = type(x) in _PLAIN and type(y) in _PLAIN
+    return plain and _on_gpu(x, y) and has_triton()
+
+
+def _on_gpu(x: Tensor, y: Tensor) -> bool:
+    return x.is_cuda and y.is_cuda
 
 
 @contextmanager

@@ -17,7 +17,10 @@ from cossim_fast._cpu import gradients as cpu_gradients
 from cossim_fast._cpu import matrix_gradients, topk_ops
 from cossim_fast._cpu.matrix import cosine_matrix
 from cossim_fast._cpu.rows import cosine_rows, row_cosines
-from cossim_fast._dispatch import without_autocast
+from cossim_fast._dispatch import has_triton, without_autocast
+
+# The kernels multiply no float64.
+_KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @torch.library.custom_op("cossim_fast::rowwise_fwd", mutates_args=())
@@ -112,56 +115,63 @@ rowwise_fwd.register_autograd(_rows_backward, setup_context=_save_rows)
 pairwise_fwd.register_autograd(_matrix_backward, setup_context=_save_matrix)
 
 
-def _takes_kernels(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the kernels compute rows like x's in this dtype; composite torch ops do the rest."""
-    from cossim_fast.kernels.configs import supports  # noqa: PLC0415  (imports Triton)
+def kernels_miss(x: Tensor) -> str:
+    """What keeps kernels from running on x's GPU, in words; empty if nothing does."""
+    if not has_triton():
+        return "Triton is not installed: pip install 'cossim_fast[gpu]'"
+    from cossim_fast.kernels.configs import missing  # noqa: PLC0415  (imports Triton)
     from cossim_fast.kernels.launch import on_device  # noqa: PLC0415
 
     with on_device(x):
-        return x.shape[-1] > 0 and bool(supports(dtype))
+        return str(missing())
+
+
+def _takes_kernels(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the kernels compute rows like x's in this dtype; composite torch ops do the rest."""
+    return x.shape[-1] > 0 and dtype in _KERNEL_DTYPES and not kernels_miss(x)
 
 
 @rowwise_fwd.register_kernel("cuda")
 def _(x: Tensor, y: Tensor, eps: float) -> Tensor:
-    from cossim_fast.kernels.rowwise import launch_rowwise_fwd  # noqa: PLC0415
-
     dtype = _checks.paired_rows(x, y)
     if not _takes_kernels(x, dtype):
         return _composite.cosine_rows(x, y, -1, eps, dtype).clone()
+    from cossim_fast.kernels.rowwise import launch_rowwise_fwd  # noqa: PLC0415
+
     out: Tensor = launch_rowwise_fwd(x, y, eps, dtype)
     return out
 
 
 @rowwise_bwd.register_kernel("cuda")
 def _(grad: Tensor, x: Tensor, y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    from cossim_fast.kernels.rowwise import launch_rowwise_bwd  # noqa: PLC0415
-
     if not _takes_kernels(x, _checks.paired_rows(x, y)):
         by_x = _composite.rows_gradient_without_graph(x, y, grad, eps)
         by_y = _composite.rows_gradient_without_graph(y, x, grad, eps)
         return by_x.contiguous(), by_y.contiguous()
+    from cossim_fast.kernels.rowwise import launch_rowwise_bwd  # noqa: PLC0415
+
     found: tuple[Tensor, Tensor] = launch_rowwise_bwd(grad, x, y, eps)
     return found
 
 
 @pairwise_fwd.register_kernel("cuda")
 def _(x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
-    from cossim_fast.kernels.pairwise import launch_pairwise_fwd  # noqa: PLC0415
-
     dtype = _checks.batched_rows(x, y, eps, precision)
     if not _takes_kernels(x, dtype):
         return _composite.cosine_matrix(x, y, eps, dtype).clone()
+    from cossim_fast.kernels.pairwise import launch_pairwise_fwd  # noqa: PLC0415
+
     out: Tensor = launch_pairwise_fwd(x.to(dtype), y.to(dtype), eps, precision)
     return out
 
 
 @pairwise_bwd.register_kernel("cuda")
 def _(grad: Tensor, x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
-    from cossim_fast.kernels.pairwise_backward import launch_pairwise_bwd  # noqa: PLC0415
-
     dtype = _checks.batched_rows(x, y, eps, precision)
     if not _takes_kernels(x, dtype):
         return _composite.matrix_gradient_without_graph(x, y, grad, eps).contiguous()
+    from cossim_fast.kernels.pairwise_backward import launch_pairwise_bwd  # noqa: PLC0415
+
     gradient: Tensor = launch_pairwise_bwd(grad, x.to(dtype), y.to(dtype), eps, precision)
     return gradient.to(x.dtype)
 

@@ -177,7 +177,7 @@ def pairwise_cosine(
         _checks.pairwise_out(out, shape, dtype, inputs)
     executor, _ = choose_executor(x, x if y is None else y)
     if x.dim() == 2:
-        x, y = x[None], None if y is None else y[None]
+        x, y = x.unsqueeze(0), None if y is None else y.unsqueeze(0)
     with without_autocast(x):
         if out is not None and executor is Executor.BLOCKED:
             cosine_matrix(x, y, eps, out.view(x.shape[0], *shape[-2:]), precision)
@@ -270,7 +270,7 @@ _WIDENED = _Route(Executor.WIDENED, "few elements on CPU", None)
 
 def _route(x1: Tensor, x2: Tensor, dim: int, dtype: torch.dtype) -> _Route:
     executor, reason = choose_executor(x1, x2)
-    if executor is Executor.COMPOSITE or executor is Executor.TRACED:
+    if executor in (Executor.COMPOSITE, Executor.COMPILED_OP, Executor.TRACED):
         _checks.drop_in_dense(x1, x2)
         if executor is Executor.TRACED:
             return _Route(executor, reason, None)
@@ -291,7 +291,7 @@ def _rows(executor: Executor, x: Tensor, y: Tensor, eps: float, dtype: torch.dty
         return cosine_rows(x, y, eps, dtype)
     if executor is Executor.BLOCKED_AUTOGRAD:
         return CosineRows.apply(x, y, eps, dtype)  # type: ignore[no-any-return, no-untyped-call]
-    if executor is Executor.COMPOSITE:
+    if executor in (Executor.COMPOSITE, Executor.COMPILED_OP):  # which Inductor makes one kernel of
         return _composite.cosine_rows(x, y, -1, eps, dtype)
     width = x.shape[-1]
     rows = x.shape[:-1].numel()

@@ -50,8 +50,8 @@ def current_arch() -> str:
     return target.arch if target.backend == "hip" else f"sm_{target.arch}"
 
 
-def supports(dtype: torch.dtype) -> bool:
-    """Whether kernels compute in this dtype on the current device: 16-bit and float32 rows.
+def missing() -> str:
+    """What the current device lacks to run kernels, in words; empty if nothing.
 
     Older devices than sm_80 lack bfloat16 products; of AMD's, those with matrix cores are known.
     """
@@ -60,18 +60,19 @@ def supports(dtype: torch.dtype) -> bool:
         known = int(arch.removeprefix("sm_")) >= 80
     else:
         known = arch in ("gfx90a", "gfx942")
-    return known and dtype in (torch.float16, torch.bfloat16, torch.float32)
+    return "" if known else f"kernels need sm_80 or later, gfx90a or gfx942, and this is {arch}"
 
 
 def _family(arch: str) -> str:
     """Group the architectures that take the same tiles.
 
     "mma" multiplies from registers: sm_80, sm_86 and sm_89, of which the last two have 99 KiB of
-    shared memory a block, which bounds the family's tiles; so does sm_120.
+    shared memory a block, which bounds the family's tiles; so have sm_120 and sm_121.
     """
     if arch.startswith("gfx"):
         return "cdna"
-    families = {"sm_90": "wgmma", "sm_100": "tcgen05", "sm_103": "tcgen05", "sm_120": "sm_120"}
+    families = {"sm_90": "wgmma", "sm_100": "tcgen05", "sm_103": "tcgen05"}
+    families |= {"sm_120": "sm_120", "sm_121": "sm_120"}
     return families.get(arch, "mma")
 
 

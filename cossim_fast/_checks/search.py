@@ -74,8 +74,13 @@ def number_of_neighbours(k: Any, n: int | None) -> int:
     return number
 
 
-def device_search(screen: Any, checkpoint: Any, d: int) -> None:
-    """Refuse what a search on a GPU does not offer."""
+def device_search(screen: Any, checkpoint: Any, d: int, missing: str) -> None:
+    """Refuse what a search on a GPU does not offer, and a GPU that lacks what it needs."""
+    if missing:
+        raise NotImplementedError(
+            f"expected a GPU that runs the kernels of a search: {missing}; search on CPU, as "
+            "topk(queries.cpu(), corpus.cpu(), k)"
+        )
     if screen not in ("auto", "int8"):
         raise ValueError(f"expected screen to be 'auto' or 'int8' on a GPU, got {screen!r}")
     if checkpoint is not None:

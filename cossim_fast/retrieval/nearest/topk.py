@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cossim_fast import _checks
+from cossim_fast import _checks, _ops
 from cossim_fast._threads import one_thread_after_fork
 from cossim_fast.retrieval import tuning
 from cossim_fast.retrieval.nearest.batches import Batches
@@ -78,6 +78,7 @@ def topk(
         ValueError: for shapes that do not match, k out of range, an unknown screen, or a
             checkpoint of another search, or of other rows.
         InUseError: a ValueError, where another search uses this checkpoint.
+        NotImplementedError: on a GPU that the kernels do not know, or without Triton.
 
     >>> corpus = torch.eye(4)
     >>> topk(torch.tensor([[0.0, 3.0, 4.0, 0.0]]), corpus, 2)
@@ -148,7 +149,7 @@ def _topk_on_device(
     _checks.same_device(asked, rows)
     _checks.same_width(asked.shape[1], rows.shape[1])
     k = _checks.number_of_neighbours(k, rows.shape[0])
-    _checks.device_search(screen, checkpoint, rows.shape[1])
+    _checks.device_search(screen, checkpoint, rows.shape[1], _ops.kernels_miss(rows))
     dtype = torch.promote_types(asked.dtype, rows.dtype)  # holds both exactly
     asked, rows = asked.to(dtype), rows.to(dtype)
     oracle = device_oracle(asked, rows)

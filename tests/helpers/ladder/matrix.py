@@ -10,7 +10,7 @@ from ladder.runtime import kernels
 
 QUICK_ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
 # The others share their tiles with one of these.
-FULL_ARCHS = (*QUICK_ARCHS, "sm_86", "sm_89", "sm_120", "gfx90a")
+FULL_ARCHS = (*QUICK_ARCHS, "sm_86", "sm_89", "sm_103", "sm_120", "sm_121", "gfx90a")
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 FLOATS = (F16, BF16, F32)
 EPS = 1e-8

@@ -21,7 +21,10 @@ MACHINES = {
     "sm_89": Machine(100 * KIB, {"16": 256, "tf32": 128, "8": 1024}),
     "sm_90": Machine(228 * KIB, {"16": 2048, "tf32": 1024, "8": 4096}),
     "sm_100": Machine(228 * KIB, {"16": 4096, "tf32": 2048, "8": 8192}),
+    # What sm_103 multiplies of int8 is not published: the rate of sm_86 stands in.
+    "sm_103": Machine(228 * KIB, {"16": 4096, "tf32": 2048, "8": 1024}),
     "sm_120": Machine(100 * KIB, {"16": 256, "tf32": 128, "8": 1024}),
+    "sm_121": Machine(100 * KIB, {"16": 256, "tf32": 128, "8": 1024}),
     "gfx90a": Machine(64 * KIB, {"16": 512, "tf32": 128, "8": 512}),
     "gfx942": Machine(64 * KIB, {"16": 1024, "tf32": 512, "8": 2048}),
 }
@@ -37,7 +40,7 @@ def resident_warps(facts: CodeFacts, arch: str) -> int:
         shared = facts.shared
     else:
         by_registers = 65536 // (32 * 8 * -(-max(facts.registers, 1) // 8))
-        limit = 48 if arch in ("sm_86", "sm_89", "sm_120") else 64
+        limit = 48 if arch in ("sm_86", "sm_89", "sm_120", "sm_121") else 64
         shared = facts.shared + KIB  # the system's share of each block
     blocks = min(by_registers, limit) // facts.warps
     if shared:
