@@ -130,11 +130,13 @@ def pairwise_cosine(
             is neither followed nor changed. With u the rounding of a factor, the error is at most
             2u + u² + 2 (d + 4) 2^-24 before the result is rounded to its dtype:
             ``"highest"``: u = 0;
-            ``"high"``: u = 2^-11, three tf32 or bfloat16 products on a GPU, four bfloat16
+            ``"high"``: u = 2^-11, one float16 product of scaled rows on a GPU, four bfloat16
             products on a CPU with AMX;
-            ``"medium"``: u = 2^-8, one such product, or two on CPU where the rows need it.
+            ``"medium"``: u = 2^-8, on CPU one bfloat16 product, or two where the rows need it; on a
+            GPU that of ``"high"``.
             Where there are no such products, and for small matrices on CPU, a word gives a better
-            product. On CPU derivatives are those of ``"highest"``.
+            product. On CPU derivatives are those of ``"highest"``, on a GPU one float16 product
+            gives each of them.
 
     Returns:
         (n, m) or (b, n, m) in ``torch.result_type(x, y)``, every entry in [-1, 1].

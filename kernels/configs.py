@@ -1,6 +1,6 @@
 """Tile configurations, chosen by rule: no tuning at run time, nothing to break a graph capture.
 
-A choice depends on the kernel, the dtype, d, the precision and the architecture alone, never on
+A choice depends on the kernel, the dtype, d and the architecture alone, never on
 the number of rows, so that a row's result does not change with its batch. The tiles come from
 arithmetic and from compiling without spills, those of sm_90 from timing too; docs/kernels.md lists
 what each compiles to.
@@ -76,61 +76,33 @@ def _family(arch: str) -> str:
     return families.get(arch, "mma")
 
 
-def _product_precision(dtype: torch.dtype, precision: str, arch: str) -> str:
-    """Name the tl.dot precision of a product: float32 is split, 16-bit inputs need no choice."""
-    if dtype != torch.float32:
-        return "ieee"
-    if precision == "highest":
-        return "bf16x6"
-    tf32 = arch.startswith("sm_") or arch == "gfx942"
-    if precision == "medium" and tf32:
-        return "tf32"
-    return "tf32x3" if arch.startswith("sm_") else "bf16x3"
-
-
 def _rows(elements: int, d: int, longest: int = 512) -> TileConfig:
     """So many elements a step: few long rows or many short ones."""
     block_d = min(max(triton.next_power_of_2(d), 64), longest)
     return TileConfig(elements // block_d, block_k=block_d, num_warps=4)
 
 
-def _kind(dtype: torch.dtype, product: str) -> str:
-    """What a product's tile depends on: the inputs' dtype, for float32 how it is multiplied."""
-    if dtype == torch.float32:
-        return "tf32" if product == "tf32" else "split"
-    return "float16" if dtype == torch.float16 else "bfloat16"
-
-
 _PAIRWISE_FWD = {
     "mma": {
-        "float16": TileConfig(128, 128, 32, 8, 3),
-        "bfloat16": TileConfig(128, 128, 32, 8, 3),
-        "tf32": TileConfig(128, 64, 32, 8, 3),
-        "split": TileConfig(128, 64, 32, 8, 2),
+        torch.float16: TileConfig(128, 128, 32, 8, 3),
+        torch.bfloat16: TileConfig(128, 128, 32, 8, 3),
+        torch.float32: TileConfig(128, 64, 32, 8, 2),
     },
     "wgmma": {
-        "float16": TileConfig(128, 256, 64, 8, 3, 16),
-        "bfloat16": TileConfig(128, 256, 64, 8, 3, 16),
-        # 1.4, with launches 1.5; steps of 64 take 2.0, 256 columns 1.7.
-        "tf32": TileConfig(128, 128, 32, 8, 3),
-        # 4.9, with launches 5.3; 128 columns, 8 warps and 2 stages take 6.7, steps of 64 5.9.
-        "split": TileConfig(128, 64, 32, 4, 3),
+        torch.float16: TileConfig(128, 256, 64, 8, 3, 16),
+        torch.bfloat16: TileConfig(128, 256, 64, 8, 3, 16),
         # 5.8, with launches 6.1; 2 stages take 6.5, steps of 32 6.8 to 7.8, 256 columns 8.7.
-        "bf16x6": TileConfig(128, 128, 64, 8, 3),
+        torch.float32: TileConfig(128, 128, 64, 8, 3),
     },
     "tcgen05": {
-        "float16": TileConfig(128, 128, 64, 8, 3),
-        "bfloat16": TileConfig(128, 128, 64, 8, 3),
-        "tf32": TileConfig(128, 128, 32, 8, 3),
-        # 0.92 to issue where steps of 32 take 1.28; six bfloat16 products would spill.
-        "tf32x3": TileConfig(128, 128, 64, 8, 2),
-        "split": TileConfig(128, 128, 32, 8, 2),
+        torch.float16: TileConfig(128, 128, 64, 8, 3),
+        torch.bfloat16: TileConfig(128, 128, 64, 8, 3),
+        torch.float32: TileConfig(128, 128, 32, 8, 2),
     },
     "cdna": {
-        "float16": TileConfig(128, 128, 32, 8, 2),
-        "bfloat16": TileConfig(128, 128, 32, 8, 2),
-        "tf32": TileConfig(128, 128, 32, 8, 2),
-        "split": TileConfig(128, 128, 32, 8, 2),
+        torch.float16: TileConfig(128, 128, 32, 8, 2),
+        torch.bfloat16: TileConfig(128, 128, 32, 8, 2),
+        torch.float32: TileConfig(128, 128, 32, 8, 2),
     },
 }
 # The gradient is scaled and rounded in registers: wide tiles spread that over more columns, where
@@ -138,36 +110,30 @@ _PAIRWISE_FWD = {
 # sm_100: 1.44 to issue where 128 columns take 2.08.
 _PAIRWISE_BWD = {
     "mma": {
-        "float16": TileConfig(128, 128, 32, 8, 2),
-        "bfloat16": TileConfig(128, 128, 32, 8, 2),
-        "tf32": TileConfig(64, 64, 32, 8, 2),
-        "split": TileConfig(64, 64, 32, 8, 2),
+        torch.float16: TileConfig(128, 128, 32, 8, 2),
+        torch.bfloat16: TileConfig(128, 128, 32, 8, 2),
+        torch.float32: TileConfig(64, 64, 32, 8, 2),
     },
     "wgmma": {
-        "float16": TileConfig(128, 128, 32, 8, 3),
-        "bfloat16": TileConfig(128, 256, 32, 8, 3),
-        "tf32": TileConfig(128, 128, 32, 8, 2),
-        # 7.1; 64 x 64 tiles take 10.9, 2 stages 8.8, 8 warps 14.5.
-        "split": TileConfig(128, 64, 32, 4, 3),
+        torch.float16: TileConfig(128, 128, 32, 8, 3),
+        torch.bfloat16: TileConfig(128, 256, 32, 8, 3),
         # 6.7; 128 x 64 tiles and 2 stages take 8.5, with 8 warps 12.4.
-        "bf16x6": TileConfig(64, 128, 32, 4, 3),
+        torch.float32: TileConfig(64, 128, 32, 4, 3),
     },
     "tcgen05": {
-        "float16": TileConfig(128, 128, 64, 8, 3),
-        "bfloat16": TileConfig(128, 256, 32, 8, 3),
-        "tf32": TileConfig(128, 128, 32, 8, 2),
-        "split": TileConfig(128, 64, 32, 8, 2),
+        torch.float16: TileConfig(128, 128, 64, 8, 3),
+        torch.bfloat16: TileConfig(128, 256, 32, 8, 3),
+        torch.float32: TileConfig(128, 64, 32, 8, 2),
     },
     "cdna": {
-        "float16": TileConfig(128, 128, 32, 8, 2),
-        "bfloat16": TileConfig(128, 128, 32, 8, 2),
-        "tf32": TileConfig(128, 128, 32, 8, 2),
-        "split": TileConfig(128, 64, 32, 8, 2),
+        torch.float16: TileConfig(128, 128, 32, 8, 2),
+        torch.bfloat16: TileConfig(128, 128, 32, 8, 2),
+        torch.float32: TileConfig(128, 64, 32, 8, 2),
     },
 }
 # sm_120 compiles the split products of sm_80 with spills.
-_PAIRWISE_FWD["sm_120"] = _PAIRWISE_FWD["mma"] | {"split": TileConfig(64, 64, 32, 8, 3)}
-_PAIRWISE_BWD["sm_120"] = _PAIRWISE_BWD["mma"] | {"split": TileConfig(64, 64, 32, 4, 2)}
+_PAIRWISE_FWD["sm_120"] = _PAIRWISE_FWD["mma"] | {torch.float32: TileConfig(64, 64, 32, 8, 3)}
+_PAIRWISE_BWD["sm_120"] = _PAIRWISE_BWD["mma"] | {torch.float32: TileConfig(64, 64, 32, 4, 2)}
 # By family: tiles for int8 codes and for bfloat16 rows.
 _BLOCK_MAX = {
     "mma": (TileConfig(128, 128, 64, 8, 2, dots=2), TileConfig(128, 128, 32, 8, 3)),
@@ -190,29 +156,21 @@ _RECHECK = {
 _RECHECK["sm_120"] = _RECHECK["mma"]
 
 
-def _pairwise_tile(
-    kernel: str, dtype: torch.dtype, family: str, product: str, descriptors: bool
-) -> TileConfig:
+def _pairwise_tile(kernel: str, dtype: torch.dtype, family: str, descriptors: bool) -> TileConfig:
     """Tile of one of the products of a matrix and its gradients."""
-    kind = _kind(dtype, product)
-    if kernel == "pairwise_fwd_scaled" and kind == "split":
+    if kernel == "pairwise_fwd_scaled" and dtype == torch.float32:
         return TileConfig(64, 64, 32, 4, 2)  # scaling takes registers: larger tiles spill
     # A gradient of the rows' dtype is multiplied as it is, as rows are in the forward; on sm_120
     # the forward's tile would spill.
     as_it_is = kernel == "pairwise_bwd" and dtype != torch.float32 and family != "sm_120"
-    if family == "wgmma" and not descriptors:
-        # Loads by pointer take registers, too.
-        if as_it_is or (kernel == "pairwise_fwd" and dtype != torch.float32):
-            return TileConfig(128, 128, 64, 8, 3)
-        if kernel == "pairwise_bwd" and product == "tf32x3":
-            return TileConfig(64, 64, 32, 4, 3)
+    narrow_fwd = kernel == "pairwise_fwd" and dtype != torch.float32
+    if family == "wgmma" and not descriptors and (as_it_is or narrow_fwd):
+        return TileConfig(128, 128, 64, 8, 3)  # loads by pointer take registers, too
     if kernel in ("pairwise_fwd", "pairwise_fwd_scaled") or as_it_is:
-        tiles = _PAIRWISE_FWD[family]
-    elif kernel in ("pairwise_bwd", "pairwise_bwd_rounded"):
-        tiles = _PAIRWISE_BWD[family]
-    else:
-        raise ValueError(f"expected the name of a kernel, got {kernel!r}")
-    return tiles.get(product, tiles[kind])
+        return _PAIRWISE_FWD[family][dtype]
+    if kernel in ("pairwise_bwd", "pairwise_bwd_rounded"):
+        return _PAIRWISE_BWD[family][dtype]
+    raise ValueError(f"expected the name of a kernel, got {kernel!r}")
 
 
 def choose_config(
@@ -220,19 +178,17 @@ def choose_config(
     dtype: torch.dtype,
     d: int,
     arch: str,
-    precision: str = "highest",
     descriptors: bool = False,
 ) -> TileConfig:
     """Choose the tile of a kernel.
 
-    ``precision`` ("highest", "high", "medium") matters for float32 products alone;
     ``descriptors`` says that the inputs could be loaded by descriptor, which is done from sm_90 on.
     """
     family = _family(arch)
     if kernel == "row_norm":
         # 2^20 rows of 768: float16 0.37, float32 0.72; 4 rows in steps of 512 take 0.51 and 0.92.
         return _rows(1024, d, 128)
-    if kernel in ("unit_rows", "pairwise_bwd_project"):
+    if kernel in ("unit_rows", "half_rows", "pairwise_bwd_project"):
         return _rows(2048, d)
     if kernel in ("rowwise_fwd", "rowwise_bwd"):
         # More elements spill: in the backward, which holds twice the operands, and on sm_100.
@@ -261,6 +217,6 @@ def choose_config(
         if kernel == "block_max_few":
             config = replace(config, block_n=16, block_m=128, num_warps=4, num_stages=4, swap=True)
         return replace(config, descriptors=descriptors)
-    product = _product_precision(dtype, precision, arch)
-    tile = _pairwise_tile(kernel, dtype, family, product, descriptors)
+    product = "bf16x6" if dtype == torch.float32 else "ieee"
+    tile = _pairwise_tile(kernel, dtype, family, descriptors)
     return replace(tile, precision=product, descriptors=descriptors)

@@ -57,7 +57,6 @@ def tiled_product(
     kernel: str,
     x: torch.Tensor,
     y: torch.Tensor,
-    precision: str = "highest",
     config: TileConfig | None = None,
 ) -> tuple[TileConfig, torch.Tensor | TensorDescriptor, torch.Tensor | TensorDescriptor]:
     """Choose the tile of a product of the rows of x (b, n, d) and y (b, m, d), if none is given.
@@ -67,7 +66,7 @@ def tiled_product(
     if config is None:
         descriptors = describable(x) and describable(y)
         arch = current_arch()
-        config = choose_config(kernel, x.dtype, x.shape[-1], arch, precision, descriptors)
+        config = choose_config(kernel, x.dtype, x.shape[-1], arch, descriptors)
     if not config.descriptors:
         return config, x, y
     x_tile, y_tile = ([1, rows, config.block_k] for rows in (config.block_n, config.block_m))

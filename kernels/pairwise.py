@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from .configs import TileConfig
+from .half_rows import launch_half_rows
 from .launch import aligned_rows, cost, element_size, on_device, same_rows, tiled_product
 from .row_norm import launch_row_norm
 from .tiles import clamp_cosine, grouped_tile, load_tile, times_power_of_two
@@ -267,9 +268,10 @@ def launch_pairwise_fwd(
     ``precision`` concerns float32 inputs alone. "highest" is full float32: each factor is split
     into three bfloat16 parts and the six products that count are summed, so that the split errs by
     2e-8 at most where float32 sums err by 5e-7 (d = 768); six bfloat16 products cost 0.4 of a
-    float32 product without tensor cores by published peaks. "high" is three tf32 products (error
-    1e-6, at the same peak cost; three bfloat16 products on AMD, 1e-5, half of it), "medium" one
-    tf32 product (2e-3, a third of that; as "high" on gfx90a, which has no tf32).
+    float32 product without tensor cores by published peaks. "high" and "medium" are one product of
+    rows scaled by powers of two and rounded to float16, whose 11 bits are those of tf32, at twice
+    its rate: a tf32 product took 1.4 ms and three of them 5.0 where a float16 product takes 0.74
+    (16384 rows of 768, H200).
     Two float16 parts of rows scaled by a power of two were tried for "highest": four products take
     0.59 (sm_80), 0.45 (sm_90) and 0.38 (sm_100) of the clocks to issue, in two thirds of the tensor
     clocks, three products 0.55, 0.43 and 0.35 in a half. Interpreted they err by 1.2e-7 at d = 67
@@ -282,16 +284,21 @@ def launch_pairwise_fwd(
     if out.numel() == 0 or d == 0:
         return out.zero_()
     symmetric = same_rows(x, y)
-    x = aligned_rows(x)
-    y = x if symmetric else aligned_rows(y)
+    halved = x.dtype == torch.float32 and precision != "highest"
+    if halved:
+        x, inverse_x = launch_half_rows(x, eps)
+        y, inverse_y = (x, inverse_x) if symmetric else launch_half_rows(y, eps)
+    else:
+        x = aligned_rows(x)
+        y = x if symmetric else aligned_rows(y)
+        inverse_x, exponent_x = launch_row_norm(x, eps)
+        inverse_y, exponent_y = (inverse_x, exponent_x) if symmetric else launch_row_norm(y, eps)
     d = x.shape[-1]
-    inverse_x, exponent_x = launch_row_norm(x, eps)
-    inverse_y, exponent_y = (inverse_x, exponent_x) if symmetric else launch_row_norm(y, eps)
     with on_device(x):
         sizes = (b, n, m, d, *x.stride(), *y.stride(), *out.stride())
 
         def launch(kernel, name: str, most: int | None, *rest: torch.Tensor) -> None:
-            tile, x_source, y_source = tiled_product(name, x, y, precision, config)
+            tile, x_source, y_source = tiled_product(name, x, y, config)
             tiles = b * triton.cdiv(n, tile.block_n) * triton.cdiv(m, tile.block_m)
             kernel[(min(tiles, most or tiles),)](
                 x_source,

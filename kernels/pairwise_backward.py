@@ -173,7 +173,8 @@ def launch_pairwise_bwd(
     The gradient for y is the same call with x and y exchanged and ``grad`` transposed: any strides
     are taken, those of an expanded gradient by a copy. Needs one float32 temporary of x's shape and
     one of y's, of unit rows: multiplied by them, a gradient need not pass through registers to be
-    scaled. ``precision`` as in the forward.
+    scaled. ``precision`` as in the forward: of float32 rows those of y, or the gradient's, are
+    rounded to float16 for one product.
     """
     b, n, d = x.shape
     m = y.shape[1]
@@ -181,7 +182,9 @@ def launch_pairwise_bwd(
     if grad_x.numel() == 0 or m == 0:
         return grad_x.zero_()
     inverse_x, exponent_x = launch_row_norm(x, eps)
-    unit = launch_unit_rows(y, *launch_row_norm(y, eps))
+    halved = y.dtype == torch.float32 and precision != "highest"
+    dtype = torch.float16 if halved else y.dtype
+    unit = launch_unit_rows(y, *launch_row_norm(y, eps), dtype)
     width = unit.shape[-1]
     if any(s == 0 and size > 1 for s, size in zip(grad.stride(), grad.shape, strict=True)):
         grad = grad.contiguous()
@@ -194,7 +197,7 @@ def launch_pairwise_bwd(
             same = grad.dtype == unit.dtype
             descriptors = same and describable(grad) and describable(unit)
             kernel = "pairwise_bwd" if same else "pairwise_bwd_rounded"
-            config = choose_config(kernel, x.dtype, d, arch, precision, descriptors)
+            config = choose_config(kernel, unit.dtype, d, arch, descriptors)
         tile_n, tile_d, tile_m = config.block_n, config.block_m, config.block_k
         grad_source, unit_source = grad, unit
         if config.descriptors:

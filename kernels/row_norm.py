@@ -16,8 +16,9 @@ def _metadata(grid, kernel, args):
 
 
 def _unit_metadata(grid, kernel, args):
-    elements, size = args["ROWS"] * args["WIDTH"], args["x_ptr"].element_size()
-    return cost("unit_rows", 2 * elements * size + 8 * args["ROWS"], flops32=2 * elements)
+    elements = args["ROWS"] * args["WIDTH"]
+    size = args["x_ptr"].element_size() + args["out_ptr"].element_size()
+    return cost("unit_rows", elements * size + 8 * args["ROWS"], flops32=2 * elements)
 
 
 @triton.jit(launch_metadata=_metadata)
@@ -156,15 +157,16 @@ def launch_unit_rows(
     x: torch.Tensor,
     inverse: torch.Tensor,
     exponent: torch.Tensor,
+    dtype: torch.dtype,
     config: TileConfig | None = None,
 ) -> torch.Tensor:
     """Return the rows of x (b, n, d) over max(norm, eps), padded with zeros: (b, n, d'), d' >= d.
 
-    ``inverse`` and ``exponent`` are what ``launch_row_norm`` gives. The rows are rounded to x's
-    dtype and load in pieces of 16 bytes: d' is a multiple of 16.
+    ``inverse`` and ``exponent`` are what ``launch_row_norm`` gives. The rows are rounded to
+    ``dtype`` and load in pieces of 16 bytes: d' is a multiple of 16.
     """
     b, n, d = x.shape
-    out = x.new_empty((b, n, triton.cdiv(d, 16) * 16))
+    out = x.new_empty((b, n, triton.cdiv(d, 16) * 16), dtype=dtype)
     if out.numel() == 0:
         return out
     with on_device(x):

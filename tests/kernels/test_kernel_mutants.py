@@ -13,6 +13,33 @@ pytestmark = [pytest.mark.kernel_mutants, needs_interpreter]
 MUTANTS = [
     (
         Mutant(
+            "rows that float16 cannot hold",
+            "half_rows",
+            "LARGEST = tl.constexpr(14)",
+            "LARGEST = tl.constexpr(16)",
+        ),
+        checks.check_half_rows,
+    ),
+    (
+        Mutant(
+            "norm of another row than the one that was written",
+            "half_rows",
+            "tl.sum(squares, axis=1), exponent, eps)",
+            "tl.sum(squares, axis=1), 0, eps)",
+        ),
+        checks.check_half_rows,
+    ),
+    (
+        Mutant(
+            "padding not written",
+            "half_rows",
+            "mask = inside[:, None] & (d < WIDTH)",
+            "mask = inside[:, None] & (d < D)",
+        ),
+        checks.check_half_rows,
+    ),
+    (
+        Mutant(
             "row mask off by one",
             "row_norm",
             "row_mask = row < ROWS",

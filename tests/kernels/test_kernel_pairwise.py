@@ -46,6 +46,25 @@ def test_a_matrix_with_itself_is_symmetric(dtype, arch):
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_lower_precisions_are_no_worse_than_torch_at_the_same(precision, arch):
     checks.check_pairwise_fwd(kernels, F32, precision=precision)
+    checks.check_pairwise_bwd(kernels, F32, precision=precision)
+
+
+def test_float16_rows_of_float32_ones():
+    checks.check_half_rows(kernels)
+    checks.check_half_rows(kernels, 5, 1)
+    checks.check_half_rows(kernels, 3, 1030)
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-9, 1.0, 1e30, 1e38])
+def test_lower_precisions_keep_their_bound_at_any_magnitude(scale, arch):
+    d, u = 72, 2.0**-11
+    x = oracle.inputs(1, 9, d, dtype=F32).clamp(-3, 3)
+    x[0, 3, 1:] *= 1e-7  # float16 holds little of such entries
+    x, y = x * scale, x.flip(1) / (2 * scale) if scale > 1e-30 else x.flip(1)
+    for eps in (0.0, EPS):
+        got = launch_pairwise_fwd(x.to(DEVICE), y.to(DEVICE), eps, "high").cpu()
+        bound = 2 * u + u * u + 2 * (d + 4) * 2.0**-24
+        assert oracle.error(got, oracle.pairwise(x, y, eps)) <= bound
 
 
 def test_rows_that_a_descriptor_can_describe(arch):
@@ -110,12 +129,13 @@ def test_backward_at_the_ends_of_the_range():
     assert float(((got.double() - expected) * norms).abs().max()) < 2**-20
 
 
-def test_bad_rows_stay_alone_and_zero_rows_give_zero(arch):
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_bad_rows_stay_alone_and_zero_rows_give_zero(precision, arch):
     x, y = oracle.inputs(1, 9, 72, dtype=F32), oracle.inputs(1, 8, 72, dtype=F32, seed=1)
     x[0, 2, 5] = torch.nan
     x[0, 4] = 0
     y[0, 6, 71] = -torch.inf
-    c = launch_pairwise_fwd(x.to(DEVICE), y.to(DEVICE), EPS).cpu()[0]
+    c = launch_pairwise_fwd(x.to(DEVICE), y.to(DEVICE), EPS, precision).cpu()[0]
     bad = torch.zeros(9, 8, dtype=torch.bool)
     bad[2], bad[:, 6] = True, True
     assert bool((torch.isnan(c) == bad).all())

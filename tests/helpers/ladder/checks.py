@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import rounding
 from ladder import oracle
 from ladder.memory import checked_memory, guarded_outputs, huge_row_strides, margined
 from ladder.runtime import DEVICE, INTERPRETING
@@ -92,6 +93,7 @@ def check_pairwise_bwd(
     dtype: torch.dtype = F32,
     shape: tuple[int, int, int, int] = (2, 131, 77, 67),
     grad_dtype: torch.dtype = F32,
+    precision: str = "highest",
 ) -> None:
     b, n, m, d = shape
     x, y = oracle.inputs(b, n, d, dtype=dtype), oracle.inputs(b, m, d, dtype=dtype, seed=1)
@@ -100,8 +102,12 @@ def check_pairwise_bwd(
     memory, outputs = guards()
     with memory, outputs:
         g, xs, ys = on_device(grad, x, y)
-        got = launch(g, xs, ys, EPS), launch(g.mT, ys, xs, EPS)
-    plain = oracle.torch_gradients(x, y, grad, EPS, paired=False)
+        got = launch(g, xs, ys, EPS, precision), launch(g.mT, ys, xs, EPS, precision)
+    if precision == "highest":
+        plain = oracle.torch_gradients(x, y, grad, EPS, paired=False)
+    else:  # of tf32 values, as torch multiplies gradients too
+        rounded = [rounding.to_tf32(t) for t in (x, y, grad)]
+        plain = oracle.torch_gradients(*rounded, EPS, paired=False)
     expected = oracle.gradients(x, y, grad, EPS, paired=False)
     for side in range(2):
         oracle.assert_no_worse(got[side].cpu(), plain[side], expected[side])
@@ -178,8 +184,11 @@ def check_offsets(load: Load, name: str = "pairwise") -> None:
         "row_norm": ("_row_norm_kernel", lambda: module.launch_row_norm(x, EPS)),
         "unit_rows": (
             "_unit_rows_kernel",
-            lambda: module.launch_unit_rows(x, torch.ones(n), torch.zeros(n, dtype=torch.int32)),
+            lambda: module.launch_unit_rows(
+                x, torch.ones(n), torch.zeros(n, dtype=torch.int32), x.dtype
+            ),
         ),
+        "half_rows": ("_half_rows_kernel", lambda: module.launch_half_rows(x, EPS)),
         "rowwise": ("_rowwise_fwd_kernel", lambda: module.launch_rowwise_fwd(x[0], x[0], EPS)),
         "pairwise": ("_pairwise_fwd_kernel", lambda: module.launch_pairwise_fwd(x, x, EPS)),
         "pairwise_backward": (
@@ -213,6 +222,24 @@ def check_offsets(load: Load, name: str = "pairwise") -> None:
     }
     missing = len(elements - seen)
     assert missing == 0, f"{missing} of {len(elements)} elements were looked for elsewhere"
+
+
+def check_half_rows(load: Load, n: int = 131, d: int = 67) -> None:
+    """Scaled exactly, rounded once; norms of the rows as they were."""
+    x = oracle.inputs(2, n, d, dtype=F32)
+    x[0, :4] *= torch.tensor([1e30, 1e-30, 1e-44, 0.0])[: min(n, 4), None]
+    memory, outputs = guards()
+    with memory, outputs:
+        (rows,) = on_device(x)
+        half, inverse = (t.cpu() for t in load("half_rows").launch_half_rows(rows, EPS))
+    assert half.shape == (2, n, d + -d % 16)
+    assert not half[..., d:].any()
+    wide = x.double()
+    largest = wide.abs().amax(-1, keepdim=True)
+    scale = torch.where(largest > 0, 2.0 ** (14 - largest.clamp_min(2.0**-127).log2().floor()), 1.0)
+    assert torch.equal(half[..., :d], (wide * scale).to(F16))
+    norms = torch.linalg.vector_norm(wide * scale, dim=-1).maximum(EPS * scale[..., 0])
+    assert oracle.error(inverse.view(2, n).double() * norms, torch.ones(2, n)) <= 2**-21
 
 
 def check_small_gradients(load: Load) -> None:

@@ -42,7 +42,7 @@ def inspect(case: Case, arch: str) -> dict:
         "tile": "x".join(map(str, tile)),
     }
     if case.tensor_core:
-        ratio = issue_to_tensor(facts, arch, (tile[0], tile[1]), operand_of(case, launch))
+        ratio = issue_to_tensor(facts, arch, (tile[0], tile[1]), operand_of(case))
         row |= {
             "tensor_core": facts.tensor_core,
             "descriptors": facts.bulk_loads,
@@ -65,11 +65,9 @@ def tile_of(launch: Launch) -> tuple[int, ...]:
     return tuple(constants[name] for name in names if name in constants)
 
 
-def operand_of(case: Case, launch: Launch) -> str:
-    """What the tensor cores multiply: split float32 products are products of bfloat16 or tf32."""
-    if case.dtype == torch.int8:
-        return "8"
-    return "tf32" if "tf32" in launch.constants.get("PRECISION", "") else "16"
+def operand_of(case: Case) -> str:
+    """What the tensor cores multiply: float32 rows are split into bfloat16 or made float16."""
+    return "8" if case.dtype == torch.int8 else "16"
 
 
 def problems(name: str, row: dict, case: Case, arch: str) -> list[str]:
