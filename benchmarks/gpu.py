@@ -311,6 +311,16 @@ def cases(compiled: Callable = torch.compile, scale: int = 1) -> list[Case]:
             )
         )
     found.append(_topk_case(scale))
+    rows, width = 2**20 // scale, 384
+    found.append(
+        Case(
+            "coding",
+            torch.float32,
+            {"rows": (rows, width), "centre": (width,)},
+            {"cossim_fast": lambda inputs: torch.ops.cossim_fast.code_rows(**inputs)[1]},
+            rows * (5 * width + 1),
+        )
+    )
     queries, corpus, width = 4096 // scale, 2**20 // scale, 128
     found.append(
         Case(

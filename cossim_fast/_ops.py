@@ -176,6 +176,42 @@ def _(grad: Tensor, x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
     return gradient.to(x.dtype)
 
 
+@torch.library.custom_op("cossim_fast::code_rows", mutates_args=())
+def code_rows(rows: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (64 blocks, d') int8, terms (3, blocks) and eligibility (n,) bool of rows (n, d).
+
+    For a row x of block B with code z, x̄ = x / |x| (0 for a row of zeros) and the float32 centre
+    (d,) m: |x̄ - m - scale_B z| <= residual_B and |x̄ - m| <= radius_B, where the terms are scale,
+    residual and radius in float32. Rows that are not finite are not eligible: their codes are 0,
+    and they have no say. d' is the next multiple of 16; there and beyond n codes are 0.
+    """
+    _checks.coded_rows(rows, centre)
+    return topk_ops.code_rows(rows, centre)
+
+
+@code_rows.register_fake
+def _(rows: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    _checks.coded_rows(rows, centre)
+    n, d = rows.shape
+    blocks, width = (n + 63) // 64, (d + 15) // 16 * 16
+    return (
+        rows.new_empty((64 * blocks, width), dtype=torch.int8),
+        rows.new_empty((3, blocks), dtype=torch.float32),
+        rows.new_empty((n,), dtype=torch.bool),
+    )
+
+
+@code_rows.register_kernel("cuda")
+def _(rows: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    _checks.coded_rows(rows, centre)
+    if not _takes_kernels(rows, rows.dtype):
+        return topk_ops.code_rows(rows, centre)
+    from cossim_fast.kernels.code_rows import launch_code_rows  # noqa: PLC0415
+
+    found: tuple[Tensor, Tensor, Tensor] = launch_code_rows(rows, centre)
+    return found
+
+
 @torch.library.custom_op("cossim_fast::block_max", mutates_args=())
 def block_max(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | None) -> Tensor:
     """The largest <query, row> over each block of corpus rows: (n, ceil(m / block)).

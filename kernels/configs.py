@@ -200,6 +200,9 @@ def choose_config(
         if kernel == "rowwise_fwd":
             return _rows(elements, d, 128)
         return _rows(elements, d, 512 if dtype == torch.float32 else 256)
+    if kernel == "code_rows":
+        # 64 columns leave 24 to 32 warps resident on sm_90, 128 leave 8 to 16.
+        return TileConfig(64, block_k=min(max(triton.next_power_of_2(d), 32), 64), num_warps=8)
     if kernel == "rescore":
         # Fused or not, products of narrower rows are exact; those of float64 rows must round as on
         # other devices.

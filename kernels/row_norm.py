@@ -6,7 +6,7 @@ import triton.language as tl
 
 from .configs import TileConfig, choose_config, current_arch
 from .launch import cost, on_device
-from .tiles import inverse_norm, out_of_range, scaling_exponent, times_power_of_two
+from .tiles import inverse_norm, scaled_square, times_power_of_two
 
 
 def _metadata(grid, kernel, args):
@@ -46,39 +46,7 @@ def _row_norm_kernel(
     row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask = row < ROWS
     x_row = x_ptr + (row // N) * stride_xb + (row % N) * stride_xn
-    column = tl.arange(0, BLOCK_D).to(tl.int64)
-
-    squares = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-    for start in range(0, D, BLOCK_D):
-        mask = row_mask[:, None] & (start + column < D)[None, :]
-        x = tl.load(x_row[:, None] + (start + column)[None, :] * stride_xd, mask=mask, other=0.0)
-        x = x.to(tl.float32)
-        squares += x * x
-    square = tl.sum(squares, axis=1)
-    exponent = tl.zeros((BLOCK_N,), dtype=tl.int32)
-
-    # Squares of float16 never leave float32's range.
-    if x_ptr.dtype.element_ty != tl.float16:
-        suspect = out_of_range(square) & row_mask
-        if tl.max(suspect.to(tl.int32), axis=0) > 0:
-            largest = tl.zeros((BLOCK_N,), dtype=tl.float32)
-            for start in range(0, D, BLOCK_D):
-                mask = suspect[:, None] & (start + column < D)[None, :]
-                x = tl.load(
-                    x_row[:, None] + (start + column)[None, :] * stride_xd, mask=mask, other=0.0
-                )
-                largest = tl.maximum(largest, tl.max(tl.abs(x.to(tl.float32)), axis=1))
-            exponent = scaling_exponent(largest, square, eps, D)
-            squares = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-            for start in range(0, D, BLOCK_D):
-                mask = suspect[:, None] & (start + column < D)[None, :]
-                x = tl.load(
-                    x_row[:, None] + (start + column)[None, :] * stride_xd, mask=mask, other=0.0
-                )
-                x = times_power_of_two(x.to(tl.float32), -exponent[:, None])
-                squares += x * x
-            square = tl.where(suspect, tl.sum(squares, axis=1), square)
-
+    square, exponent = scaled_square(x_row, stride_xd, row_mask, D, eps, BLOCK_N, BLOCK_D)
     tl.store(inverse_ptr + row, inverse_norm(square, exponent, eps), mask=row_mask)
     tl.store(exponent_ptr + row, exponent, mask=row_mask)
 

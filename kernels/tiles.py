@@ -89,6 +89,53 @@ def scaling_exponent(largest, square, eps, D):
 
 
 @triton.jit
+def scaled_square(
+    x_row,  # (BLOCK_N,) pointers to rows
+    stride_d,
+    row_mask,  # (BLOCK_N,)
+    D,
+    eps,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Squared norms of rows scaled by 2**-exponent, and the exponents: 0 for rows in range.
+
+    Rows whose squares leave float32's comfortable range are read twice more, from L2: once for
+    their largest magnitude, once scaled.
+    """
+    column = tl.arange(0, BLOCK_D).to(tl.int64)
+    squares = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+    for start in range(0, D, BLOCK_D):
+        d = (start + column)[None, :]
+        x = tl.load(x_row[:, None] + d * stride_d, mask=row_mask[:, None] & (d < D), other=0.0)
+        x = x.to(tl.float32)
+        squares += x * x
+    square = tl.sum(squares, axis=1)
+    exponent = tl.zeros((BLOCK_N,), dtype=tl.int32)
+
+    # Squares of float16 never leave float32's range.
+    if x_row.dtype.element_ty != tl.float16:
+        suspect = out_of_range(square) & row_mask
+        if tl.max(suspect.to(tl.int32), axis=0) > 0:
+            largest = tl.zeros((BLOCK_N,), dtype=tl.float32)
+            for start in range(0, D, BLOCK_D):
+                d = (start + column)[None, :]
+                mask = suspect[:, None] & (d < D)
+                x = tl.load(x_row[:, None] + d * stride_d, mask=mask, other=0.0)
+                largest = tl.maximum(largest, tl.max(tl.abs(x.to(tl.float32)), axis=1))
+            exponent = scaling_exponent(largest, square, eps, D)
+            squares = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+            for start in range(0, D, BLOCK_D):
+                d = (start + column)[None, :]
+                mask = suspect[:, None] & (d < D)
+                x = tl.load(x_row[:, None] + d * stride_d, mask=mask, other=0.0)
+                x = times_power_of_two(x.to(tl.float32), -exponent[:, None])
+                squares += x * x
+            square = tl.where(suspect, tl.sum(squares, axis=1), square)
+    return square, exponent
+
+
+@triton.jit
 def inverse_norm(square, exponent, eps):
     """1 / max(norm, eps) of the row scaled by 2**-exponent; NaN for a row that is not finite."""
     norm = tl.sqrt_rn(square)

@@ -29,6 +29,23 @@ def batched_rows(x: Tensor, y: Tensor, eps: float, precision: str) -> torch.dtyp
     return pairwise_arguments(x, y, eps, precision)
 
 
+def coded_rows(rows: Tensor, centre: Tensor) -> None:
+    """Check the arguments of the op that codes rows for the int8 screen."""
+    if rows.dim() != 2 or centre.shape != rows.shape[1:]:
+        raise ValueError(
+            "expected rows of shape (n, d) and a centre of shape (d,), "
+            f"got {tuple(rows.shape)} and {tuple(centre.shape)}"
+        )
+    if not rows.dtype.is_floating_point or centre.dtype != torch.float32:
+        raise TypeError(
+            f"expected floating rows and a float32 centre, got {rows.dtype} and {centre.dtype}"
+        )
+    if rows.shape[1] > LONGEST_CODE:
+        raise ValueError(
+            f"expected d <= {LONGEST_CODE}, whose sums of codes fit int32, got d = {rows.shape[1]}"
+        )
+
+
 def screen(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | None) -> torch.dtype:
     """Check the arguments of the block-maximum screen; return the dtype of its result."""
     if queries.dim() != 2 or corpus.dim() != 2 or queries.shape[1] != corpus.shape[1]:

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _products
-from cossim_fast._score.exact import score_pairs, widen
+from cossim_fast._score.exact import round_up, score_pairs, widen, widened
+
+CODED = 64  # rows that share a scale, a residual and a radius
+CODE_WIDTH = 16  # codes of a row are padded to a multiple: kernels read full vectors of them
+# [numbers] Coded at a time: 256 MB in float64, a few times.
+CODED_AT_ONCE = 1 << 25
 
 QUERIES_AT_ONCE = 256
 BLOCKS_AT_ONCE = 64
@@ -18,6 +23,36 @@ ABSOLUTE_SLACK = 2.0**-36
 def lowest(dtype: torch.dtype) -> float:
     """The maximum of a block without a row: int32's least value, or -inf."""
     return -torch.inf if dtype.is_floating_point else float(torch.iinfo(dtype).min)
+
+
+def code_rows(rows: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, terms and eligibility of rows, measured in float64; see `_ops.code_rows`.
+
+    A few operations on many rows at a time, which suits a GPU too: float64 rows are coded so there.
+    """
+    n, d = rows.shape
+    blocks = -(-n // CODED)
+    codes = rows.new_zeros((blocks * CODED, d + -d % CODE_WIDTH), dtype=torch.int8)
+    terms = rows.new_empty((3, blocks), dtype=torch.float32)
+    eligible = rows.new_empty((n,), dtype=torch.bool)
+    step = max(CODED_AT_ONCE // max(d, 1) // CODED, 1) * CODED
+    for start in range(0, n, step):
+        wide = widened(rows[start : start + step])
+        norms = torch.linalg.vector_norm(wide, dim=1)
+        finite = norms.isfinite()
+        eligible[start : start + step] = finite
+        unit = wide / norms.masked_fill(norms == 0, 1.0)[:, None]
+        y = (unit - centre.double()).masked_fill_(~finite[:, None], 0.0)
+        y = torch.nn.functional.pad(y, (0, 0, 0, -len(y) % CODED)).view(-1, CODED, d)
+        # In float32, as the kernels read it; rounded up, so that no code exceeds 127.
+        scale = round_up(y.abs().amax((1, 2)) / 127).double()
+        z = (y / scale[:, None, None]).round()
+        at = slice(start // CODED, start // CODED + len(y))
+        codes.view(-1, CODED, codes.shape[1])[at, :, :d] = z
+        z.mul_(scale[:, None, None]).sub_(y)
+        longest = [torch.linalg.vector_norm(v, dim=2).amax(1) for v in (z, y)]
+        terms[:, at] = torch.stack([scale.float(), *map(round_up, longest)])
+    return codes, terms, eligible
 
 
 def block_max(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | None) -> Tensor:

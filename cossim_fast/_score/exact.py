@@ -184,3 +184,9 @@ def _row_sums(products: Tensor) -> Tensor:
 def _added(products: NDArray[np.float64]) -> NDArray[np.float64]:
     found: NDArray[np.float64] = np.add.reduce(products, axis=1)
     return found
+
+
+def round_up(x: Tensor) -> Tensor:
+    """Float32 above x, where x was rounded in float64."""
+    single = x.float()
+    return torch.nextafter(single, torch.full_like(single, torch.inf)) + 2.0**-40

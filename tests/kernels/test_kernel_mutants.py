@@ -13,6 +13,33 @@ pytestmark = [pytest.mark.kernel_mutants, needs_interpreter]
 MUTANTS = [
     (
         Mutant(
+            "residual of the codes' own rounding alone",
+            "code_rows",
+            "missed = y - code * scale",
+            "missed = (y * inverse_scale - code) * scale * 0.9",
+        ),
+        screening.check_code_rows,
+    ),
+    (
+        Mutant(
+            "rows beyond the last one coded",
+            "code_rows",
+            "return tl.where(mask, unit - centre, 0.0)",
+            "return unit - centre",
+        ),
+        screening.check_code_rows,
+    ),
+    (
+        Mutant(
+            "large rows left as they are",
+            "code_rows",
+            "unit = times_power_of_two(x, -exponent[:, None]) * inverse[:, None]",
+            "unit = x * inverse[:, None]",
+        ),
+        screening.check_code_rows,
+    ),
+    (
+        Mutant(
             "rows that float16 cannot hold",
             "half_rows",
             "LARGEST = tl.constexpr(14)",

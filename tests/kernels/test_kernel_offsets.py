@@ -9,8 +9,8 @@ pytestmark = [pytest.mark.kernel_memory, needs_interpreter]
 
 
 KERNELS = [
-    "row_norm", "unit_rows", "half_rows", "rowwise", "pairwise", "pairwise_backward", "topk",
-    "thresholds", "candidates", "recheck",
+    "row_norm", "unit_rows", "half_rows", "rowwise", "pairwise", "pairwise_backward", "code_rows",
+    "topk",     "thresholds", "candidates", "recheck",
 ]  # fmt: skip
 
 

@@ -26,7 +26,7 @@ ROWWISE = ["_rowwise_fwd_kernel", "_rowwise_bwd_kernel"]
 PAIRWISE_FWD = ["_row_norm_kernel"] * 2 + ["_pairwise_fwd_kernel", "_pairwise_fwd_scaled_kernel"]
 SCREEN = [
     "_block_max_kernel", "_rescore_kernel", "_group_bounds_kernel", "_block_candidates_kernel",
-    "_recheck_kernel",
+    "_recheck_kernel", "_code_rows_kernel",
 ]  # fmt: skip
 PAIRWISE_BWD = ["_row_norm_kernel"] * 2 + [
     "_unit_rows_kernel",
@@ -180,7 +180,7 @@ def screen_arguments():
 
 
 def selection_arguments() -> dict:
-    """Arguments of the ops between block maxima and rescoring."""
+    """Arguments of the other ops of a search."""
     s = screening.example()
     terms, reach = (s.query_terms, s.block_terms), torch.zeros(len(s.queries))
     index = torch.tensor([0, 1, 4])
@@ -190,6 +190,7 @@ def selection_arguments() -> dict:
         "recheck": (
             s.query_codes, s.corpus_codes, *terms, reach, index, index + 2, 64, s.eligible
         ),
+        "code_rows": (s.corpus, torch.zeros(s.corpus.shape[1])),
     }  # fmt: skip
 
 

@@ -3,13 +3,29 @@
 import pytest
 import torch
 
-from ladder import screening
-from ladder.checks import BF16
+from cossim_fast._cpu import topk_ops
+from ladder import oracle, screening
+from ladder.checks import BF16, F16, F32
 from ladder.runtime import DEVICE, kernels, needs_kernels
 from ladder.screening import INT8
 
 pytestmark = [pytest.mark.kernel_logic, needs_kernels]
+FLOATS = (F16, BF16, F32)
 SCREENS = pytest.mark.parametrize("dtype", [INT8, BF16], ids=str)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(("n", "d"), [(131, 67), (64, 16), (65, 130), (1, 1), (5, 300)])
+def test_codes_and_the_bounds_of_what_they_miss(dtype, n, d):
+    screening.check_code_rows(kernels, dtype, n, d)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
+def test_codes_by_torchs_operations(dtype):
+    x = oracle.inputs(131, 67, dtype=dtype)
+    x[3], x[70], x[71, 5] = 0, x[70] * (1e200 if dtype == torch.float64 else 1), torch.inf
+    centre = torch.full((67,), 0.01)
+    screening.assert_coded(x, centre, *topk_ops.code_rows(x, centre))
 
 
 @SCREENS
@@ -37,6 +53,10 @@ def test_recheck_keeps_what_may_be_among_the_best(dtype, block, pairs, d):
 
 
 def test_nothing_to_do():
+    coded = kernels("code_rows").launch_code_rows(
+        torch.ones(0, 5, device=DEVICE), torch.ones(5, device=DEVICE)
+    )
+    assert [tuple(t.shape) for t in coded] == [(0, 16), (3, 0), (0,)]
     terms = torch.zeros(4, 3, device=DEVICE), torch.zeros(3, 0, device=DEVICE)
     maxima = torch.zeros(3, 0, dtype=torch.int32, device=DEVICE)
     reach = kernels("thresholds").launch_block_thresholds(maxima, *terms, 1, 4)

@@ -195,6 +195,10 @@ def check_offsets(load: Load, name: str = "pairwise") -> None:
             "_pairwise_bwd_product_kernel",
             lambda: module.launch_pairwise_bwd(x, x, torch.zeros(1, d, d), EPS),
         ),
+        "code_rows": (
+            "_code_rows_kernel",
+            lambda: module.launch_code_rows(x[0], torch.zeros(d)),
+        ),
         "topk": ("_block_max_kernel", lambda: module.launch_block_max(x[0], x[0])),
         "thresholds": (
             "_group_bounds_kernel",

@@ -146,7 +146,7 @@ def pairwise_cases() -> Iterator[Case]:
 
 
 def topk_cases() -> Iterator[Case]:
-    """Screen, with blocks of each size and few or many queries, and rescoring."""
+    """Coding; the screen, with blocks of each size and few or many queries; rescoring."""
     launch = kernels("topk").launch_block_max
     for dtype in (torch.int8, BF16):
         corpus, eligible = _rows(512, 768, dtype), torch.ones(512, dtype=torch.bool)
@@ -175,6 +175,16 @@ def topk_cases() -> Iterator[Case]:
             tensor_core=True,
         )
         yield from selection_cases(dtype)
+    for dtype in FLOATS:
+        for d in (768, 67):
+            x, centre = _rows(131, d, dtype), torch.zeros(d)
+            yield Case(
+                "code_rows",
+                dtype,
+                f"d={d}",
+                lambda x=x, c=centre: kernels("code_rows").launch_code_rows(x, c),
+                core=d == 768 and dtype == F32,
+            )
     index = torch.zeros(64, dtype=torch.int64)
     for dtype in (*FLOATS, F64):
         x = _rows(64, 768, dtype)

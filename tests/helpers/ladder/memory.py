@@ -24,7 +24,7 @@ SENTINEL = {
     torch.bfloat16: 776.0,
     torch.float32: 777.0,
     torch.float64: 777.0,
-    torch.int8: 77,
+    torch.int8: -128,  # no code
     torch.int32: 2**31 - 777,  # no sum of codes is as large
     torch.int64: -777,
 }

@@ -144,3 +144,41 @@ def check_recheck(
     assert bool(got[must].all())
     assert not bool(got[~may].any())
     assert int(must.sum()) <= int(got.sum()) < 0.9 * int(inside.sum())
+
+
+def check_code_rows(
+    load: Load, dtype: torch.dtype = torch.float32, n: int = 131, d: int = 67
+) -> None:
+    """Bounds that hold and are not much too large, codes that use their range, nothing beyond."""
+    x = oracle.inputs(n, d, dtype=dtype)
+    x[:: n // 2 + 1] = 0
+    if dtype != torch.float16 and n > 6:
+        x[1], x[2] = x[1] * 1e30, x[2] * 1e-36
+    x[n // 3, d // 2] = torch.nan
+    x[n // 4, 0] = -torch.inf
+    centre = coding.unit_rows(x).mean(0).float()
+    memory, outputs = guards()
+    with memory, outputs:
+        codes, terms, eligible = load("code_rows").launch_code_rows(*on_device(x, centre))
+    assert_coded(x, centre, codes.cpu(), terms.cpu(), eligible.cpu())
+
+
+def assert_coded(x: Tensor, centre: Tensor, codes: Tensor, terms: Tensor, eligible: Tensor) -> None:
+    """Assert what `_ops.code_rows` promises of codes, terms and eligibility, in float64."""
+    n, d = x.shape
+    blocks = -(-n // coding.BLOCK)
+    assert torch.equal(eligible, x.isfinite().all(1))
+    assert codes.shape == (blocks * coding.BLOCK, d + -d % 16)
+    assert not codes[n:].any()
+    assert not codes[:, d:].any()
+    assert not codes[:n][~eligible].any()
+    y = (coding.unit_rows(x) - centre.double()).masked_fill(~eligible[:, None], 0.0)
+    y = torch.nn.functional.pad(y, (0, 0, 0, -n % coding.BLOCK))
+    scale, residual, radius = terms.double()
+    missed = y - codes[:, :d].double() * scale.repeat_interleave(coding.BLOCK)[:, None]
+    for bound, rows in ((residual, missed), (radius, y)):
+        longest = torch.linalg.vector_norm(rows, dim=1).view(blocks, -1).amax(1)
+        assert bool((bound >= longest).all())
+        assert bool((bound <= longest * 1.001 + (d + 16) * 2.0**-23).all())
+    largest = codes.reshape(blocks, -1).int().abs().amax(1)
+    assert bool(((largest == 127) | (y.abs().view(blocks, -1).amax(1) == 0)).all())
