@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --e
 PACKAGING := setup.py pyproject.toml constraints.txt
 
 .PHONY: demo test test-processors test-hostile test-oldest test-adapters test-model kernels gpu \
-	gpu-test gpu-install bench bench-full bench-report bench-compare confusion docs lint format clean
+	gpu-test gpu-session gpu-install bench bench-full bench-report bench-compare confusion docs lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
 	$(BIN)/python -P examples/demo.py
@@ -70,6 +70,10 @@ gpu: gpu-test  ## on a machine with a GPU: test, sanitize, benchmark
 
 gpu-test: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev,gpu-install)
 	$(GPU_PYTEST) -m "kernel_logic or kernel_memory or kernel_contract"
+
+gpu-session: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev,gpu-install)  ## DRY=1: without a GPU
+	$(if $(DRY),TRITON_INTERPRET=1 PYTHONPATH=tests/helpers) $(GPU_PYTHON) \
+		benchmarks/gpu_session.py $(if $(DRY),--dry-run --to out/gpu-session-dry.json)
 
 gpu-install:
 	$(GPU_PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .

@@ -1,0 +1,93 @@
+"""The GPU that `gpu_session` has for minutes, or what stands in for it in a dry run."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Found = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One thing to find out; ``run`` returns what is written down."""
+
+    name: str
+    run: Callable[[], Found]
+    kernels: Callable[[], object] | None = None  # compiles what the trial launches
+
+
+@dataclass(frozen=True)
+class Step:
+    """Trials that share a budget of seconds."""
+
+    name: str
+    seconds: float
+    trials: Callable[["Machine"], Iterator[Trial]]
+
+
+@dataclass
+class Machine:
+    """Where the session runs: device, clock, and by how much its inputs are smaller."""
+
+    device: str
+    scale: int = 1
+    repeats: int = 20
+    generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator(self.device).manual_seed(0)
+
+    @property
+    def real(self) -> bool:
+        """Whether there is a GPU."""
+        return self.device == "cuda"
+
+    def rows(self, n: int, d: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Normal rows, fewer and shorter by the scale."""
+        shape = (max(n // self.scale, 5), max(d // self.scale, 20) if self.scale > 1 else d)
+        drawn = torch.randn(shape, generator=self.generator, device=self.device)
+        return drawn.to(dtype)
+
+    def codes(self, n: int, d: int) -> Tensor:
+        """Codes of such rows."""
+        return (self.rows(n, d) * 40).clamp(-127, 127).to(torch.int8)
+
+    def milliseconds(self, run: Callable[[], object]) -> Found:
+        """Median and quartiles of calls, timed by events of the device if there is one."""
+        run()
+        taken = sorted(self._once(run) for _ in range(self.repeats if self.real else 2))
+        low, median, high = statistics.quantiles(taken, n=4)
+        return {"ms": median, "quartiles": [low, high]}
+
+    def _once(self, run: Callable[[], object]) -> float:
+        if not self.real:
+            start = time.perf_counter()
+            run()
+            return 1e3 * (time.perf_counter() - start)
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(2_000_000)  # the host gets ahead of the device
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop)
+
+    def host_microseconds(self, run: Callable[[], object]) -> float:
+        """What a call costs the host, while the device has nothing to do."""
+        run()
+        self.wait()
+        start = time.perf_counter()
+        for _ in range(self.repeats):
+            run()
+        taken = time.perf_counter() - start
+        self.wait()
+        return 1e6 * taken / self.repeats
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        if self.real:
+            torch.cuda.synchronize()

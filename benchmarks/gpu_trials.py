@@ -1,0 +1,309 @@
+"""What `gpu_session` tries on a GPU, in the order of what it is worth."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from cossim_fast.kernels import code_rows, configs, half_rows, pairwise, pairwise_backward, topk
+from torch import Tensor
+
+import cossim_fast
+from cossim_fast import _ops, pairwise_cosine
+from cossim_fast._cpu import topk_ops
+from gpu_machine import Found, Machine, Step, Trial
+
+EPS = 1e-8
+FORWARD, BACKWARD = pairwise.launch_pairwise_fwd, pairwise_backward.launch_pairwise_bwd
+
+
+def ceilings(machine: Machine) -> Iterator[Trial]:
+    """Bytes and operations a second that the card reaches."""
+    n = max(8192 // machine.scale, 32)
+    source = torch.randint(0, 255, (64 * n * n,), dtype=torch.uint8, device=machine.device)
+    target = torch.empty_like(source)
+
+    def rate(work: float, run: Callable[[], object]) -> Found:
+        taken = machine.milliseconds(run)
+        return taken | {"per_second": 1e3 * work / taken["ms"]}
+
+    yield Trial("copy", lambda: rate(2 * source.numel(), lambda: target.copy_(source)))
+    yield Trial("read", lambda: rate(source.numel(), lambda: source.view(torch.int32).amax()))
+    for dtype in (torch.float16, torch.float32):
+        x = machine.rows(n * machine.scale, n * machine.scale, dtype)
+        work = 2 * x.shape[0] ** 2 * x.shape[1]
+        yield Trial(f"product {dtype}", lambda x=x, w=work: rate(w, lambda: x @ x.mT))
+    if machine.real:
+        yield Trial("product tf32", lambda x=x, w=work: rate(w, lambda: _tf32(lambda: x @ x.mT)))
+        codes = machine.codes(n, n)
+        yield Trial("product int8", lambda: rate(2 * n**3, lambda: torch._int_mm(codes, codes.mT)))
+
+
+def _tf32(run: Callable[[], Tensor]) -> Tensor:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        return run()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def correctness(machine: Machine) -> Iterator[Trial]:
+    """The kernels that no GPU has run yet, against float64 and their bounds."""
+
+    def half(scale: float) -> Found:
+        x, y = machine.rows(700, 384) * scale, machine.rows(500, 384)
+        got = FORWARD(x[None], y[None], 0.0, "high")[0].double()
+        unit = [t.double() / torch.linalg.vector_norm(t.double(), dim=1)[:, None] for t in (x, y)]
+        error, bound = float((got - unit[0] @ unit[1].mT).abs().max()), 2.0**-10 + 2.0**-14
+        return {"error": error, "bound": bound, "right": error <= bound}
+
+    def coded(dtype: torch.dtype) -> Found:
+        x = machine.rows(1000, 384, dtype)
+        x[1], x[2], x[3, 5] = 0, x[2] * 100, torch.nan
+        centre = torch.full_like(x[0], 0.01, dtype=torch.float32)
+        codes, terms, eligible = (t.cpu() for t in code_rows.launch_code_rows(x, centre))
+        x, centre = x.cpu(), centre.cpu()
+        wanted = topk_ops.code_rows(x, centre)
+        wide = x.double()
+        norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+        y = wide / norms.masked_fill(norms == 0, 1.0) - centre.double()
+        y = F.pad(y.masked_fill(~eligible[:, None], 0.0), (0, 0, 0, -len(y) % 64))
+        scale = terms[0].double().repeat_interleave(64)[:, None]
+        missed = torch.linalg.vector_norm(y - scale * codes[:, : x.shape[1]].double(), dim=1)
+        held = bool((missed.view(-1, 64).amax(1) <= terms[1].double()).all())
+        return {
+            "right": held and torch.equal(eligible, wanted[2]),
+            "residual over float64's": float((terms[1] / wanted[1][1]).max()),
+        }
+
+    def copies() -> Found:
+        x = machine.rows(500, 384)
+        index = torch.arange(len(x), device=machine.device)
+        kernel = _ops.rescore._backend_fns["cuda"] if machine.real else _ops.rescore
+        found = {float(c) for p in (1, 4, -2) for c in kernel(x, x * 2.0**p, index, index).unique()}
+        return {"scores of copies": sorted(found), "right": found == {1.0}}
+
+    def compiled() -> Found:
+        x, y = machine.rows(300, 96, torch.float16), machine.rows(200, 96, torch.float16)
+        run = torch.compile(pairwise_cosine, fullgraph=True, backend=_backend(machine))
+        found = torch.equal(run(x, y), pairwise_cosine(x, y))
+        return {"right": found or not machine.real}
+
+    def same_as_on_cpu() -> Found:
+        queries, corpus = machine.rows(64, 384), machine.rows(20000, 384)
+        got = cossim_fast.topk(queries, corpus, 2)
+        wanted = cossim_fast.topk(queries.cpu(), corpus.cpu(), 2)
+        return {"right": all(torch.equal(a.cpu(), b) for a, b in zip(got, wanted, strict=True))}
+
+    for scale in (1.0, 1e30, 1e-30):
+        yield Trial(f"precision high, rows times {scale:g}", lambda s=scale: half(s))
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        yield Trial(f"coding {dtype}", lambda dtype=dtype: coded(dtype))
+    yield Trial("copies score 1", copies)
+    yield Trial("top-k as on the CPU", same_as_on_cpu)
+    yield Trial("compiled is eager", compiled)
+
+
+def _backend(machine: Machine) -> str:
+    return "inductor" if machine.real else "aot_eager"
+
+
+STAGES = (
+    "code_rows", "block_max", "block_thresholds", "block_candidates", "recheck", "rescore",
+)  # fmt: skip
+
+
+@contextmanager
+def timed_stages(machine: Machine, spent: dict[str, float]) -> Iterator[None]:
+    """Within, each op of a search waits for the device, and its milliseconds are added up."""
+    originals = {name: getattr(_ops, name) for name in STAGES}
+
+    def timed(name: str) -> Callable[..., object]:
+        def run(*arguments: object) -> object:
+            machine.wait()
+            start = time.perf_counter()
+            found = originals[name](*arguments)
+            machine.wait()
+            spent[name] = spent.get(name, 0.0) + 1e3 * (time.perf_counter() - start)
+            return found
+
+        return run
+
+    try:
+        for name in STAGES:
+            setattr(_ops, name, timed(name))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(_ops, name, original)
+
+
+def search_by_stage(machine: Machine) -> Iterator[Trial]:
+    """Where a search's time goes, and how often it waits for the device by itself."""
+    corpus = machine.rows(1 << 20, 384)
+    k = 2 if machine.scale > 1 else 10
+    search = cossim_fast.topk if machine.real else _search_by_ops
+
+    def by_stage(q: int) -> Found:
+        queries = machine.rows(q, 384)
+        whole = machine.milliseconds(lambda: search(queries, corpus, k))
+        stages: dict[str, float] = {}
+        with timed_stages(machine, stages):
+            search(queries, corpus, k)
+        return whole | {"stages": stages, "waits": _waits(machine, search, queries, corpus, k)}
+
+    for q in (4096, 64, 1):
+        yield Trial(f"top-{k} of {q}", lambda q=q: by_stage(q))
+
+
+def _search_by_ops(queries: Tensor, corpus: Tensor, k: int) -> object:
+    """The search of a GPU on CPU tensors, whose ops run their CPU bodies."""
+    from cossim_fast.retrieval.nearest.gpu import search_on_device  # noqa: PLC0415
+
+    return search_on_device(queries, corpus, k, certify=False)
+
+
+def _waits(machine: Machine, search: Callable[..., object], *arguments: object) -> int:
+    """How often a search makes the host wait for the device."""
+    if not machine.real:
+        return 0
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            search(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return len(seen)
+
+
+def coding_and_maxima(machine: Machine) -> Iterator[Trial]:
+    """Tiles of the kernels that code the corpus and screen it."""
+    x = machine.rows(1 << 20, 384)
+    centre = torch.zeros_like(x[0])
+    arch = configs.current_arch()
+    chosen = configs.choose_config("code_rows", x.dtype, x.shape[1], arch)
+    for columns in (32, 64, 128):
+        for warps in (4, 8):
+            tile = replace(chosen, block_k=columns, num_warps=warps)
+            yield _tile("coding", tile, machine, code_rows.launch_code_rows, x, centre)
+    for d in (384, 128):
+        queries, corpus = machine.codes(4096, d), machine.codes(1 << 20, d)
+        chosen = configs.choose_config("block_max", torch.int8, d, arch, True)
+        for tile in (chosen, *(replace(chosen, group=group) for group in (8, 16, 64))):
+            run = topk.launch_block_max
+            yield _tile(f"block maxima, d = {d}", tile, machine, run, queries, corpus, 64, None)
+
+
+def _tile(
+    name: str, tile: configs.TileConfig, machine: Machine, launch: Callable[..., object],
+    *arguments: object,
+) -> Trial:  # fmt: skip
+    """A trial of one tile."""
+    words = (
+        f"{tile.block_n} x {tile.block_m} x {tile.block_k}, {tile.num_warps} warps, "
+        f"{tile.num_stages} stages, groups of {tile.group}"
+    )
+
+    def once() -> object:
+        return launch(*arguments, config=tile)
+
+    return Trial(f"{name}: {words}", lambda: machine.milliseconds(once), once)
+
+
+def matrices(machine: Machine) -> Iterator[Trial]:
+    """The matrix and its gradient beside torch's product."""
+    for dtype in (torch.float16, torch.bfloat16):
+        x, y = machine.rows(16384, 768, dtype), machine.rows(16384, 768, dtype)
+        grad = torch.randn(len(x), len(y), device=machine.device).to(dtype)
+        yield Trial(
+            f"normalize and matmul {dtype}",
+            lambda x=x, y=y: machine.milliseconds(
+                lambda: F.normalize(x, dim=-1) @ F.normalize(y, dim=-1).mT
+            ),
+        )
+        arch, descriptors = configs.current_arch(), x.shape[1] % 16 == 0
+        chosen = configs.choose_config("pairwise_fwd", dtype, x.shape[1], arch, descriptors)
+        for tile in (chosen, replace(chosen, group=8), replace(chosen, block_m=128)):
+            yield _tile(
+                f"matrix {dtype}", tile, machine, FORWARD, x[None], y[None], EPS, "highest", None
+            )
+        yield Trial(
+            f"matrix with itself {dtype}",
+            lambda x=x: machine.milliseconds(lambda: FORWARD(x[None], x[None], EPS)),
+        )
+        yield Trial(
+            f"gradient {dtype}",
+            lambda x=x, y=y, g=grad: machine.milliseconds(
+                lambda: BACKWARD(g[None], x[None], y[None], EPS)
+            ),
+        )
+
+
+def float32_products(machine: Machine) -> Iterator[Trial]:
+    """What the precisions of float32 rows cost, and their errors."""
+    x, y = machine.rows(16384, 768), machine.rows(16384, 768)
+    wide = [F.normalize(t.double(), dim=-1) for t in (x[:64], y)]
+
+    def measured(run: Callable[[], Tensor]) -> Found:
+        error = float((run()[:64].double() - wide[0] @ wide[1].mT).abs().max())
+        return machine.milliseconds(run) | {"error": error}
+
+    def plain() -> Tensor:
+        return F.normalize(x, dim=-1) @ F.normalize(y, dim=-1).mT
+
+    for precision in ("high", "highest"):
+        yield Trial(
+            f"matrix float32, {precision}",
+            lambda p=precision: measured(lambda: FORWARD(x[None], y[None], EPS, p)[0]),
+        )
+    yield Trial("rows to float16", lambda: machine.milliseconds(
+        lambda: half_rows.launch_half_rows(x[None], EPS)
+    ))  # fmt: skip
+    yield Trial("normalize and matmul, float32", lambda: measured(plain))
+    if machine.real:
+        yield Trial("normalize and matmul, tf32", lambda: measured(lambda: _tf32(plain)))
+
+
+def compiled_and_small(machine: Machine) -> Iterator[Trial]:
+    """Ours within torch.compile, and what small matrices cost host and device."""
+    for dtype in (torch.float16, torch.float32):
+        x, y = machine.rows(16384, 768, dtype), machine.rows(16384, 768, dtype)
+        run = torch.compile(pairwise_cosine, fullgraph=True, backend=_backend(machine))
+        yield Trial(
+            f"matrix {dtype}, compiled",
+            lambda x=x, y=y, run=run: machine.milliseconds(lambda: run(x, y)),
+        )
+
+    def plain(x: Tensor, y: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) @ F.normalize(y, dim=-1).mT
+
+    def small(n: int, run: Callable[[Tensor, Tensor], Tensor]) -> Found:
+        x, y = machine.rows(n, 768, torch.float16), machine.rows(n, 768, torch.float16)
+        found = machine.milliseconds(lambda: run(x, y))
+        found["host_us"] = machine.host_microseconds(lambda: run(x, y))
+        if machine.real:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                run(x, y)
+            found["graph_ms"] = machine.milliseconds(graph.replay)["ms"]
+        return found
+
+    for n in (64, 256, 1024, 2048):
+        for name, run in (("cossim_fast", pairwise_cosine), ("normalize and matmul", plain)):
+            yield Trial(f"{n} rows, {name}", lambda n=n, run=run: small(n, run))
+
+
+STEPS = (
+    Step("ceilings", 15, ceilings),
+    Step("correctness", 40, correctness),
+    Step("search by stage", 50, search_by_stage),
+    Step("coding and maxima", 70, coding_and_maxima),
+    Step("matrices", 60, matrices),
+    Step("float32 products", 40, float32_products),
+    Step("compiled and small", 30, compiled_and_small),
+)
