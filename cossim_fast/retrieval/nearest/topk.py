@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
+from cossim_fast._as_one import as_one
 from cossim_fast._threads import one_thread_after_fork
 from cossim_fast.retrieval.nearest import filtered
 from cossim_fast.retrieval.nearest.allowed import oracle_among
@@ -22,6 +23,7 @@ from cossim_fast.retrieval.screening.codes import centre_of, encode
 from cossim_fast.retrieval.storage.corpus import ArrayCorpus, open_corpus
 
 
+@as_one
 def topk(
     queries: Any,
     corpus: Any,
