@@ -98,6 +98,10 @@ def _is_exporting() -> bool:
     return torch.compiler.is_exporting() and not torch.onnx.is_in_onnx_export()
 
 
+# Asked as Dynamo traces, which before 2.12 takes every trace for an export.
+_is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
     """Switch autocast off for the device of x; next to free where it is off.
 
