@@ -106,6 +106,8 @@ SUBCLASSES = {
     "integrations/scipy.py": {"scipy"},
     "integrations/sklearn.py": {"sklearn", "scipy"},
     "integrations/langchain.py": {"langchain_core"},
+    "integrations/langgraph.py": {"langgraph"},
+    "integrations/llama_index.py": {"llama_index"},
 }
 
 
