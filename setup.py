@@ -18,6 +18,8 @@ EXTRAS = {
     "viz": ["matplotlib>=3.8", "scikit-learn>=1.4"],
     "sklearn": ["scikit-learn>=1.6"],  # validate_data
     "langchain": ["langchain-core>=0.3"],
+    "langgraph": ["langgraph-checkpoint>=4"],
+    "llama_index": ["llama-index-core>=0.13"],
     "mteb": ["mteb>=2"],
     "datasets": ["datasets>=3"],
     "cli": ["typer>=0.12", "rich>=13", "tqdm>=4.66", "safetensors>=0.4", "pyarrow>=15"],
@@ -46,6 +48,8 @@ EXTRAS = {
     # Whole libraries and their conformance suites, for `make test-adapters`.
     "adapters": [
         "langchain-tests>=1",
+        "langgraph-checkpoint>=4",
+        "llama-index-core>=0.13",
         "mteb>=2",
         "datasets>=3",
         "sentence-transformers>=5",

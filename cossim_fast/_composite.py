@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
-from torch.nn.functional import pad
 
 from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast._products import full_precision_product
@@ -173,7 +172,9 @@ def range_scale(x: Tensor, dim: int) -> Tensor:
     entries = x.detach()
     if torch._C._get_tracing_state() is not None and not torch.onnx.is_in_onnx_export():
         # Rows may have no entries when the trace runs, of which torch finds no largest one.
-        entries = pad(entries, (0, 0) * (-dim - 1) + (0, 1))
+        # Not by pad, which before 2.9 refuses what is empty along another dimension.
+        nothing = torch.zeros_like(entries.sum(dim, keepdim=True))
+        entries = torch.cat([entries, nothing], dim)
     # The norm for inf is slower by far on CPU, and on meta refuses what has no rows.
     largest = entries.abs().amax(dim, keepdim=True)
     one = torch.ones_like(largest)

@@ -130,8 +130,21 @@ def _knows_autocast(device_type: str) -> bool:
 _knows_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting() and not torch.onnx.is_in_onnx_export()
+
+
+# Asked as Dynamo traces, which before 2.12 takes every trace for an export.
+_is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
-    """Switch autocast off for the device of x; next to free where it is off."""
+    """Switch autocast off for the device of x; next to free where it is off.
+
+    A program that is exported keeps this, since it may run where autocast is on. ONNX has none.
+    """
+    if torch.compiler.is_compiling() and _is_exporting() and _knows_autocast(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
     if torch._C._is_any_autocast_enabled() and autocast_is_on(x.device):
         return torch.autocast(x.device.type, enabled=False)
     return _NOTHING

@@ -179,6 +179,9 @@ def full_precision_product(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.dtype != torch.float32 or torch.onnx.is_in_onnx_export():
         return a @ b
+    if torch._C._get_tracing_state() is not None and a.is_cpu:
+        # Neither autocast nor a setting of where the trace runs reaches float64.
+        return (a.double() @ b.double()).float()
     if torch.compiler.is_compiling() or not a.is_cpu:
         backend = "cuda" if a.is_cuda else "mkldnn"
         return a @ b if _products_are_full(backend) else (a.double() @ b.double()).float()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cossim_fast import _checks, _composite
+from cossim_fast._as_one import as_one
 from cossim_fast._autograd import CosineMatrix, CosineRows
 from cossim_fast._broadcast import MatrixPlan, matrix_plan
 from cossim_fast._cpu.matrix import cosine_matrix
@@ -25,8 +26,15 @@ from cossim_fast._dispatch import (
 from cossim_fast._threads import one_thread_after_fork
 
 
+class _Default(int):
+    """The value of an argument that was not given."""
+
+
+_DIM = _Default(1)
+
+
 def cosine_similarity(
-    x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8, *, axis: int | None = None
+    x1: Tensor, x2: Tensor, dim: int = _DIM, eps: float = 1e-8, *, axis: int | None = None
 ) -> Tensor:
     r"""Return the cosine similarity of x1 and x2 along a dimension, in place of torch's function.
 
@@ -78,8 +86,10 @@ def cosine_similarity(
     >>> cosine_similarity(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[2.0, 4.0, 6.0]]))
     tensor([1.])
     """
-    if axis is not None:
-        dim = _checks.drop_in_axis(dim, axis)
+    if dim is _DIM:
+        dim = 1 if axis is None else axis
+    elif axis is not None:
+        _checks.one_of_dim_and_axis(dim, axis)
     if has_torch_function_variadic(x1, x2) and not torch.compiler.is_compiling():
         return handle_torch_function(cosine_similarity, (x1, x2), x1, x2, dim=dim, eps=eps)
     dtype, dim = _checks.drop_in_arguments(x1, x2, dim, eps)
@@ -148,7 +158,10 @@ def pairwise_cosine(
     dtype, on processors that do so faster, and their products are rounded to it once more before
     they are divided by the norms: by at most 2^-8 of the result (2^-11).
     First derivatives are blocked on CPU and second ones exist, as do forward mode, ``vmap`` and
-    ``torch.compile``; nothing of size n·m is kept for them. Extra memory on CPU: at most 64 MB,
+    ``torch.compile``; nothing of size n·m is kept for them. What ``torch.jit.trace`` records on CPU
+    multiplies in float64, and what ``torch.export`` writes leaves autocast for the product (its
+    ``run_decompositions`` takes that out, as of every program), so that neither is less exact where
+    it runs than stated here. Extra memory on CPU: at most 64 MB,
     whatever n, m and d ≤ 4·10^6.
 
     Raises:
@@ -214,6 +227,7 @@ class Explanation(NamedTuple):
         return f"{self.executor}, {self.form}: {self.reason}"
 
 
+@as_one
 def explain(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Explanation:
     """Return which code would run ``function(*args, **kwargs)`` now, and why; run nothing.
 
@@ -247,7 +261,10 @@ def explain(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Expla
         executor, reason = choose_executor(given["x"], y)
         return Explanation(executor.value, "matrix product", reason)
     x1, x2, dim, axis = given["x1"], given["x2"], given["dim"], given["axis"]
-    dim = dim if axis is None else _checks.drop_in_axis(dim, axis)
+    if dim is _DIM:
+        dim = 1 if axis is None else axis
+    elif axis is not None:
+        _checks.one_of_dim_and_axis(dim, axis)
     dtype, dim = _checks.drop_in_arguments(x1, x2, dim, given["eps"])
     route = _route(x1, x2, dim, dtype)
     form = "paired rows" if route.plan is None else "matrix product"

@@ -16,6 +16,7 @@ KERNELS = Path(__file__).parent.parent / "kernels"
 RULES = {
     "_reference": set(),
     "_checks": set(),
+    "_as_one": set(),
     "_extras": set(),
     "_escaped": set(),
     "_file_kinds": set(),
@@ -45,8 +46,8 @@ RULES = {
     "_autograd": {"_composite", "_cpu", "_dispatch"},
     "_ops": {"_checks", "_composite", "_cpu", "_dispatch", "kernels"},
     "functional": {
-        "_autograd", "_broadcast", "_checks", "_composite", "_cpu", "_dispatch", "_dtypes", "_ops",
-        "_threads",
+        "_as_one", "_autograd", "_broadcast", "_checks", "_composite", "_cpu", "_dispatch",
+        "_dtypes", "_ops", "_threads",
     },
     "modules": {"_checks", "functional"},
     # Retrieval: what all of it stands on, four rooms, and what stands on all of them.
@@ -63,25 +64,25 @@ RULES = {
         "retrieval.memory_map", "retrieval.screening",
     },
     "retrieval.nearest": {
-        "_checks", "_lazily", "_numpy", "_ops", "_score.exact", "_score.near", "_threads",
-        "retrieval.memory_map", "retrieval.progress", "retrieval.results", "retrieval.screening",
-        "retrieval.storage", "retrieval.tuning",
+        "_as_one", "_checks", "_lazily", "_numpy", "_ops", "_score.exact", "_score.near",
+        "_threads", "retrieval.memory_map", "retrieval.progress", "retrieval.results",
+        "retrieval.screening", "retrieval.storage", "retrieval.tuning",
     },
     "retrieval.joins": {
-        "_checks", "_lazily", "_numpy", "_score.exact", "_score.near", "_threads",
-        "retrieval.memory_map", "retrieval.progress", "retrieval.results", "retrieval.screening",
-        "retrieval.storage", "retrieval.tuning",
+        "_as_one", "_checks", "_lazily", "_numpy", "_score.exact", "_score.near",
+        "_threads", "retrieval.memory_map", "retrieval.progress", "retrieval.results",
+        "retrieval.screening", "retrieval.storage", "retrieval.tuning",
     },
     "retrieval": {
-        "_checks", "_score.exact", "_threads",
+        "_as_one", "_checks", "_score.exact", "_threads",
         "retrieval.memory_map", "retrieval.progress", "retrieval.results", "retrieval.tuning",
         "retrieval.screening", "retrieval.storage", "retrieval.nearest", "retrieval.joins",
     },
     "losses": {"functional", "_cpu", "_ops", "_checks"},
     "distributed": {"_extras", "files", "retrieval"},
     "diagnose": {
-        "_checks", "_escaped", "_extras", "_products", "_replacing", "functional", "modules",
-        "retrieval",
+        "_as_one", "_checks", "_escaped", "_extras", "_products", "_replacing", "functional",
+        "modules", "retrieval",
     },
     "__init__": {"_ops", "diagnose", "functional", "losses", "modules", "retrieval"},
     "integrations": {
@@ -105,6 +106,8 @@ SUBCLASSES = {
     "integrations/scipy.py": {"scipy"},
     "integrations/sklearn.py": {"sklearn", "scipy"},
     "integrations/langchain.py": {"langchain_core"},
+    "integrations/langgraph.py": {"langgraph"},
+    "integrations/llama_index.py": {"llama_index"},
 }
 
 

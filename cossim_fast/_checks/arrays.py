@@ -15,6 +15,7 @@ from cossim_fast._checks.tensors import (
     COMPUTED,
     PLAIN,
     converted,
+    mode_without_values,
     unlike_dense,
     unreadable,
 )
@@ -34,20 +35,28 @@ def readable(name: str, value: Any) -> Tensor | np.ndarray[Any, Any]:
 
     All of it is checked, for masks for instance, even if only a part of it will be read.
     """
+    if what := mode_without_values():
+        raise TypeError(f"expected {name} to hold values, got {what}")
     if not isinstance(value, Tensor):
         return _readable_array(name, value)
-    dense_tensor(name, value)
-    if value.is_complex():
-        raise TypeError(f"expected {name} of real numbers, got {value.dtype}")
-    with_values(name, value)
     if type(value) not in PLAIN:
         # numpy does not need the subclass, whose own functions may refuse what follows.
         with torch._C.DisableTorchFunctionSubclass():
+            _real_tensor(name, value)
             value = value.as_subclass(Tensor)
+    else:
+        _real_tensor(name, value)
     if value.is_neg() or value._is_zerotensor():  # its memory holds negated numbers, or none
         value = value.clone()
     dense: Tensor = value
     return dense
+
+
+def _real_tensor(name: str, value: Tensor) -> None:
+    dense_tensor(name, value)
+    if value.is_complex():
+        raise TypeError(f"expected {name} of real numbers, got {value.dtype}")
+    with_values(name, value)
 
 
 def _readable_array(name: str, value: Any) -> np.ndarray[Any, Any]:

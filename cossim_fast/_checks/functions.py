@@ -113,14 +113,12 @@ def drop_in_dim(dim: int, ndim: int) -> int:
     return dim - ndim if dim >= 0 else dim
 
 
-def drop_in_axis(dim: int, axis: int) -> int:
-    """Return `axis`, torch's other name of `dim`; refuse both at once, where dim is no default."""
-    if dim != 1:
-        raise TypeError(
-            f"cosine_similarity(): expected dim or its other name axis, got dim={dim} and "
-            f"axis={axis}; leave one away"
-        )
-    return axis
+def one_of_dim_and_axis(dim: int, axis: int) -> None:
+    """Refuse `dim` together with `axis`, torch's other name of it."""
+    raise TypeError(
+        f"cosine_similarity(): expected dim or its other name axis, got dim={dim} and axis={axis}; "
+        "leave one away"
+    )
 
 
 def same_device(x: Tensor, y: Tensor) -> None:

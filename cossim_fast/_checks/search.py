@@ -221,13 +221,33 @@ def ids_or_lists(name: str, ids: Any) -> None:
         )
 
 
-def row_mask(mask: np.ndarray[Any, Any], queries: int, n: int) -> None:
-    """Refuse a mask that does not say yes or no of each row of an index."""
+def row_mask(mask: np.ndarray[Any, Any], queries: int, n: int, order: str) -> None:
+    """Refuse a mask that does not say yes or no of each row."""
     if mask.shape not in ((n,), (queries, n)):
         raise ValueError(
-            f"expected where, as a mask, of shape ({n},) in the order of index.ids, or "
+            f"expected where, as a mask, of shape ({n},) {order}, or "
             f"({queries}, {n}) for each query, got {mask.shape}"
         )
+
+
+def row_numbers(name: str, rows: np.ndarray[Any, Any], n: int) -> None:
+    """Refuse what are no numbers of rows; -1 stands for no row."""
+    if rows.dtype == object:
+        raise TypeError(f"expected {name} to be a boolean mask or numbers of rows, got str")
+    if len(rows) and not -1 <= rows.min() <= rows.max() < n:
+        strange = rows.min() if rows.min() < -1 else rows.max()
+        raise ValueError(f"expected {name} to hold numbers of {n} rows, got {strange}")
+
+
+def no_filter(where: Any, what: str) -> None:
+    """Refuse a filter where there is none."""
+    if where is not None:
+        fix = {
+            "on a GPU": "search corpus[mask]",
+            "with a checkpoint": "search corpus[mask], whose rows are numbered anew",
+            "for an iterator": "leave rows out of its blocks, or give an array or a memory map",
+        }[what]
+        raise ValueError(f"expected no where {what}; {fix}")
 
 
 def one_kind(name: str, lists: Sequence[np.ndarray[Any, Any]]) -> None:

@@ -65,6 +65,18 @@ def unreadable(x: Tensor) -> str | None:
     return None
 
 
+def mode_without_values() -> str | None:
+    """What is on where tensors that are made have no values, as while a function is traced."""
+    if not torch._C._len_torch_dispatch_stack():
+        return None
+    keys = torch._C._TorchDispatchModeKey
+    for key in (keys.FAKE, keys.PROXY, keys.FUNCTIONAL):
+        mode = torch._C._get_dispatch_mode(key)
+        if mode is not None:
+            return f"an active {type(mode).__name__}, in which nothing has any; call it outside"
+    return None
+
+
 def freed(x: Tensor) -> bool:
     """Whether the storage of a plain tensor was cut to nothing, as sharded training does."""
     return x.numel() > 0 and not x.data_ptr() and x.untyped_storage().nbytes() == 0

@@ -40,6 +40,7 @@ def bench(
     width: Annotated[int, typer.Option(min=1, help="Of random rows.")] = 384,
     rounds: Annotated[int, typer.Option(min=1, help="How often to time each function.")] = 7,
     key: inputs.Key = None,
+    format: inputs.Format = None,
 ) -> None:
     """Compare the times of the functions with those of plain torch, on float32 rows.
 
@@ -51,7 +52,7 @@ def bench(
             draw = torch.Generator().manual_seed(0)
             x = torch.randn(rows, width, generator=draw, dtype=torch.float32, device="cpu")
         else:
-            given = inputs.embeddings(embeddings, key=key)[:rows]
+            given = inputs.embeddings(embeddings, key=key, format=format)[:rows]
             x = (given if isinstance(given, Tensor) else torch.from_numpy(given.copy())).float()
         if x.shape[0] < 2:
             raise ValueError(f"expected 2 rows or more, got {x.shape[0]}")

@@ -19,6 +19,7 @@ def diagnose(
     labels: Annotated[Path | None, typer.Option(help="n labels, in the same formats.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained report.")] = None,
     key: inputs.Key = None,
+    format: inputs.Format = None,
     sample: Annotated[int | None, typer.Option(help="Rows whose pairs are counted.")] = None,
     progress: inputs.Progress = None,
 ) -> None:
@@ -26,7 +27,7 @@ def diagnose(
     with one_line_errors():
         if html is not None:
             outputs.check_place(html, (embeddings, labels))
-        x = files.load(embeddings, key=key, note=note)
+        x = files.load(embeddings, key=key, format=format, note=note)
         y = None if labels is None else files.load(labels, ndim=1)
         report = room.embeddings(x, y, sample=sample, progress=bar_wanted(progress))
         if html is not None:

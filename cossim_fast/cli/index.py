@@ -23,6 +23,7 @@ def build(
     ids: inputs.Ids = None,
     ids_key: inputs.IdsKey = None,
     key: inputs.Key = None,
+    format: inputs.Format = None,
     skip_nan: inputs.SkipNan = False,
 ) -> None:
     """Write an index of EMBEDDINGS, vectors and codes, to a safetensors file.
@@ -32,8 +33,8 @@ def build(
     """
     with one_line_errors():
         outputs.check_place(output, (embeddings, ids))
-        rows = inputs.embeddings(embeddings, key=key, skip_nan=skip_nan)
-        index = CosineIndex(rows, inputs.ids(ids, key=ids_key))
+        rows = inputs.embeddings(embeddings, key=key, skip_nan=skip_nan, format=format)
+        index = CosineIndex(rows, inputs.ids(ids, key=ids_key, rows=embeddings))
         index.save(output)
     note(f"wrote {output}: {len(index)} rows of {index.d}")
 
@@ -45,6 +46,7 @@ def add(
     ids: inputs.Ids = None,
     ids_key: inputs.IdsKey = None,
     key: inputs.Key = None,
+    format: inputs.Format = None,
     skip_nan: inputs.SkipNan = False,
 ) -> None:
     """Add EMBEDDINGS to the rows of an INDEX, with ids if it has some.
@@ -54,9 +56,9 @@ def add(
     with one_line_errors():
         outputs.check_place(index, (embeddings, ids))
         held = CosineIndex.load(index, mmap=False)
-        rows = inputs.embeddings(embeddings, key=key, skip_nan=skip_nan)
+        rows = inputs.embeddings(embeddings, key=key, skip_nan=skip_nan, format=format)
         before = len(held)
-        held.add(rows, inputs.ids(ids, key=ids_key))
+        held.add(rows, inputs.ids(ids, key=ids_key, rows=embeddings))
         held.save(index)
     note(f"wrote {index}: {len(held)} rows of {held.d}, {len(held) - before} of them new")
 
@@ -70,6 +72,7 @@ def search(
     texts: inputs.Texts = None,
     query_texts: inputs.QueryTexts = None,
     key: inputs.Key = None,
+    format: inputs.Format = None,
     skip_nan: inputs.SkipNan = False,
     show: outputs.Show = 20,
     progress: inputs.Progress = None,
@@ -81,7 +84,7 @@ def search(
     with one_line_errors():
         outputs.check(output, (queries, index, texts, query_texts))
         held = CosineIndex.load(index)
-        asked = inputs.embeddings(queries, key=key, skip_nan=skip_nan)
+        asked = inputs.embeddings(queries, key=key, skip_nan=skip_nan, format=format)
         shown, shown_queries = inputs.texts(texts, len(held)), inputs.texts(query_texts, len(asked))
         found = held.search(asked, at_most(k, len(held)), progress=bar_wanted(progress))
         columns = columns_of(

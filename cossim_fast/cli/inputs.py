@@ -10,7 +10,10 @@ import typer
 from cossim_fast import _checks, files
 from cossim_fast.cli.terminal import note
 
-_FORMATS = "(n, d) in .npy, .npz, .pt, .safetensors or .parquet; or a folder, or 'part-*.npy'"
+_FORMATS = (
+    "(n, d) in .npy, .npz, .pt, .safetensors, .parquet, .csv or .jsonl; or a folder, or "
+    "'part-*.npy'; or - for standard input"
+)
 # Numbers that are looked at together.
 _CHUNK = 1 << 22
 
@@ -24,9 +27,21 @@ Texts = Annotated[Path | None, typer.Option(help="A text file, one line a row, t
 QueryTexts = Annotated[Path | None, typer.Option(help="The same for the queries.")]
 Ids = Annotated[
     Path | None,
-    typer.Option(help="Ids of the rows: a text file, one a line, or a column of .npy or .parquet."),
+    typer.Option(
+        help="Ids of the rows: a text file, one a line, or a column of .npy, .parquet, .csv or "
+        ".jsonl."
+    ),
 ]
-IdsKey = Annotated[str | None, typer.Option(help="Which column of the ids' .parquet.")]
+IdsKey = Annotated[
+    str | None,
+    typer.Option(help="Which column of the table of ids; without --ids, of the rows' own table."),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        help="npy, csv, tsv or jsonl: of standard input, or of files whose names do not say it."
+    ),
+]
 SkipNan = Annotated[
     bool, typer.Option("--skip-nan", help="Leave out rows that hold NaN or an infinity.")
 ]
@@ -43,7 +58,9 @@ Checkpoint = Annotated[
 ]  # fmt: skip
 
 
-def embeddings(path: Path, *, key: str | None = None, skip_nan: bool = False) -> Any:
+def embeddings(
+    path: Path, *, key: str | None = None, skip_nan: bool = False, format: str | None = None
+) -> Any:
     """Read (n, d) embeddings; files that can be mapped stay where they are.
 
     Raises:
@@ -51,7 +68,9 @@ def embeddings(path: Path, *, key: str | None = None, skip_nan: bool = False) ->
             infinity.
         TypeError: it holds no rows of floats.
     """
-    rows = _checks.readable(f"what {path} holds", files.load(path, key=key, note=note))
+    rows = _checks.readable(
+        f"what {path} holds", files.load(path, key=key, format=format, note=note)
+    )
     # Rows of no width take no bytes, so that a short file may claim more of them than can be gone
     # through, here or in a search.
     if rows.ndim != 2 or not rows.shape[1]:
@@ -98,10 +117,36 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def ids(path: Path | None, *, key: str | None = None) -> Any:
-    """Read ids: the column of a .npy or .parquet, or the lines of a text file."""
+def ids(path: Path | None, *, key: str | None = None, rows: Path | None = None) -> Any:
+    """Read ids: the column of a .npy or of a table, or the lines of a text file.
+
+    Args:
+        path: the file, or None.
+        key: the column of a table.
+        rows: the file of the embeddings, whose own column ``key`` is taken where no file is named.
+    """
+    if path is None and key is not None:
+        if rows is None or rows.suffix.lower() not in files.TABLES or not rows.is_file():
+            raise ValueError(
+                f"expected a file of ids, or embeddings in {', '.join(files.TABLES)}, of which "
+                f"--ids-key {key} is a column, got {rows}"
+            )
+        path = rows
     if path is None:
         return None
-    if path.suffix.lower() == ".parquet":
+    if path.suffix.lower() in files.TABLES:
         return files.load_column(path, key)
     return files.load(path, ndim=1) if path.suffix.lower() == ".npy" else _lines(path)
+
+
+def row_ids(
+    path: Path | None, count: int, *, key: str | None = None, rows: Path | None = None
+) -> np.ndarray[Any, Any] | None:
+    """Read ids (n) that stand for rows in what is written.
+
+    Raises:
+        ValueError: they are not as many as rows.
+        TypeError: they are neither whole numbers nor strings.
+    """
+    found = ids(path, key=key, rows=rows)
+    return None if found is None else _checks.row_ids(f"ids of {path or rows}", found, count)

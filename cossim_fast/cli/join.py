@@ -23,10 +23,13 @@ def pairs(
     threshold: Threshold = 0.9,
     output: outputs.Output = None,
     texts: inputs.Texts = None,
+    ids: inputs.Ids = None,
+    ids_key: inputs.IdsKey = None,
     max_pairs: Annotated[
         int | None, typer.Option(min=0, help="Stop with an error if there are more.")
     ] = None,
     key: inputs.Key = None,
+    format: inputs.Format = None,
     skip_nan: inputs.SkipNan = False,
     screen: inputs.Screen = "auto",
     show: outputs.Show = 20,
@@ -35,10 +38,10 @@ def pairs(
 ) -> None:
     """Find every pair of rows whose cosine is at least the threshold, exactly.
 
-    Writes one line for each pair, i < j: i, j, score.
+    Writes one line for each pair, i < j: i, j, score; with ids, id_i and id_j in place of i and j.
     """
     with one_line_errors():
-        outputs.check(output, (embeddings, texts))
+        outputs.check(output, (embeddings, texts, ids))
     place = checkpoints.place(output, checkpoint)
     with (
         one_line_errors(place),
@@ -46,7 +49,8 @@ def pairs(
             JoinCheckpoint(place, checkpoints.files(embeddings=(embeddings, key))), output
         ) as kept,
     ):
-        rows = inputs.embeddings(embeddings, key=key, skip_nan=skip_nan)
+        rows = inputs.embeddings(embeddings, key=key, skip_nan=skip_nan, format=format)
+        names = inputs.row_ids(ids, len(rows), key=ids_key, rows=embeddings)
         shown = inputs.texts(texts, len(rows))
         blocks = JoinBlocks(
             rows,
@@ -58,13 +62,15 @@ def pairs(
         )
         try:
             if place is None:
-                count = outputs.stream((_columns(some, shown) for some in blocks.blocks()), show)
+                count = outputs.stream(
+                    (_columns(some, names, shown) for some in blocks.blocks()), show
+                )
             else:
                 with Spool(place, kept.beside, double=blocks.double) as spool:
                     for some in blocks.blocks(spool.count):
                         spool.add(some)
                         kept.beside = spool.metadata()
-                    outputs.write(output, _columns(spool.pairs(), shown), show)
+                    outputs.write(output, _columns(spool.pairs(), names, shown), show)
                     kept.remove()
                 count = spool.count
         except TooManyPairsError as error:
@@ -76,10 +82,19 @@ def pairs(
     note(f"{wrote}{count} pairs of {len(rows)} rows reach {number(threshold)}")
 
 
-def _columns(pairs: Pairs, texts: list[str] | None) -> outputs.Columns:
+def _columns(
+    pairs: Pairs, ids: np.ndarray[Any, Any] | None, texts: list[str] | None
+) -> outputs.Columns:
     """One line for each pair."""
     i, j, scores = (np.asarray(column) for column in pairs)
-    columns: dict[str, Any] = {"i": i, "j": j, "score": scores}
+    if ids is None:
+        columns: dict[str, Any] = {"i": i, "j": j, "score": scores}
+    else:
+        columns = {
+            "id_i": outputs.looked_up(ids, i),
+            "id_j": outputs.looked_up(ids, j),
+            "score": scores,
+        }
     if texts is not None:
         columns |= {"text_i": outputs.Texts(texts, i), "text_j": outputs.Texts(texts, j)}
     return columns
@@ -90,8 +105,11 @@ def dedup(
     threshold: Threshold = 0.95,
     output: outputs.Output = None,
     texts: inputs.Texts = None,
+    ids: inputs.Ids = None,
+    ids_key: inputs.IdsKey = None,
     keep: Annotated[str, typer.Option(help="Which of similar rows: first or last.")] = "first",
     key: inputs.Key = None,
+    format: inputs.Format = None,
     skip_nan: inputs.SkipNan = False,
     screen: inputs.Screen = "auto",
     show: outputs.Show = 20,
@@ -100,11 +118,12 @@ def dedup(
     """Drop every row whose cosine to a row kept before it reaches the threshold.
 
     Shows the dropped rows: row, kept_row (the kept row it is similar to), score. An output file has
-    all rows; a kept row is its own kept_row, and has no score.
+    all rows; a kept row is its own kept_row, and has no score. With ids: id and kept_id.
     """
     with one_line_errors():
-        outputs.check(output, (embeddings, texts))
-        rows = inputs.embeddings(embeddings, key=key, skip_nan=skip_nan)
+        outputs.check(output, (embeddings, texts, ids))
+        rows = inputs.embeddings(embeddings, key=key, skip_nan=skip_nan, format=format)
+        names = inputs.row_ids(ids, len(rows), key=ids_key, rows=embeddings)
         shown = inputs.texts(texts, len(rows))
         found = cossim_fast.deduplicate(
             rows, threshold, keep=keep, screen=screen, progress=bar_wanted(progress)
@@ -116,14 +135,16 @@ def dedup(
         stands[dropped] = np.asarray(found.representatives)
         scores[dropped] = np.asarray(found.scores)
         listed = dropped if output is None else np.arange(len(rows), dtype=np.int64)
-        columns: dict[str, Any] = {
-            "row": listed,
-            "kept_row": stands[listed],
-            "score": scores[listed],
-        }
+        kept = stands[listed]
+        columns: dict[str, Any] = (
+            {"row": listed, "kept_row": kept}
+            if names is None
+            else {"id": names[listed], "kept_id": names[kept]}
+        )
+        columns["score"] = scores[listed]
         if shown is not None:
             columns["text"] = outputs.Texts(shown, listed)
-            columns["kept_text"] = outputs.Texts(shown, columns["kept_row"])
+            columns["kept_text"] = outputs.Texts(shown, kept)
         outputs.write(output, columns, show)
     wrote = "" if output is None else f"wrote {output}: "
     note(f"{wrote}{len(found.kept)} of {len(rows)} rows kept, {len(dropped)} dropped")

@@ -20,7 +20,7 @@ from cossim_fast.cli.terminal import console
 
 # One array or sequence of texts a column, all of one length. It may lie on the disk: it is read by
 # slices.
-Columns = Mapping[str, np.ndarray[Any, Any] | Sequence[str]]
+Columns = Mapping[str, "np.ndarray[Any, Any] | Numbers | Sequence[str]"]
 
 Output = Annotated[
     Path | None,
@@ -43,6 +43,28 @@ class Texts(Sequence[str]):
     def __getitem__(self, some: Any) -> Any:
         rows = self._rows[some]
         return [self._texts[row] for row in rows] if rows.ndim else self._texts[rows]
+
+
+class Numbers:
+    """The numbers of rows (n,), looked up as they are needed."""
+
+    def __init__(self, numbers: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> None:
+        self._numbers, self._rows = numbers, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, some: slice) -> np.ndarray[Any, Any]:
+        found: np.ndarray[Any, Any] = self._numbers[self._rows[some]]
+        return found
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray[Any, Any]:
+        return self[:]
+
+
+def looked_up(ids: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> Numbers | Texts:
+    """The ids of rows, whole numbers or objects of str."""
+    return Texts(ids, rows) if ids.dtype == object else Numbers(ids, rows)  # type: ignore[arg-type]
 
 
 def check(output: Path | None, inputs: Iterable[Path | None]) -> None:
@@ -147,8 +169,10 @@ def _parquet(file: BinaryIO, columns: Columns) -> None:
                 ) from error
 
 
-def _numbers(column: np.ndarray[Any, Any] | Sequence[str]) -> bool:
-    return isinstance(column, np.ndarray) and column.dtype != object
+def _numbers(column: np.ndarray[Any, Any] | Numbers | Sequence[str]) -> bool:
+    return isinstance(column, Numbers) or (
+        isinstance(column, np.ndarray) and column.dtype != object
+    )
 
 
 def _npz(file: BinaryIO, columns: Columns) -> None:
@@ -162,7 +186,7 @@ def _npz(file: BinaryIO, columns: Columns) -> None:
             held[name] = column
             continue
         # Halves of surrogate pairs, which ids may hold, stay what they are.
-        coded = [text.encode("utf-8", "surrogatepass") for text in column]
+        coded = [str(text).encode("utf-8", "surrogatepass") for text in column[:]]
         held[f"{name}_utf8"] = np.frombuffer(b"".join(coded), np.uint8)
         held[f"{name}_ends"] = np.cumsum([len(text) for text in coded], dtype=np.int64)
     np.savez(file, **held)
@@ -203,7 +227,7 @@ def _slices(columns: Columns, size: int) -> Iterator[Columns]:
         yield {name: column[start : start + size] for name, column in columns.items()}
 
 
-def _coded(column: np.ndarray[Any, Any] | Sequence[str], ascii_alone: bool) -> list[str]:
+def _coded(column: Any, ascii_alone: bool) -> list[str]:
     """The values in JSON: a float32 by its own digits, NaN as null."""
     if not _numbers(column):
         return [escaped_json(json.dumps(text, ensure_ascii=ascii_alone)) for text in column]

@@ -19,8 +19,11 @@ def topk(
     output: outputs.Output = None,
     texts: inputs.Texts = None,
     query_texts: inputs.QueryTexts = None,
+    ids: inputs.Ids = None,
+    ids_key: inputs.IdsKey = None,
     query_key: inputs.QueryKey = None,
     key: inputs.Key = None,
+    format: inputs.Format = None,
     skip_nan: inputs.SkipNan = False,
     screen: inputs.Screen = "auto",
     show: outputs.Show = 20,
@@ -29,24 +32,25 @@ def topk(
 ) -> None:
     """Find the k rows of CORPUS with the largest cosine to each row of QUERIES, exactly.
 
-    Writes one line for each row found: query, rank, row, score.
+    Writes one line for each row found: query, rank, row, score; with ids, id in place of row.
     """
     with one_line_errors():
-        outputs.check(output, (queries, corpus, texts, query_texts))
+        outputs.check(output, (queries, corpus, texts, query_texts, ids))
     place = checkpoints.place(output, checkpoint)
     given = {"queries": (queries, query_key), "corpus": (corpus, key)}
     with (
         one_line_errors(place),
         checkpoints.alone(SearchCheckpoint(place, checkpoints.files(**given)), output) as kept,
     ):
-        asked = inputs.embeddings(queries, key=query_key, skip_nan=skip_nan)
-        rows = inputs.embeddings(corpus, key=key, skip_nan=skip_nan)
+        asked = inputs.embeddings(queries, key=query_key, skip_nan=skip_nan, format=format)
+        rows = inputs.embeddings(corpus, key=key, skip_nan=skip_nan, format=format)
+        names = inputs.row_ids(ids, len(rows), key=ids_key, rows=corpus)
         shown = inputs.texts(texts, len(rows))
         shown_queries = inputs.texts(query_texts, len(asked))
         found = topk_with_checkpoint(
             asked, rows, at_most(k, len(rows)), screen, progress=bar_wanted(progress), kept=kept
         )
-        columns = columns_of(found.scores, found.indices, shown, shown_queries)
+        columns = columns_of(found.scores, found.indices, shown, shown_queries, names=names)
         outputs.write(output, columns, show)
         kept.remove()
     if output is not None:
@@ -60,6 +64,7 @@ def columns_of(
     query_texts: list[str] | None,
     *,
     ids: np.ndarray[Any, Any] | None = None,
+    names: np.ndarray[Any, Any] | None = None,
 ) -> outputs.Columns:
     """One line for each row that was found; queries that hold NaN find none.
 
@@ -68,14 +73,17 @@ def columns_of(
         found: (q, k) numbers of rows, or ids.
         texts: of the rows, in their order.
         query_texts: of the queries.
-        ids: of the rows, in their order; None where they are numbered.
+        ids: of the rows, in their order, where these were found; None where numbers were.
+        names: of the rows, in their order, to be written in place of the numbers.
     """
     scores, found = np.asarray(scores), np.asarray(found)
     query, rank = np.nonzero(~np.isnan(scores))
     columns: dict[str, Any] = {
         "query": query,
         "rank": rank + 1,
-        "row" if ids is None else "id": found[query, rank],
+        "row" if ids is None and names is None else "id": (
+            found[query, rank] if names is None else names[found[query, rank]]
+        ),
         "score": scores[query, rank],
     }
     if query_texts is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
+from cossim_fast._as_one import as_one
 from cossim_fast._extras import require
 from cossim_fast.diagnose import chance, verdicts
 from cossim_fast.diagnose.classes import Classes, measure_classes
@@ -44,6 +45,7 @@ class CollapseReport(Measures):
         return write_report(self, Path(path), title=title)
 
 
+@as_one
 @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
 @torch.no_grad()
 def embeddings(

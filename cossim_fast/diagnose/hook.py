@@ -23,9 +23,7 @@ class _Hook:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         # Dynamo evaluates these as it traces; what must be one graph has no place for a hook.
-        if torch.compiler.is_dynamo_compiling() and (
-            torch.compiler.is_exporting() or _must_be_one_graph()
-        ):
+        if torch.compiler.is_dynamo_compiling() and _must_be_one_graph():
             return
         self._pass_on(output)
 
@@ -38,15 +36,21 @@ class _Hook:
 
 
 def _must_be_one_graph() -> bool:
-    """Whether the trace in progress may not be broken: ``torch.compile(fullgraph=True)``."""
-    symbolic_convert = sys.modules.get("torch._dynamo.symbolic_convert")
-    if symbolic_convert is None:
-        return False
-    translator = symbolic_convert.InstructionTranslator.current_tx()
-    return bool(getattr(translator, "one_graph", False))
+    """Whether the trace in progress may not be broken: an export, or ``fullgraph=True``.
+
+    torch has no public name for the latter. Where a version has another, the answer is yes: a
+    compiled module is not observed then, which is better than an error in the user's forward pass.
+    """
+    if torch.compiler.is_exporting():
+        return True
+    module = sys.modules.get("torch._dynamo.symbolic_convert")
+    current = getattr(getattr(module, "InstructionTranslator", None), "current_tx", None)
+    translator = None if current is None else current()
+    return bool(getattr(translator, "one_graph", True))
 
 
-# Called while Dynamo traces, once a graph, and the answer stands in the graph's place.
+# Called while Dynamo traces, once a graph, and the answer stands in the graph's place. Before 2.12
+# Dynamo itself takes every trace for an export.
 _must_be_one_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -54,5 +58,8 @@ _must_be_one_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _keep_hooks_from_dynamo() -> None:
     """Exempt the hook from tracing: no decorator, which would load dynamo at import, in seconds."""
     _Hook._pass_on = torch.compiler.disable(_Hook._pass_on)  # type: ignore[method-assign]
-    # Where the trace breaks, the hook runs as plain Python, and is no graph of its own.
-    torch._dynamo.eval_frame.skip_code(_Hook.__call__.__code__)
+    # Where the trace breaks, the hook runs as plain Python, and is no graph of its own. A version
+    # without this name would make one of it, which does no harm.
+    skip = getattr(torch._dynamo.eval_frame, "skip_code", None)
+    if skip is not None:
+        skip(_Hook.__call__.__code__)

@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from cossim_fast import _checks
+from cossim_fast._as_one import as_one
 from cossim_fast.diagnose import memory, notes
 from cossim_fast.diagnose.findings import findings_of
 from cossim_fast.diagnose.notes import Finding, Findings, Note
@@ -71,6 +72,7 @@ class PairReport(Findings):
         return Note("pair", self.findings, (sides, checks), f.remarks)
 
 
+@as_one
 def pair(a: Any, b: Any, *, dim: int | None = None) -> PairReport:
     r"""Find out why two tensors have the cosine similarity that they have.
 

@@ -144,6 +144,19 @@ def _listed(entries: Mapping[str, Entry]) -> str:
     return listed_names(words, len(entries)) or "no array"
 
 
+def named_columns(key: str, columns: list[str]) -> list[str]:
+    """The columns that a key names, in the order of the key, then of the file."""
+    if key in columns:
+        return [key]
+    found: dict[str, None] = {}
+    for pattern in key.split(","):
+        some = fnmatch.filter(columns, pattern.strip())
+        if not some:
+            return []
+        found |= dict.fromkeys(some)
+    return list(found)
+
+
 def listed_names(names: Sequence[str], count: int | None = None) -> str:
     """The first of ``count`` names, and how many more there are."""
     count = len(names) if count is None else count

@@ -27,6 +27,9 @@ _EXPECTED = {
     ".pt": "a tensor or a dict of tensors saved by torch.save; nothing else in it is loaded",
     ".safetensors": "tensors saved by safetensors",
     ".parquet": "a table of numbers, or of one column of lists of one length",
+    ".csv": "columns of numbers, or lists of them in one column, in UTF-8",
+    ".tsv": "columns of numbers, or lists of them in one column, in UTF-8",
+    ".jsonl": "a list of numbers a line, or an object with one, in UTF-8",
 }
 
 # torch has no class of its own for it, Windows other words than Linux. What oneDNN cannot create
@@ -44,24 +47,26 @@ def suffix_of(path: Path) -> str:
 
 
 @contextmanager
-def explained(path: Path, wanted: str = "") -> Iterator[None]:
+def explained(path: Path, wanted: str = "", *, kind: str | None = None) -> Iterator[None]:
     """Say of every error what it means for this file.
 
     Args:
         path: the file.
         wanted: what is being read, and how large it is.
+        kind: its format, where the name of the file does not say it.
 
     Raises:
         BadFileError: for whatever a library raises about what the file holds.
         NotEnoughMemoryError: memory ran out.
         OSError: as the system gave it, with the file's name.
     """
+    kind = suffix_of(path) if kind is None else kind
     try:
         yield
     except (BadFileError, NotEnoughMemoryError, ModuleNotFoundError):
         raise
     except DamagedError as error:
-        raise BadFileError(f"{path} cannot be read as {suffix_of(path)}: {error}") from error
+        raise BadFileError(f"{path} cannot be read as {kind}: {error}") from error
     except Exception as error:  # every reader has errors of its own
         if is_lack_of_memory(error):
             detail = wanted or " ".join(str(error).split())
@@ -71,9 +76,8 @@ def explained(path: Path, wanted: str = "") -> Iterator[None]:
         # A damaged offset makes libraries seek where nothing is (EINVAL), or raise without number.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise OSError(error.errno, error.strerror, str(path)) from error
-        expected = _EXPECTED[suffix_of(path)]
         raise BadFileError(
-            f"{path} cannot be read as {suffix_of(path)}: expected {expected}"
+            f"{path} cannot be read as {kind}: expected {_EXPECTED[kind]}"
         ) from error
 
 

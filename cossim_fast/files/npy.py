@@ -62,6 +62,20 @@ def entries(path: Path, _key: str | None, _verify: bool) -> dict[str, Entry]:
     return {"": entry_of(header, path, header.length)}
 
 
+def entries_of(raw: bytes) -> dict[str, Entry]:
+    """The one array of what was read from a stream."""
+    header = read_header(io.BytesIO(raw))
+    header.check_size(len(raw))
+
+    def read() -> Any:
+        flat = np.frombuffer(raw, header.dtype, offset=header.length)
+        return flat.reshape(header.shape, order="F" if header.fortran else "C")
+
+    return {
+        "": Entry(header.shape, header.nbytes, read, refusal_of(header.dtype, len(header.shape)))
+    }
+
+
 def entry_of(header: Header, path: Path, begin: int) -> Entry:
     """An array that is mapped when it is read."""
     return Entry(

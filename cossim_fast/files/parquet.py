@@ -1,6 +1,5 @@
 """`.parquet`: one column of lists as a matrix, or one float a column; what is wanted is read."""
 
-import fnmatch
 import json
 import re
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cossim_fast._extras import require
-from cossim_fast.files.entries import Entry, listed_names
+from cossim_fast.files.entries import Entry, listed_names, named_columns
 from cossim_fast.files.errors import BadFileError, DamagedError
 from cossim_fast.files.memory import check_fits
 
@@ -29,7 +28,7 @@ def entries(path: Path, key: str | None, verify: bool) -> dict[str, Entry]:
         fields = {field.name: _stored(field.type) for field in file.schema_arrow}
         index = _index_of_pandas(file.schema_arrow, fields)
     lists = [name for name, kind in fields.items() if _is_list(kind)]
-    if key is not None and (named := _named(key, list(fields))):
+    if key is not None and (named := named_columns(key, list(fields))):
         if len(named) == 1:
             name = named[0]
             return {key: table.matrix(name) if name in lists else table.numbers([name])}
@@ -57,19 +56,6 @@ def entries(path: Path, key: str | None, verify: bool) -> dict[str, Entry]:
                 "that are coordinates, as 'x,y' or 'x*'",
             )
     return found
-
-
-def _named(key: str, columns: list[str]) -> list[str]:
-    """The columns that a key names, in the order of the key, then of the file."""
-    if key in columns:
-        return [key]
-    found: dict[str, None] = {}
-    for pattern in key.split(","):
-        some = fnmatch.filter(columns, pattern.strip())
-        if not some:
-            return []
-        found |= dict.fromkeys(some)
-    return list(found)
 
 
 def _index_of_pandas(schema: Any, columns: Any) -> set[str]:
@@ -103,7 +89,10 @@ def column(path: Path, name: str | None) -> np.ndarray[Any, Any]:
         raise BadFileError(f"expected {wanted} in {path}, which holds {listed_names(there)}")
     held = table.read([chosen]).column(0)
     if held.null_count:
-        raise BadFileError(f"expected {chosen!r} of {path} without gaps, got {held.null_count}")
+        raise BadFileError(
+            f"expected {chosen!r} of {path} without gaps, got {held.null_count}, the first in row "
+            f"{_first(held.is_null())}"
+        )
     array: np.ndarray[Any, Any] = held.to_numpy()
     return array
 
@@ -159,7 +148,9 @@ class _Table:
             columns = []
             for column in self.read(names).columns:
                 if column.null_count:
-                    raise DamagedError(f"{column.null_count} of its values are missing")
+                    row = _first(column.is_null())
+                    said = _these(column.null_count, "value")
+                    raise DamagedError(f"{said} missing; the first in row {row}")
                 if len(names) > 1 and not _is_number(column.type):
                     raise DamagedError(f"a column is of {column.type}, and numbers are expected")
                 columns.append(column.to_numpy(zero_copy_only=False))
@@ -174,11 +165,13 @@ class _Table:
         width = getattr(self._types[name], "list_size", None)
 
         def read() -> Any:
-            chunks = self.read([name]).column(0).chunks
-            rows = [_rows(getattr(chunk, "storage", chunk)) for chunk in chunks if len(chunk)]
-            widths = {some.shape[1] for some in rows}
-            if len(widths) > 1:
-                raise DamagedError(f"its lists are of {min(widths)} to {max(widths)} numbers")
+            rows: list[np.ndarray[Any, Any]] = []
+            start = 0
+            for chunk in self.read([name]).column(0).chunks:
+                if len(chunk):
+                    most = rows[0].shape[1] if rows else None
+                    rows.append(_rows(getattr(chunk, "storage", chunk), start, most))
+                start += len(chunk)
             return (
                 rows[0] if len(rows) == 1 else np.concatenate(rows or [np.empty((0, width or 0))])
             )
@@ -195,8 +188,13 @@ class _Table:
         return Entry(shape, entry.nbytes, entry.read)
 
 
-def _rows(lists: Any) -> np.ndarray[Any, Any]:
+def _rows(lists: Any, start: int, width: int | None) -> np.ndarray[Any, Any]:
     """Lists (n,) of one length as rows (n, d).
+
+    Args:
+        lists: of numbers.
+        start: the row of the first.
+        width: how many numbers the row 0 has, if that is not the first.
 
     Raises:
         DamagedError: they are not of one length, some are missing, or they are not of numbers.
@@ -204,17 +202,31 @@ def _rows(lists: Any) -> np.ndarray[Any, Any]:
     if not _is_number(lists.type.value_type):
         raise DamagedError(f"its lists are of {lists.type.value_type}, and numbers are expected")
     if lists.null_count:
-        raise DamagedError(f"{lists.null_count} of its lists are missing")
+        row = start + _first(lists.is_null())
+        raise DamagedError(f"{_these(lists.null_count, 'list')} missing; the first in row {row}")
     lengths = require("pyarrow.compute", extra="cli").list_value_length(lists)
     lengths = lengths.to_numpy(zero_copy_only=False)
-    least, most = int(lengths.min()), int(lengths.max())
-    if least != most:
-        raise DamagedError(f"its lists are of {least} to {most} numbers")
+    width = int(lengths[0]) if width is None else width
+    if (lengths != width).any():
+        at = int(np.argmax(lengths != width))
+        raise DamagedError(
+            f"its lists are of different lengths: {lengths[at]} numbers in row {start + at}, "
+            f"{width} in row 0"
+        )
     flat = lists.flatten()
     if flat.null_count:
-        raise DamagedError(f"{flat.null_count} of the numbers in its lists are missing")
-    matrix: np.ndarray[Any, Any] = flat.to_numpy(zero_copy_only=False).reshape(len(lists), most)
+        row = start + _first(flat.is_null()) // width
+        raise DamagedError(f"{_these(flat.null_count, 'number')} missing; the first in row {row}")
+    matrix: np.ndarray[Any, Any] = flat.to_numpy(zero_copy_only=False).reshape(len(lists), width)
     return matrix
+
+
+def _first(marks: Any) -> int:
+    return int(np.argmax(marks.to_numpy(zero_copy_only=False)))
+
+
+def _these(count: int, what: str) -> str:
+    return f"{count} {what} is" if count == 1 else f"{count} {what}s are"
 
 
 def _stored(kind: Any) -> Any:

@@ -18,6 +18,6 @@ def check_regular(path: Path) -> int:
     if not stat.S_ISREG(found.st_mode):
         what = kind_of(found.st_mode)
         if stat.S_ISFIFO(found.st_mode):
-            what = "a named pipe; write what comes out of it to a file first"
+            what = "a named pipe; write what comes out of it to a file first, or pipe it into -"
         raise BadFileError(f"expected a file at {path}, which is {what}")
     return found.st_size

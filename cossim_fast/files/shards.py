@@ -14,8 +14,10 @@ from cossim_fast.files.errors import BadFileError, suffix_of
 from cossim_fast.files.memory import check_fits
 
 
-def shards_of(path: Path, suffixes: Collection[str]) -> list[Path] | None:
+def shards_of(path: Path, suffixes: Collection[str], texts: Collection[str]) -> list[Path] | None:
     """The files of a folder or of a pattern, part-2 before part-10; None for a file.
+
+    Tables of text beside files of arrays are about these, and are not read.
 
     Raises:
         BadFileError: there are none, or they are of several kinds.
@@ -34,6 +36,9 @@ def shards_of(path: Path, suffixes: Collection[str]) -> list[Path] | None:
             f"expected files {what}, ending in {', '.join(suffixes)}; there are none"
         )
     kinds = sorted({suffix_of(file) for file in found})
+    arrays = [kind for kind in kinds if kind not in texts]
+    if arrays:
+        kinds, found = arrays, [file for file in found if suffix_of(file) in arrays]
     if len(kinds) > 1:
         raise BadFileError(
             f"expected files of one kind {what}, got {', '.join(kinds)}; name some by a pattern, "

@@ -5,9 +5,7 @@ Written after langchain-core 1.7.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
-from operator import is_
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,8 +14,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore as _Theirs
 
 from cossim_fast import _checks
-from cossim_fast._threads import watch
-from cossim_fast.retrieval import CosineIndex
+from cossim_fast.integrations._followed import Followed
 
 Filter = Callable[[Document], bool]
 # What LangChain keeps of a document: its id, vector, text and metadata.
@@ -56,7 +53,7 @@ class InMemoryVectorStore(_Theirs):
 
     def __init__(self, embedding: Embeddings) -> None:
         super().__init__(embedding)
-        self._coded = _Coded()
+        self._coded = Followed()
 
     def _similarity_search_with_score_by_vector(
         self,
@@ -79,8 +76,25 @@ class InMemoryVectorStore(_Theirs):
             # Nothing is locked: it may take long, and search this store.
             held = dict(self.store)
             wanted = {key: entry for key, entry in held.items() if filter(_document(entry))}
-        hits = self._coded.nearest(self.store, embedding, k, wanted)
-        return [(_document(entry), score, entry["vector"]) for entry, score in hits]
+        entries = dict(self.store)  # in one step, which other threads do not come into
+        vectors = {key: entry["vector"] for key, entry in entries.items()}
+        if wanted is not None:  # of ones that are still there
+            entries = {key: entry for key, entry in wanted.items() if entries.get(key) is entry}
+        query = _checks.as_tensor("embedding", embedding)
+        if entries and not (
+            _has_direction(query.detach().cpu().double().numpy())
+            and any(_has_direction(entry["vector"]) for entry in entries.values())
+        ):
+            raise ValueError(
+                "expected a query and documents with a direction, got vectors that are zero or "
+                "hold NaN alone: no cosine is defined"
+            )
+        most = len(range(len(entries))[:k])
+        if not most:
+            return []
+        hits = self._coded.nearest(vectors, query, most, None if wanted is None else entries)
+        found = [(entries[key], score) for key, score in hits]
+        return [(_document(entry), score, entry["vector"]) for entry, score in found]
 
     def __getstate__(self) -> dict[str, Any]:
         held = dict(self.__dict__)
@@ -89,85 +103,7 @@ class InMemoryVectorStore(_Theirs):
 
     def __setstate__(self, held: dict[str, Any]) -> None:
         self.__dict__.update(held)
-        self._coded = _Coded()
-
-
-class _Coded:
-    """The vectors of a dictionary of entries, coded as they were at the last search.
-
-    Rows of the index have numbers, and so keys of the dictionary may be anything.
-    """
-
-    def __init__(self) -> None:
-        self._forget()
-        watch(self)
-
-    def _forget(self) -> None:
-        self._lock = threading.Lock()
-        self._index: CosineIndex | None = None
-        self._vectors: dict[Any, Any] = {}
-        self._number: dict[Any, int] = {}
-        self._key: dict[int, Any] = {}
-
-    def forked(self) -> None:
-        """Be fit for use in a child process: a thread that is not there may hold the lock."""
-        if self._lock.locked():
-            self._forget()
-
-    def nearest(
-        self, store: Mapping[Any, Entry], embedding: Any, k: int, wanted: dict[Any, Entry] | None
-    ) -> list[tuple[Entry, float]]:
-        """The k nearest entries, best first; of ``wanted`` ones that are still there, if given."""
-        query = _checks.as_tensor("embedding", embedding).detach().cpu().double().numpy()[None]
-        with self._lock:
-            entries = dict(store)  # in one step, which other threads do not come into
-            index = self._follow({key: entry["vector"] for key, entry in entries.items()})
-            where = None
-            if wanted is not None:
-                entries = {key: e for key, e in wanted.items() if entries.get(key) is e}
-                where = np.array([self._number[key] for key in entries], dtype=np.int64)
-            if index is None or not entries:
-                return []
-            vectors = [entry["vector"] for entry in entries.values()]
-            if not (_has_direction(query) and any(map(_has_direction, vectors))):
-                raise ValueError(
-                    "expected a query and documents with a direction, got vectors that are zero or "
-                    "hold NaN alone: no cosine is defined"
-                )
-            most = len(range(len(entries))[:k])
-            if not most:
-                return []
-            scores, numbers = index.search(query, most, where=where)[:2]
-            hits = zip(numbers[0].tolist(), scores[0].tolist(), strict=True)
-            return [(entries[self._key[row]], score) for row, score in hits if row >= 0]
-
-    def _follow(self, vectors: dict[Any, Any]) -> CosineIndex | None:
-        """The index, after what was added, replaced and deleted since the last search."""
-        before = self._vectors
-        if list(vectors) == list(before) and all(map(is_, vectors.values(), before.values())):
-            return self._index
-        new = [key for key, vector in vectors.items() if before.get(key) is not vector]
-        gone = [key for key, vector in before.items() if vectors.get(key) is not vector]
-        widths = sorted({len(vectors[key]) for key in new})
-        if len(widths) > 1:
-            raise ValueError(f"expected vectors of one length in the store, got {widths}")
-        rows = np.array([vectors[key] for key in new], dtype=np.float64)
-        if self._index is None or len(gone) == len(before):
-            self._index = CosineIndex(rows) if new else None
-            self._number, self._key = {}, {}
-        else:
-            if new:
-                self._index.add(rows)
-            old = [self._number.pop(key) for key in gone]
-            for number in old:
-                del self._key[number]
-            self._index.remove(old)
-        if self._index is not None:
-            numbers = self._index.ids[len(vectors) - len(new) :].tolist()
-            self._number.update(zip(new, numbers, strict=True))
-            self._key.update(zip(numbers, new, strict=True))
-        self._vectors = vectors
-        return self._index
+        self._coded = Followed()
 
 
 def _document(entry: Entry) -> Document:

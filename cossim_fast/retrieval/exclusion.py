@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cossim_fast import _checks
 from cossim_fast.retrieval.joins.sweep import Found
 from cossim_fast.retrieval.nearest.batches import Forbidden
 from cossim_fast.retrieval.results import Oracle, oracle_of
 from cossim_fast.retrieval.screening.codes import Segment
-from cossim_fast.retrieval.storage.ids import Ids
+from cossim_fast.retrieval.storage.ids import Ids, named_rows
 from cossim_fast.retrieval.storage.parts import Part, without
 
 
@@ -122,45 +120,3 @@ def _numbered(among: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(values), torch.zeros_like(values, dtype=torch.bool)
     at = torch.searchsorted(among, values).clamp_max(len(among) - 1)
     return at, among[at] == values
-
-
-def named_rows(name: str, given: Any, queries: int) -> tuple[Tensor | None, np.ndarray[Any, Any]]:
-    """Read ids for all queries or for each, as `CosineIndex.search` takes them for ``exclude``.
-
-    Returns query numbers (p,) and ids (p,); None instead of numbers where ids are for all queries.
-    """
-    if isinstance(given, Tensor):
-        given = _checks.as_tensor(name, given).detach().cpu()
-        given = (given.double() if given.is_floating_point() else given).numpy()
-    _checks.ids_or_lists(name, given)
-    if isinstance(given, np.ndarray):
-        lists: Any = given
-        if given.ndim != 2:
-            return None, _present(name, given)
-    else:
-        lists = list(given)
-        if not any(_is_list(item) for item in lists):
-            return None, _present(name, lists)
-    _checks.per_query(name, len(lists), queries)
-    ids = [_present(name, some) for some in lists]
-    filled = [some for some in ids if len(some)]
-    _checks.one_kind(name, filled)
-    query = torch.repeat_interleave(
-        torch.tensor([len(some) for some in ids], dtype=torch.int64, device="cpu")
-    )
-    return query, np.concatenate(filled) if filled else np.empty(0, np.int64)
-
-
-def _is_list(item: Any) -> bool:
-    """Whether an item is what one query names, and not an id."""
-    if item is None or isinstance(item, (int, str, bytes)):
-        return False
-    return hasattr(item, "__iter__") and getattr(item, "ndim", 1) > 0
-
-
-def _present(name: str, ids: Any) -> np.ndarray[Any, Any]:
-    """Ids without None, which stands for no row in results of strings."""
-    _checks.ids_or_lists(name, ids)
-    if isinstance(ids, Tensor) or (isinstance(ids, np.ndarray) and ids.dtype != object):
-        return _checks.row_ids(name, ids)
-    return _checks.row_ids(name, [one for one in ids if one is not None])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
+from cossim_fast._as_one import as_one
 from cossim_fast._threads import one_thread_after_fork, watch
 from cossim_fast.retrieval import tuning
 from cossim_fast.retrieval.exclusion import Banned, of_queries
@@ -109,6 +110,7 @@ class CosineIndex:
     _file: VectorFile | None
     _snapshot: Snapshot
 
+    @as_one
     def __init__(
         self,
         embeddings: Any,
@@ -169,6 +171,7 @@ class CosineIndex:
         held = [part.ids()[part.live.numpy()] for part in self._snapshot.parts]
         return np.concatenate(held) if held else np.empty(0, np.int64)
 
+    @as_one
     def add(self, embeddings: Any, ids: Any = None) -> None:
         """Add rows (n, d), in the dtype of the index; with ids if the first rows had some.
 
@@ -218,6 +221,7 @@ class CosineIndex:
             return
         self._snapshot = with_rows(self._snapshot, new, names, self._own_file(), codes=self._codes)
 
+    @as_one
     def remove(self, ids: Any) -> None:
         """Remove the rows with these ids (1-D).
 
@@ -235,6 +239,7 @@ class CosineIndex:
             _checks.known_ids(names, (positions >= 0).numpy())
             self._snapshot = without_rows(state, positions, names, codes=self._codes)
 
+    @as_one
     def search(
         self,
         queries: Any,
@@ -286,6 +291,7 @@ class CosineIndex:
         named = ids if ids.dtype == object else like(queries, torch.from_numpy(ids))
         return result._replace(indices=named)
 
+    @as_one
     def range_search(
         self, queries: Any, threshold: float, *, exclude: Any = None, where: Any = None
     ) -> RangeHits:
@@ -335,6 +341,7 @@ class CosineIndex:
         named = ids if ids.dtype == object else like(queries, torch.from_numpy(ids))
         return RangeHits(like(queries, lims), like(queries, found.scores.to(dtype)), named)
 
+    @as_one
     def explain(self, queries: Any, k: int) -> SearchExplanation:
         """Search, and report how: which screens, which tiles, how many rows had to be scored.
 

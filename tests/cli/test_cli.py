@@ -78,7 +78,7 @@ class Unsafe:
 def bad_files(folder):
     (folder / "empty.npy").write_bytes(b"")
     (folder / "cut.npy").write_bytes(write(folder / "whole.npy").read_bytes()[:200])
-    (folder / "x.csv").write_text("1,2")
+    (folder / "x.xlsx").write_text("1,2")
     np.save(folder / "objects.npy", np.array([{}, []], dtype=object), allow_pickle=True)
     np.save(folder / "vector.npy", np.zeros(4))
     np.save(folder / "one.npy", np.zeros((1, 4)))
@@ -90,7 +90,7 @@ def bad_files(folder):
     return {
         "empty.npy": "cannot be read",
         "cut.npy": "cannot be read",
-        "x.csv": "expected a file ending in .npy",
+        "x.xlsx": "expected a file ending in .npy",
         "missing.npy": "there is none",
         "objects.npy": "cannot be read",
         "vector.npy": "expected one array of 2 axes",
@@ -177,9 +177,9 @@ def test_parquet_of_plain_columns(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "why"),
     [
-        ([[1.0, 2.0], [3.0] * 6], "its lists are of 2 to 6 numbers"),
-        ([[1.0, 2.0], None, [3.0, 4.0], None], "2 of its lists are missing"),
-        ([[1.0, 2.0], [3.0, None]], "1 of the numbers in its lists are missing"),
+        ([[1.0, 2.0], [3.0] * 6], "of different lengths: 6 numbers in row 1, 2 in row 0"),
+        ([[1.0, 2.0], None, [3.0, 4.0], None], "2 lists are missing; the first in row 1"),
+        ([[1.0, 2.0], [3.0, None]], "1 number is missing; the first in row 1"),
     ],
 )
 def test_parquet_of_ragged_lists_is_no_matrix(rows, why, tmp_path):

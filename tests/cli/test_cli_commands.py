@@ -314,3 +314,77 @@ def test_rows_that_do_not_fit_an_index_leave_it_as_it_is(folder):
         status, out, err = run("index", "add", folder / "x.index", *more)
         assert (status, out, err.count("\n")) == (2, "", 1)
     assert (folder / "x.index").read_bytes() == before
+
+
+def ids_file(folder, kind):
+    """Ids of 70 rows in a file, as they are to be found in what is written, and the options."""
+    names = [f"u{row} é" for row in range(70)]
+    numbers = list(range(7000, 7070))
+    if kind == "text":
+        (folder / "ids.txt").write_text("\n".join(names), encoding="utf-8")
+        return names, ["--ids", folder / "ids.txt"]
+    if kind == ".npy":
+        np.save(folder / "ids.npy", numbers)
+        return numbers, ["--ids", folder / "ids.npy"]
+    if kind == ".parquet":
+        pq.write_table(pa.table({"id": numbers, "name": names}), folder / "ids.parquet")
+        return names, ["--ids", folder / "ids.parquet", "--ids-key", "name"]
+    lines = [json.dumps({"id": name}) for name in numbers]
+    (folder / "ids.jsonl").write_text("\n".join(lines))
+    return numbers, ["--ids", folder / "ids.jsonl"]
+
+
+IDS = ("text", ".npy", ".parquet", ".jsonl")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("kind", IDS)
+def test_ids_stand_in_place_of_rows(kind, suffix, folder):
+    names, options = ids_file(folder, kind)
+    texts = ["--texts", folder / "x.txt"]
+    for command in (
+        ("topk", folder / "q.npy", folder / "x.npy", "-k", 4),
+        ("pairs", folder / "x.npy", "--threshold", 0.8),
+        ("dedup", folder / "x.npy", "--threshold", 0.8),
+    ):
+        plain, with_ids = folder / f"a{suffix}", folder / f"b{suffix}"
+        assert run(*command, *texts, "-o", plain)[0] == 0
+        assert run(*command, *texts, *options, "-o", with_ids)[0] == 0
+        before, after = read(plain), read(with_ids)
+        new = {"row": "id", "i": "id_i", "j": "id_j", "kept_row": "kept_id"}
+        expected = {
+            new.get(name, name): [names[row] for row in column] if name in new else column
+            for name, column in before.items()
+        }
+        assert list(after) == list(expected)
+        for name, column in after.items():
+            np.testing.assert_array_equal(column, expected[name], err_msg=name)
+        piped = run(*command, *options)[1].splitlines()
+        assert json.loads(piped[0])[next(name for name in after if "id" in name)] in names
+        assert run_on_terminal(*command, *options)[0] == 0
+
+
+def test_ids_of_the_table_that_holds_the_rows(folder):
+    table = pa.table({"id": [f"u{row}" for row in range(70)], "vector": X.tolist()})
+    pq.write_table(table, folder / "x.parquet")
+    status, out, _ = run("pairs", folder / "x.parquet", "--ids-key", "id", "--threshold", 0.9)
+    assert status == 0
+    assert json.loads(out.splitlines()[0]).keys() == {"id_i", "id_j", "score"}
+    status, _, err = run("pairs", folder / "x.npy", "--ids-key", "id")
+    assert status == 2
+    assert "expected a file of ids, or embeddings in .parquet, .csv, .tsv, .jsonl, of which" in err
+
+
+def test_ids_that_do_not_fit(folder):
+    (folder / "ids.txt").write_text("a\nb\n")
+    np.save(folder / "ids.npy", np.linspace(0, 1, 70))
+    for name, said in (
+        ("ids.txt", "ids.txt of shape (70,), got (2,)"),
+        ("ids.npy", "to be whole numbers or str, got float"),
+        ("x.npy", "expected one array of 1 axes"),
+    ):
+        status, _, err = run("pairs", folder / "x.npy", "--ids", folder / name)
+        assert (status, said in err) == (2, True), err
+    status, _, err = run("pairs", folder / "x.npy", "--ids", folder / "ids.txt",
+                         "-o", folder / "ids.txt")  # fmt: skip
+    assert status == 2

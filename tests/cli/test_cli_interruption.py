@@ -34,7 +34,7 @@ def interrupted(monkeypatch):
     """Press Ctrl-C when a checkpoint was written for the second time."""
     # A process that a shell started in the background ignores the signal, as do its children.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(corpus_module, "_NUMBERS", 64 * 8)  # 64 rows at a time
+    monkeypatch.setattr(corpus_module, "NUMBERS", 64 * 8)  # 64 rows at a time
     monkeypatch.setattr(tuning, "FIRST_ROUND", 64)
     monkeypatch.setattr(tuning, "LONGEST_ROUND", 64)
     monkeypatch.setattr(join_checkpoint, "_WAIT", 0)

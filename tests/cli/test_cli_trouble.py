@@ -39,7 +39,7 @@ def folder(tmp_path):
     bad = X.copy()
     bad[7, 1] = np.inf
     np.save(tmp_path / "bad.npy", bad)
-    (tmp_path / "x.csv").write_text("1,2\n")
+    (tmp_path / "x.xlsx").write_text("1,2\n")
     (tmp_path / "cut.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:500])
     (tmp_path / "x.txt").write_text("".join(f"text {i}\n" for i in range(300)))
     (tmp_path / "same.txt").write_text("a\n" * 300)
@@ -56,7 +56,7 @@ def folder(tmp_path):
 TROUBLE = {
     "topk missing.npy x.npy": "expected a file at missing.npy, and there is none",
     "topk x.npy folder.npz": "in folder.npz, which is a folder",
-    "topk x.npy x.csv": "expected a file ending in .npy",
+    "topk x.npy x.xlsx": "expected a file ending in .npy",
     "topk x.npy cut.npy": "cut.npy cannot be read as .npy",
     "topk narrow.npy x.npy": "expected queries of shape (q, 8) to match the corpus, got (q, 5)",
     "topk x.npy whole.npy -k 1": "int64",

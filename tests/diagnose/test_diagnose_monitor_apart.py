@@ -1,5 +1,7 @@
 """A monitored module runs as if it were not: transforms, traces, odd tensors, failing logs."""
 
+import types
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -7,7 +9,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from cossim_fast.diagnose import CollapseMonitor
+from cossim_fast.diagnose import CollapseMonitor, hook
 
 
 def randn(*shape, seed=0):
@@ -64,7 +66,11 @@ USES = {
 }
 
 
-JIT = pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def JIT(test):  # noqa: N802
+    """Of versions that have other plans for torch.jit."""
+    for kind in ("DeprecationWarning", "FutureWarning"):
+        test = pytest.mark.filterwarnings(f"ignore:`torch.jit.trace:{kind}")(test)
+    return test
 
 
 @JIT
@@ -220,3 +226,33 @@ def test_a_log_that_fails_does_not_end_the_run():
     assert [record["step"] for record in kept] == [0, 1, 2]
     assert monitor.log_failures == {"OSError: No space left on device": 3}
     assert "log failed 3 times" in monitor.summary()
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.parametrize("missing", ["current_tx", "InstructionTranslator", "one_graph"])
+def test_a_torch_with_other_names_still_runs(missing, fullgraph, monkeypatch):
+    """What tells that a trace must be one graph has no public name, and may be gone."""
+    torch._dynamo.reset()
+    hook._keep_hooks_from_dynamo.cache_clear()
+    with monkeypatch.context() as without:
+        without.delattr(torch._dynamo.eval_frame, "skip_code")
+        hook._keep_hooks_from_dynamo()
+
+    class Other:
+        if missing == "one_graph":
+            current_tx = staticmethod(object)
+
+    proxy = types.SimpleNamespace()
+    if missing != "InstructionTranslator":
+        proxy.InstructionTranslator = Other
+    modules = {"torch._dynamo.symbolic_convert": proxy}
+    monkeypatch.setattr(hook, "sys", types.SimpleNamespace(modules=modules))
+    network = Inner()
+    expected = network(randn(16, 8))
+    with CollapseMonitor(network.layer, every=1) as monitor:
+        compiled = torch.compile(network, backend="aot_eager", fullgraph=fullgraph)
+        assert torch.equal(compiled(randn(16, 8)), expected)
+        assert monitor.records == []
+        network(randn(16, 8))
+        assert len(monitor.records) == 1
+    torch._dynamo.reset()

@@ -356,7 +356,7 @@ def test_only_the_column_that_was_named_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "key", "why"),
     [
-        ({"x": [1.0, None]}, "x", "1 of its values are missing"),
+        ({"x": [1.0, None]}, "x", "1 value is missing; the first in row 1"),
         ({"x": [1.0, 2.0], "y": ["a", "b"]}, None, r"but y \(string\); name with a key"),
         ({"x": [["a"], ["b"]]}, None, "lists are of string"),
         ({"x": [[1.0], [2.0]], "y": [[1.0], [2.0]]}, None, "name one with its key"),
@@ -367,6 +367,28 @@ def test_parquet(columns, key, why, tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     with pytest.raises(files.BadFileError, match=why):
         files.load(tmp_path / "x.parquet", key=key)
+
+
+@pytest.mark.parametrize("size", [3, 100])
+@pytest.mark.parametrize(
+    ("at", "value", "why"),
+    [
+        (7, None, "1 list is missing; the first in row 7"),
+        (8, [1.0, None, 3.0], "1 number is missing; the first in row 8"),
+        (9, [1.0] * 4, "of different lengths: 4 numbers in row 9, 3 in row 0"),
+        (9, [], "of different lengths: 0 numbers in row 9, 3 in row 0"),
+    ],
+)
+def test_the_row_that_does_not_fit_is_named(at, value, why, size, tmp_path):
+    rows = [[1.0, 2.0, float(row)] for row in range(12)]
+    rows[at] = value
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"x": rows}), path, row_group_size=size)
+    with pytest.raises(files.BadFileError, match=f"{path} cannot be read as .parquet: .*{why}"):
+        files.load(path)
+    pq.write_table(pa.table({"x": rows, "y": rows}), path, row_group_size=size)
+    with pytest.raises(files.BadFileError, match=why):
+        files.load(path)
 
 
 def test_parquet_of_several_row_groups(tmp_path):

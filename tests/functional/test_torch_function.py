@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_map
 
-from cossim_fast import CosineSimilarity, cosine_similarity, pairwise_cosine
+from cossim_fast import CosineSimilarity, cosine_similarity, explain, pairwise_cosine
 from cossim_fast.testing import assert_close, make_inputs
 
 X, Y = make_inputs((4, 8), (4, 8))
@@ -189,7 +189,10 @@ def test_axis_is_another_name_of_dim():
     with pytest.raises(IndexError, match="out of range"):
         cosine_similarity(X, Y, axis=2)
     for function in (F.cosine_similarity, cosine_similarity):
-        with pytest.raises(TypeError, match="axis"):
-            function(X, Y, dim=0, axis=0)
+        for dim, axis in ((0, 0), (1, 0), (1, 1)):  # the default too, where it is given
+            with pytest.raises(TypeError, match="axis"):
+                function(X, Y, dim=dim, axis=axis)
         with pytest.raises(TypeError, match="must be int"):
             function(X, Y, axis="rows")
+    with pytest.raises(TypeError, match=r"dim or its other name axis, got dim=1 and axis=0"):
+        explain(cosine_similarity, X, Y, 1, axis=0)

@@ -19,6 +19,7 @@ from cossim_fast import (
     testing,
 )
 from cossim_fast.testing import make_inputs
+from old_torch import set_setting
 
 # Nothing here sums more numbers.
 assert_close = partial(testing.assert_close, terms=64)
@@ -199,12 +200,14 @@ def test_no_setting_of_products_shows_in_what_is_exported(form, monkeypatch):
     """Ours are float64 where this process lets torch round; another runs what is exported."""
     function, shapes = FORMS[form]
     inputs = tuple(make_inputs(*shapes))
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
     wanted = torch.jit.trace(function, inputs).graph
     monkeypatch.setattr(_products, "_settings_leave_whole", lambda by, run: False)
-    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
     exported = torch.jit.trace(function, inputs).graph
     names = [node.kind() for node in tensor_nodes(exported)]
-    assert names == [n.kind() for n in tensor_nodes(wanted) if n.kind() != "aten::pad"]
+    assert names == [node.kind() for node in tensor_nodes(wanted)]
+    products = [line for line in str(exported).splitlines() if "aten::matmul" in line]
+    assert not any("Double(" in line for line in products)
 
 
 def test_explain_says_that_a_trace_is_recorded():
@@ -216,3 +219,41 @@ def test_explain_says_that_a_trace_is_recorded():
     torch.jit.trace(answer, tuple(make_inputs((5, 8), (6, 8))), check_trace=False)
     assert said[0].executor == "composite, whatever the sizes"
     assert said[0].form == "paired rows"
+
+
+@pytest.mark.parametrize("traced_inside", [False, True])
+@pytest.mark.parametrize("run_inside", [False, True])
+@pytest.mark.parametrize("word", ["none", "bf16"])
+def test_a_trace_keeps_its_precision(traced_inside, run_inside, word):
+    """In autocast too, which casts the products of a trace, and whatever torch is set to."""
+    x, y = make_inputs((6, 64), (5, 64))
+    with torch.autocast("cpu", enabled=traced_inside):
+        traced = torch.jit.trace(pairwise_cosine, (x, y), check_trace=False)
+        rows = torch.jit.trace(
+            lambda a, b: cosine_similarity(a[:, None], b, -1), (x, y), check_trace=False
+        )
+    set_setting("mkldnn", word)
+    try:
+        with torch.autocast("cpu", enabled=run_inside):
+            got = traced(x, y), rows(x, y)
+    finally:
+        set_setting("mkldnn", "none")
+    for matrix in got:
+        assert matrix.dtype == torch.float32
+        assert_close(matrix, pairwise_cosine(x.double(), y.double()).float(), terms=64)
+
+
+class Both(torch.nn.Module):
+    def forward(self, a, b):
+        return pairwise_cosine(a, b), cosine_similarity(a[:, None], b, -1)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_is_right_in_autocast(strict):
+    x, y = make_inputs((6, 64), (5, 64))
+    exported = torch.export.export(Both(), (x, y), strict=strict)
+    with torch.autocast("cpu"):
+        got = exported.module()(x, y)
+    for matrix in got:
+        assert matrix.dtype == torch.float32
+        assert_close(matrix, pairwise_cosine(x.double(), y.double()).float(), terms=64)

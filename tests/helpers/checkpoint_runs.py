@@ -19,7 +19,7 @@ class EndedError(Exception):
 def small_stretches():
     """Search and join 64 rows of 8 numbers at a time, and write a checkpoint after each."""
     with (
-        mock.patch.object(corpus_module, "_NUMBERS", ROWS * 8),
+        mock.patch.object(corpus_module, "NUMBERS", ROWS * 8),
         mock.patch.object(tuning, "FIRST_ROUND", ROWS),
         mock.patch.object(tuning, "LONGEST_ROUND", ROWS),
         mock.patch.object(join_checkpoint, "_WAIT", 0),

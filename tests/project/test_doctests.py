@@ -14,7 +14,8 @@ MODULES = ["cossim_fast"] + [
     found.name
     for found in pkgutil.walk_packages(cossim_fast.__path__, "cossim_fast.")
     if not found.name.startswith("cossim_fast.kernels.")  # need Triton, and a device
-    and found.name != "cossim_fast.integrations.langchain"  # in tests/adapters, with the library
+    # In tests/adapters, with the libraries.
+    and found.name.split(".")[-1] not in ("langchain", "langgraph", "llama_index")
 ]
 
 

@@ -6,7 +6,7 @@ import torch
 
 from cossim_fast import CosineIndex
 from cossim_fast._score.exact import score_pairs, widen
-from cossim_fast.retrieval import selection
+from cossim_fast.retrieval import selection, tuning
 from search_data import make
 
 N, D, Q, K = 900, 24, 6, 5
@@ -50,9 +50,7 @@ def drawn(share, seed=0):
 @pytest.fixture(params=["pairs", "gathered", "masked"])
 def way(request, monkeypatch):
     """The three ways of `selection`, each made to do all of the work."""
-    monkeypatch.setattr(
-        selection.tuning, "SCORED_PAIRS", 1 << 30 if request.param == "pairs" else -1
-    )
+    monkeypatch.setattr(tuning, "SCORED_PAIRS", 1 << 30 if request.param == "pairs" else -1)
     gathered = request.param == "gathered"
     monkeypatch.setattr(selection.Selection, "is_small_share", lambda *_: gathered)
 
@@ -109,7 +107,7 @@ def test_a_few_rows_are_found_without_a_look_at_the_others(monkeypatch):
         index.search(QUERIES, K, where=[1001, 1002]),
         drawn(0).index_fill(1, torch.tensor([1, 2]), True),
     )
-    monkeypatch.setattr(selection.tuning, "SCORED_PAIRS", -1)
+    monkeypatch.setattr(tuning, "SCORED_PAIRS", -1)
     index.search(QUERIES, K, where=range(1000, 1100))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
+from cossim_fast._as_one import as_one
 from cossim_fast._threads import one_thread_after_fork
 from cossim_fast.retrieval.joins.corpus import CodedRows
 from cossim_fast.retrieval.joins.rounds import Rounds
@@ -32,6 +33,7 @@ class Deduplicated(NamedTuple):
     scores: Any  # (n - k,) their cosines: float32, float64 for float64 input
 
 
+@as_one
 def deduplicate(
     x: Any,
     threshold: float,
@@ -100,6 +102,7 @@ def deduplicate(
     return Deduplicated(*(like(x, column) for column in columns))
 
 
+@as_one
 def communities(
     x: Any, threshold: float, min_size: int, *, screen: str = "auto", progress: bool = False
 ) -> list[Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
+from cossim_fast._as_one import as_one
 from cossim_fast._threads import one_thread_after_fork
 from cossim_fast.retrieval.joins.checkpoint import JoinCheckpoint
 from cossim_fast.retrieval.joins.corpus import CodedRows
@@ -45,6 +46,7 @@ class TooManyPairsError(ValueError):
         self.found, self.suggested = found, suggested
 
 
+@as_one
 def pairs_above(
     x: Any,
     y: Any = None,
@@ -124,6 +126,7 @@ def pairs_above(
     return _pairs(x, result)
 
 
+@as_one
 def iter_pairs_above(
     x: Any,
     y: Any = None,

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks, _ops
+from cossim_fast._as_one import as_one
 from cossim_fast._threads import one_thread_after_fork
-from cossim_fast.retrieval import tuning
+from cossim_fast.retrieval.nearest import filtered
+from cossim_fast.retrieval.nearest.allowed import oracle_among
 from cossim_fast.retrieval.nearest.batches import Batches
 from cossim_fast.retrieval.nearest.checkpoint import SearchCheckpoint
+from cossim_fast.retrieval.nearest.filtered import is_coded, screen_for
 from cossim_fast.retrieval.nearest.gpu import device_oracle, search_on_device
 from cossim_fast.retrieval.progress import Progress
 from cossim_fast.retrieval.results import CertifiedTopK, TopK, assemble, oracle_of
@@ -20,6 +23,7 @@ from cossim_fast.retrieval.screening.codes import centre_of, encode
 from cossim_fast.retrieval.storage.corpus import ArrayCorpus, open_corpus
 
 
+@as_one
 def topk(
     queries: Any,
     corpus: Any,
@@ -27,6 +31,7 @@ def topk(
     *,
     screen: str = "auto",
     certify: bool = False,
+    where: Any = None,
     progress: bool = False,
     checkpoint: str | Path | None = None,
 ) -> TopK | CertifiedTopK:
@@ -49,6 +54,12 @@ def topk(
             pass. For fewer than 64 queries it is float32, since coding the rows would not pay: a
             `CosineIndex` codes them once.
         certify: return a `Certificate` too.
+        where: which rows may be returned, for access rights, tenants or metadata: a boolean array,
+            (n,) for all queries or (q, n) for each; or numbers of rows, a sequence or a set of
+            them, or q of these. The time is that of the rows that are left: others are not read,
+            unless several queries may find most rows, but not the same. The corpus is an array
+            then, on CPU, and there is no checkpoint. ``certificate.skipped`` counts among the rows
+            that a query may find.
         progress: show a progress bar (needs tqdm: ``pip install 'cossim_fast[retrieval]'``).
         checkpoint: a file for what was found so far, written after each block of about 16 million
             numbers and deleted at the end. If it exists when the search starts, the search resumes
@@ -62,8 +73,9 @@ def topk(
         best first; arrays for array queries, tensors for tensors. With ``certify=True``,
         CertifiedTopK(scores, indices, certificate).
 
-    Rows that hold NaN or an infinity are never returned; where fewer than k rows remain, the rest
-    is NaN and -1, as is all of a query that holds them. Zero rows score 0. No gradients.
+    Rows that hold NaN or an infinity are never returned, nor are others than those of ``where``;
+    where fewer than k rows remain, the rest is NaN and -1, as is all of a query that holds them.
+    Zero rows score 0. No gradients.
 
     Memory beyond inputs and results: 33 bytes for each candidate, of which there are about 2 k a
     query, twice while they are sorted; 8 d bytes a query, and up to 5 kB of each of 1024 while its
@@ -85,7 +97,12 @@ def topk(
     TopK(scores=tensor([[0.8000, 0.6000]]), indices=tensor([[2, 1]]))
     """
     if isinstance(queries, Tensor) and queries.is_cuda:
+        _checks.no_filter(where, "on a GPU")
         return _topk_on_device(queries, corpus, k, screen, certify, checkpoint)
+    if where is not None:
+        if checkpoint is not None:
+            _checks.no_filter(where, "with a checkpoint")
+        return _topk_among(queries, corpus, k, screen, certify, where, progress)
     with SearchCheckpoint(checkpoint) as kept:
         result = topk_with_checkpoint(
             queries, corpus, k, screen, certify=certify, progress=progress, kept=kept
@@ -114,8 +131,7 @@ def topk_with_checkpoint(
     _checks.same_width(asked.shape[1], source.d)
     k = _checks.number_of_neighbours(k, source.n)
     _checks.screen_name(screen)
-    if screen == "auto" and len(asked) < tuning.CODING_PAYS:
-        screen = "float32"
+    screen = screen_for(screen, len(asked))
     exact = torch.float64 in (asked.dtype, source.dtype)
     found = Batches(asked, k, screen, certify=certify, exact=exact)
     kept.begin(found, asked, source, k, certify=certify)
@@ -123,9 +139,10 @@ def topk_with_checkpoint(
         for rows in source.blocks(found.seen, kept.pass_again):
             if found.centre is None:
                 found.centre = centre_of(rows)
-            codes = screen in ("auto", "int8")
             last = found.seen + len(rows) == source.n
-            found.through([encode(rows, found.centre, first=found.seen, codes=codes)], last=last)
+            found.through(
+                [encode(rows, found.centre, first=found.seen, codes=is_coded(screen))], last=last
+            )
             kept.save(found, rows)
             bar.update(len(rows))
             del rows  # so that an iterator's block is freed before it makes the next
@@ -133,6 +150,29 @@ def topk_with_checkpoint(
     double = torch.float64 in (asked.dtype, source.dtype)  # of an iterator it is known by now
     oracle = oracle_of(asked, source.rows) if isinstance(source, ArrayCorpus) else None
     return assemble(queries, found.best(), double=double, oracle=oracle)
+
+
+def _topk_among(
+    queries: Any, corpus: Any, k: int, screen: str, certify: bool, where: Any, progress: bool
+) -> TopK | CertifiedTopK:
+    """`topk` among the rows that ``where`` leaves to each query."""
+    one_thread_after_fork()
+    asked = _checks.embedding_rows("queries", queries)
+    source = open_corpus(corpus, asked.shape[1])
+    if not isinstance(source, ArrayCorpus):
+        _checks.no_filter(where, "for an iterator")
+    assert isinstance(source, ArrayCorpus)
+    _checks.same_width(asked.shape[1], source.d)
+    k = _checks.number_of_neighbours(k, source.n)
+    _checks.screen_name(screen)
+    each = filtered.selections(where, len(asked), source.n)
+    double = torch.float64 in (asked.dtype, source.dtype)
+    with Progress(progress, "topk", len(asked), unit="queries") as bar:
+        best = filtered.search(
+            asked, source, k, each, screen, certify=certify, exact=double, bar=bar
+        )
+    oracle = oracle_among(each, oracle_of(asked, source.rows))
+    return assemble(queries, best, double=double, oracle=oracle)
 
 
 def _topk_on_device(

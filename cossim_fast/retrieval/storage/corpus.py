@@ -14,7 +14,7 @@ from cossim_fast.retrieval.memory_map import release_pages, shared_map
 from cossim_fast.retrieval.screening.codes import BLOCK
 
 # [numbers] Of a block: 64 MB of float32, 16 MB of codes.
-_NUMBERS = 1 << 24
+NUMBERS = 1 << 24
 
 # Called with rows that need not be searched again, and how many such rows are still to follow.
 Passed = Callable[[Tensor, int], None]
@@ -22,7 +22,7 @@ Passed = Callable[[Tensor, int], None]
 
 def block_rows(d: int) -> int:
     """How many rows are searched at a time."""
-    return max(_NUMBERS // max(d, 1) // BLOCK, 1) * BLOCK
+    return max(NUMBERS // max(d, 1) // BLOCK, 1) * BLOCK
 
 
 class ArrayCorpus:
@@ -42,6 +42,15 @@ class ArrayCorpus:
                 left -= len(block)
                 passed(block, left)
         yield from self._between(start, self.n)
+
+    def taken(self, positions: Tensor) -> Iterator[Tensor]:
+        """Yield blocks of the rows at ascending positions, copied."""
+        step = block_rows(self.d)
+        for first in range(0, len(positions), step):
+            some = positions[first : first + step]
+            yield self.rows[some]
+            if self._map is not None:
+                release_pages(self._map, self.rows[int(some[0]) : int(some[-1]) + 1])
 
     def _between(self, start: int, stop: int) -> Iterator[Tensor]:
         step = block_rows(self.d)

@@ -126,3 +126,45 @@ def _repeated(names: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             repeated[at] = name in seen
             seen.add(name)
     return repeated
+
+
+def named_rows(name: str, given: Any, queries: int) -> tuple[Tensor | None, np.ndarray[Any, Any]]:
+    """Read ids for all queries or for each, as `CosineIndex.search` takes them for ``exclude``.
+
+    Returns query numbers (p,) and ids (p,); None instead of numbers where ids are for all queries.
+    """
+    if isinstance(given, Tensor):
+        given = _checks.as_tensor(name, given).detach().cpu()
+        given = (given.double() if given.is_floating_point() else given).numpy()
+    _checks.ids_or_lists(name, given)
+    if isinstance(given, np.ndarray):
+        lists: Any = given
+        if given.ndim != 2:
+            return None, _present(name, given)
+    else:
+        lists = list(given)
+        if not any(_is_list(item) for item in lists):
+            return None, _present(name, lists)
+    _checks.per_query(name, len(lists), queries)
+    ids = [_present(name, some) for some in lists]
+    filled = [some for some in ids if len(some)]
+    _checks.one_kind(name, filled)
+    query = torch.repeat_interleave(
+        torch.tensor([len(some) for some in ids], dtype=torch.int64, device="cpu")
+    )
+    return query, np.concatenate(filled) if filled else np.empty(0, np.int64)
+
+
+def _is_list(item: Any) -> bool:
+    """Whether an item is what one query names, and not an id."""
+    if item is None or isinstance(item, (int, str, bytes)):
+        return False
+    return hasattr(item, "__iter__") and getattr(item, "ndim", 1) > 0
+
+
+def _present(name: str, ids: Any) -> np.ndarray[Any, Any]:
+    """Ids without None, which stands for no row in results of strings."""
+    _checks.ids_or_lists(name, ids)
+    if isinstance(ids, Tensor) or (isinstance(ids, np.ndarray) and ids.dtype != object):
+        return _checks.row_ids(name, ids)
+    return _checks.row_ids(name, [one for one in ids if one is not None])

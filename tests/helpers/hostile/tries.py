@@ -203,7 +203,7 @@ def small_stretches(rows: int = 64, width: int = 16) -> None:
     from cossim_fast.retrieval.storage import corpus as corpus_module
 
     for module, name, value in (
-        (corpus_module, "_NUMBERS", rows * width),
+        (corpus_module, "NUMBERS", rows * width),
         (tuning, "FIRST_ROUND", rows),
         (tuning, "LONGEST_ROUND", rows),
         (join_checkpoint, "_WAIT", 0),

@@ -239,7 +239,7 @@ def test_arrays_give_arrays_and_memory_maps_are_read(tmp_path, small_rounds):
 
 
 def test_several_segments(monkeypatch, small_rounds):
-    monkeypatch.setattr("cossim_fast.retrieval.storage.corpus._NUMBERS", 24 * 128)
+    monkeypatch.setattr("cossim_fast.retrieval.storage.corpus.NUMBERS", 24 * 128)
     x = rows_of_every_kind(400, 24, torch.float32)
     for kept in (0, 24 * 300, 1 << 20):
         monkeypatch.setattr("cossim_fast.retrieval.joins.corpus.KEPT", kept)

@@ -28,7 +28,7 @@ QUERIES, CORPUS = rows(5, seed=1), rows(5000)
 @pytest.fixture(autouse=True)
 def _small_stretches(monkeypatch):
     """Search 640 rows at a time, so that a checkpoint is written eight times."""
-    monkeypatch.setattr(corpus_module, "_NUMBERS", STEP * D)
+    monkeypatch.setattr(corpus_module, "NUMBERS", STEP * D)
 
 
 def assert_same(found, other):
@@ -207,7 +207,7 @@ import os, signal, sys
 import numpy as np
 from cossim_fast import topk
 from cossim_fast.retrieval.storage import tensor_file as files, corpus as sources
-sources._NUMBERS = 640 * 8
+sources.NUMBERS = 640 * 8
 folder, when = sys.argv[1], sys.argv[2]
 queries, corpus = np.load(folder + "/q.npy"), np.load(folder + "/x.npy")
 def blocks():
