@@ -1,0 +1,117 @@
+"""The nearest rows of a group of queries in a run of rows, and how such results are merged.
+
+A block of work reads a group of queries, and streams consecutive rows past them. Each row is coded
+once for the whole group: 1.7 µs for 384 numbers, which pays if the group is so large that its
+products take much longer (`SEARCHED_TOGETHER` queries: 30 µs). What the queries have found so far
+is their threshold for the rows that follow. A block that begins after others have finished takes
+their k-th best scores as floors, and finds only what is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cossim_fast.distributed.rows import PIECE, Rows, panel, pieces
+from cossim_fast.retrieval import blocks
+from cossim_fast.retrieval.blocks import Nearest
+
+# [queries] A group of so many hides the coding of rows.
+SEARCHED_TOGETHER = 1 << 14
+# [bytes] For each thread: tiles of scores, a copy of codes, candidates of a batch while they are
+# counted and sorted.
+_THREAD = 160 << 20
+# [numbers] Of the rows that are coded together.
+_CODED = 1 << 24
+
+
+def search_block(
+    queries: Rows,
+    query_range: tuple[int, int],
+    corpus: Rows,
+    row_range: tuple[int, int],
+    k: int,
+    floors: NDArray[np.float64] | None = None,
+    *,
+    seen: int = 0,
+    screen: str = "auto",
+) -> Nearest:
+    """The k best rows of a range for each query of a range, with their scores in float64.
+
+    Args:
+        queries: all of them.
+        query_range: first number, and the number after the last.
+        corpus: all rows.
+        row_range: as for queries; numbers in the result are those of the corpus.
+        k: how many.
+        floors: (q,) of these queries, from `floors_of`.
+        seen: among how many rows the floors were found. No result depends on it.
+        screen: as for `topk`.
+
+    Returns:
+        Nearest(scores, rows): (q, k) float64 and int64. Rows below the floors may be left out, so
+        that there may be fewer than k: NaN and -1.
+
+    Memory: `memory_of`, whatever the number of rows.
+    """
+    asked = panel(queries, *query_range)
+    return blocks.search(
+        asked,
+        pieces(corpus, *row_range),
+        *row_range,
+        k,
+        floors=floors,
+        seen=seen,
+        screen=screen,
+    )
+
+
+def merge(parts: Sequence[Nearest]) -> Nearest:
+    """The k best of several parts, whose rows are different: by score, then by row number.
+
+    Scores must be float64, as they come from `search_block`.
+    """
+    first, *others = parts
+    if not others:
+        return first
+    k = first.scores.shape[1]
+    scores, rows = (np.concatenate(columns, axis=1) for columns in zip(*parts, strict=True))
+    order = np.lexsort((rows, -scores))[:, :k]  # NaN comes last
+    return Nearest(np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1))
+
+
+def floors_of(found: Nearest) -> NDArray[np.float64]:
+    """The floors (q,) that a result proves: its k-th best scores; -inf where there are fewer."""
+    kth = found.scores[:, -1]
+    return np.where(np.isnan(kth), -np.inf, kth)
+
+
+def rounded(found: Nearest, *, double: bool) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Scores and rows as `topk` returns them: float32, unless queries or corpus are float64."""
+    return found if double else (found.scores.astype(np.float32), found.rows)
+
+
+def memory_of(
+    queries: int, k: int, query_bytes: int, width: int, row_bytes: int, threads: int = 1
+) -> int:
+    """Bytes that `search_block` takes at most, beyond what the process had before.
+
+    For each query: the row as it is stored, in float64 (8 a number) and its code (1 a number), and
+    for each of its k results and about as many candidates 33 bytes, twice while they are sorted.
+    For the rows, however many there are: a piece as it is read, the rows that are coded together
+    twice (pieces are put together), and their codes.
+
+    Args:
+        queries: of the group.
+        k: how many rows each is to get.
+        query_bytes: of a query as it is stored, see `row_bytes`.
+        width: numbers of a row.
+        row_bytes: of a row of the corpus as it is stored.
+        threads: of the worker.
+    """
+    group = queries * (query_bytes + 9 * width + 2 * 33 * 2 * k)
+    streamed = PIECE + 2 * _CODED * row_bytes // width + _CODED
+    return group + streamed + threads * _THREAD
