@@ -21,6 +21,7 @@ EXTRAS = {
     "mteb": ["mteb>=2"],
     "datasets": ["datasets>=3"],
     "cli": ["typer>=0.12", "rich>=13", "tqdm>=4.66", "safetensors>=0.4", "pyarrow>=15"],
+    "distributed": ["ray>=2.60", "pyarrow>=15", "fsspec>=2024.2"],
     "bench": ["pytest>=8", "pytest-benchmark>=5", "threadpoolctl>=3", "matplotlib>=3.8"],
     "test": [
         "pytest>=8",
@@ -92,6 +93,7 @@ setup(
         "cossim_fast._score",
         "cossim_fast.cli",
         "cossim_fast.diagnose",
+        "cossim_fast.distributed",
         "cossim_fast.files",
         "cossim_fast.integrations",
         "cossim_fast.kernels",

@@ -1,0 +1,122 @@
+"""Files of embeddings read by ranges of rows, on any file system: what a task of many reads.
+
+A file is open, and read a few megabytes at a time; nothing is mapped.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cossim_fast.files import npy
+from cossim_fast.files.entries import refusal_of
+from cossim_fast.files.errors import BadFileError, DamagedError
+
+# [bytes] Of rows that are in memory at a time.
+AT_ONCE = 64 << 20
+# What rows may be of; `cossim_fast.topk` takes these.
+DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that are read together at best, and how many bytes of the file they take."""
+
+    rows: int
+    nbytes: int
+
+
+class RowFile(Protocol):
+    """Rows (rows, width) of an open file."""
+
+    width: int
+    dtype: str
+    groups: tuple[Group, ...]
+
+    def rows(self, start: int, stop: int) -> Iterator[Tensor]:
+        """Read consecutive rows (n_i, width), at most about `AT_ONCE` bytes of them at a time.
+
+        Raises:
+            DamagedError: they are not what the file said of them; with the number of the row.
+        """
+
+    def check_column(self, name: str) -> None:
+        """See whether there is another column of that name.
+
+        Raises:
+            BadFileError: there is none.
+        """
+
+    def values(self, name: str, start: int, stop: int) -> Any:
+        """Another column of those rows, a ChunkedArray of arrow's.
+
+        Raises:
+            BadFileError: there is none.
+        """
+
+
+class _Plain:
+    """Rows that lie one after another, as they are in memory."""
+
+    def __init__(
+        self,
+        path: str,
+        file: IO[bytes],
+        begin: int,
+        rows: int,
+        width: int,
+        dtype: np.dtype[Any],
+        name: str,
+    ) -> None:
+        self._path, self._file, self._begin, self._stored = path, file, begin, dtype
+        self.width, self.dtype = width, name
+        self._row = width * dtype.itemsize
+        self.groups: tuple[Group, ...] = (Group(rows, rows * self._row),)
+
+    def rows(self, start: int, stop: int) -> Iterator[Tensor]:
+        step = max(AT_ONCE // max(self._row, 1), 1)
+        for low in range(start, stop, step):
+            count = min(step, stop - low)
+            self._file.seek(self._begin + low * self._row)
+            raw = self._file.read(count * self._row)
+            if len(raw) < count * self._row:
+                raise DamagedError(f"it ends within row {low + len(raw) // self._row}")
+            # A copy: the bytes may not be written to, and are of the file's order.
+            found = np.frombuffer(raw, self._stored).astype(self._stored.newbyteorder("="))
+            rows = torch.from_numpy(found).reshape(count, self.width)
+            yield rows.view(torch.bfloat16) if self.dtype == "bfloat16" else rows
+
+    def check_column(self, name: str) -> None:
+        raise BadFileError(
+            f"expected a column {name!r} in {self._path}, which holds one array and no columns; "
+            "save both as .parquet, or leave the column out and use the numbers of the rows"
+        )
+
+    def values(self, name: str, start: int, stop: int) -> Any:
+        self.check_column(name)
+
+
+def npy_rows(file: IO[bytes], path: str) -> RowFile:
+    """The rows of a ``.npy``.
+
+    Raises:
+        DamagedError: it holds no matrix of `DTYPES`, or is not as long as it says.
+    """
+    header = npy.read_header(file)
+    header.check_size(file.seek(0, io.SEEK_END))
+    shape, dtype = header.shape, header.dtype
+    if len(shape) != 2:
+        raise DamagedError(f"expected rows (n, d), got an array of {shape}")
+    if refusal := refusal_of(dtype, 2):
+        raise DamagedError(f"the array {refusal}")
+    if dtype.name not in DTYPES:
+        raise DamagedError(f"it is of {dtype}, and {', '.join(DTYPES)} are expected")
+    if header.fortran and min(shape) > 1:
+        raise DamagedError(
+            "its columns lie one after another, and rows are read; save np.ascontiguousarray(x)"
+        )
+    return _Plain(path, file, header.length, shape[0], shape[1], dtype, dtype.name)
