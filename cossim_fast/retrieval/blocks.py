@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cossim_fast import _checks
 from cossim_fast._threads import one_thread_after_fork

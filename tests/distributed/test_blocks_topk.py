@@ -120,14 +120,16 @@ def test_k_beyond_the_rows_of_a_block_and_of_the_corpus():
     found = in_blocks(queries, corpus, 100, ranges(130, (1, 64, 65)), [(0, 4)], floors=True)
     assert_same(found, topk(queries, corpus, 100))
     scores, rows = in_blocks(queries, corpus, 200, ranges(130, (1, 64)), [(0, 4)], floors=True)
-    assert bool((rows[:, 130:] == -1).all()) and bool(scores[:, 130:].isnan().all())
+    assert bool((rows[:, 130:] == -1).all())
+    assert bool(scores[:, 130:].isnan().all())
     assert torch.equal(rows[:, :130], topk(queries, corpus, 130).indices)
 
 
 def test_no_rows_and_no_queries():
     some, none = SplitRows(torch.ones(3, 5)), SplitRows(torch.ones(0, 5))
     found = neighbours.search_block(some, (0, 3), none, (0, 0), 2)
-    assert (found.rows == -1).all() and np.isnan(found.scores).all()
+    assert (found.rows == -1).all()
+    assert np.isnan(found.scores).all()
     assert found.rows.shape == (3, 2)
     assert neighbours.search_block(none, (0, 0), some, (0, 3), 2).rows.shape == (0, 2)
 

@@ -1,5 +1,6 @@
 """Rows in memory that are read in pieces, as a set of shards is read."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -27,8 +28,8 @@ class SplitRows:
         return str(self.held.dtype).removeprefix("torch.")
 
     def between(self, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
-        for low, high in ranges(self.rows, self.cuts):
-            low, high = max(low, start), min(high, stop)
+        for begin, end in ranges(self.rows, self.cuts):
+            low, high = max(begin, start), min(end, stop)
             if low < high:
                 yield low, self.held[low:high].clone()
 
@@ -36,7 +37,7 @@ class SplitRows:
 def ranges(n: int, cuts: Sequence[int]) -> list[tuple[int, int]]:
     """The ranges of n rows between some cuts."""
     ends = [0, *sorted(min(cut, n) for cut in cuts), n]
-    return list(zip(ends, ends[1:], strict=False))
+    return list(itertools.pairwise(ends))
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
