@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # [bytes] Most of a piece that is read at a time.
@@ -32,26 +34,46 @@ class Rows(Protocol):
         """Yield the number of the first row and the rows (n, width) of consecutive pieces."""
 
 
-def pieces(rows: Rows, start: int, stop: int) -> Iterator[Tensor]:
-    """Yield the rows from ``start`` to ``stop`` in pieces, none of which stays in memory."""
-    for _, piece in rows.between(start, stop):
-        yield piece
-        del piece
+def pieces(
+    rows: Rows, start: int, stop: int, without: NDArray[np.int64] | None = None
+) -> Iterator[Tensor]:
+    """Yield the rows from ``start`` to ``stop`` in pieces, none of which stays in memory.
 
-
-def panel(rows: Rows, start: int, stop: int) -> Tensor:
-    """Read the rows from ``start`` to ``stop`` into one tensor: beside it, a piece in memory."""
-    found: Tensor | None = None
+    Args:
+        rows: all rows.
+        start: number of the first.
+        stop: number after the last.
+        without: (r,) numbers of rows to leave out, ascending.
+    """
     for first, piece in rows.between(start, stop):
-        if found is None:
-            shape = stop - start, piece.shape[1]
-            found = torch.empty(shape, dtype=piece.dtype, device="cpu")
-        found[first - start : first - start + len(piece)] = piece
+        kept = numbers(first, first + len(piece), without)
+        yield piece if len(kept) == len(piece) else piece[torch.from_numpy(kept - first)]
         del piece
-    if found is None:
-        dtype: torch.dtype = getattr(torch, rows.dtype)
-        found = torch.empty((0, rows.width), dtype=dtype, device="cpu")
+
+
+def panel(rows: Rows, start: int, stop: int, without: NDArray[np.int64] | None = None) -> Tensor:
+    """Read the rows from ``start`` to ``stop`` into one tensor: beside it, a piece in memory.
+
+    Arguments as for `pieces`.
+    """
+    count = len(numbers(start, stop, without))
+    dtype: torch.dtype = getattr(torch, rows.dtype)
+    found = torch.empty((count, rows.width), dtype=dtype, device="cpu")
+    at = 0
+    for piece in pieces(rows, start, stop, without):
+        found[at : at + len(piece)] = piece
+        at += len(piece)
+        del piece
     return found
+
+
+def numbers(start: int, stop: int, without: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """The numbers from ``start`` to ``stop`` except those of ``without``, which are ascending."""
+    every = np.arange(start, stop, dtype=np.int64)
+    if without is None:
+        return every
+    first, last = np.searchsorted(without, [start, stop])
+    return np.delete(every, without[first:last] - start)
 
 
 def row_bytes(rows: Rows) -> int:

@@ -6,6 +6,9 @@ that were rounded before gave wrong neighbours for 50 of 50 queries on scaled co
 
 A search of all rows drops each row whose upper bound misses the k-th best score so far. A part
 begins without one, unless it is given floors: scores that k rows elsewhere are known to reach.
+
+`join` finds the pairs of a panel, which stays in memory and is coded once, with rows that stream
+past it. Each pair is scored once, in one part alone, so its score may be rounded there.
 """
 
 from __future__ import annotations
@@ -16,14 +19,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cossim_fast import _checks
 from cossim_fast._threads import one_thread_after_fork
 from cossim_fast.retrieval import tuning
+from cossim_fast.retrieval.joins.corpus import CodedRows
+from cossim_fast.retrieval.joins.pairs import Pairs, too_many
+from cossim_fast.retrieval.joins.rounds import Rounds, TooManyError
+from cossim_fast.retrieval.joins.sweep import Found, Sweep
 from cossim_fast.retrieval.nearest.batches import Batches
 from cossim_fast.retrieval.nearest.pool import NO_THRESHOLD
 from cossim_fast.retrieval.screening.codes import centre_of, encode
-from cossim_fast.retrieval.storage.corpus import StreamCorpus
+from cossim_fast.retrieval.storage.corpus import ArrayCorpus, StreamCorpus
 
 
 class Nearest(NamedTuple):
@@ -107,4 +115,86 @@ def _begin(found: Batches, floors: NDArray[np.float64], seen: int) -> None:
     )
 
 
-__all__ = ["Nearest", "search"]
+def join(
+    panel: Any,
+    pieces: Iterator[Any] | None,
+    threshold: float,
+    *,
+    rows: int = 0,
+    double: bool = False,
+    most: int | None = None,
+    screen: str = "auto",
+) -> Pairs:
+    """Find every pair of streamed rows and rows of a panel that reaches a threshold, exactly.
+
+    Args:
+        panel: (m, d), which is coded once.
+        pieces: yields rows in order, in pieces (n_i, d) of any sizes; None joins the panel with
+            itself, each unordered pair once, i < j.
+        threshold: -1 to 1.
+        rows: how many rows are streamed.
+        double: whether rows of either side are float64, and so the scores.
+        most: raise an error as soon as more pairs are found.
+        screen: as for `pairs_above`.
+
+    Returns:
+        Pairs(i, j, scores), sorted by i, then j: the number of the streamed row, that of the row of
+        the panel, both from 0 on, and the score as `pairs_above` returns it. Arrays.
+
+    Raises:
+        TooManyPairsError: past ``most``.
+    """
+    one_thread_after_fork()
+    threshold = _checks.threshold(threshold)
+    _checks.screen_name(screen)
+    source = ArrayCorpus(_checks.embedding_rows("panel", panel))
+    itself = pieces is None
+    dtype = torch.float64 if double else torch.float32
+    found: list[Found] = []
+    coded: CodedRows | None = None
+    at = 0
+    streamed = iter([source.rows]) if pieces is None else StreamCorpus(pieces, source.d).blocks()
+    for some in streamed if source.n else ():
+        if coded is None:
+            coded = CodedRows(source, some, threshold, screen)
+            sweep = Sweep(coded.screens, coded.centre, threshold, later=itself, double=double)
+        room = None if most is None else most - sum(len(part.scores) for part in found)
+        order = torch.arange(at, at + len(some), device="cpu")
+        taken = _Taken(some, at)
+        try:
+            found.extend(Rounds(order, taken, coded.segments, sweep, most=room))
+        except TooManyError as error:
+            assert most is not None
+            every = source.n * (source.n - 1) // 2 if itself else source.n * rows
+            scores = torch.cat([*(part.scores for part in found), error.scores])
+            advice = "That is in one block of the join: raise one of the two"
+            raise too_many(scores, most, threshold, sweep.compared / every, advice) from None
+        at += len(some)
+        del some, taken
+    if not itself and source.n and at != rows:
+        raise ValueError(f"expected {rows} rows, got {at}")
+    return Pairs(*(column.numpy() for column in Found.concatenate(found, dtype)))
+
+
+class _Taken:
+    """Rows of a piece by their numbers."""
+
+    def __init__(self, rows: Tensor, first: int) -> None:
+        self._rows, self._first = rows, first
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        return self._rows[numbers - self._first]
+
+
+def visiting_order(keep: Any, n: int) -> NDArray[np.int64] | None:
+    """The order (n,) in which `deduplicate` visits rows; None for the order of the rows.
+
+    Args:
+        keep: as for `deduplicate`.
+        n: how many rows.
+    """
+    order = _checks.order_to_keep(keep, n)
+    return None if order is None else order.numpy()
+
+
+__all__ = ["Nearest", "join", "search", "visiting_order"]
