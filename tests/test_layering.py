@@ -78,7 +78,9 @@ RULES = {
         "retrieval.screening", "retrieval.storage", "retrieval.nearest", "retrieval.joins",
     },
     "losses": {"functional", "_cpu", "_ops", "_checks"},
-    "distributed": {"__init__", "_checks", "_extras", "_replacing", "files", "retrieval"},
+    "distributed": {
+        "__init__", "_checks", "_extras", "_replacing", "files", "retrieval", "retrieval.progress",
+    },
     "diagnose": {
         "_checks", "_escaped", "_extras", "_products", "_replacing", "functional", "modules",
         "retrieval",
