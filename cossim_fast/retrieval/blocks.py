@@ -31,7 +31,7 @@ from cossim_fast.retrieval.joins.sweep import Found, Sweep
 from cossim_fast.retrieval.nearest.batches import Batches
 from cossim_fast.retrieval.nearest.pool import NO_THRESHOLD
 from cossim_fast.retrieval.screening.codes import centre_of, encode
-from cossim_fast.retrieval.storage.corpus import ArrayCorpus, StreamCorpus
+from cossim_fast.retrieval.storage.corpus import ArrayCorpus, block_rows
 
 
 class Nearest(NamedTuple):
@@ -82,7 +82,7 @@ def search(
     # A guessed threshold is proven by k rows of this part, but the k best may be in others.
     found = Batches(asked, min(k, total), screen, guess=floors is None)
     at = first
-    for rows in StreamCorpus(pieces, asked.shape[1]).blocks():
+    for rows in _together(pieces, asked.shape[1]):
         if found.centre is None:
             found.centre = centre_of(rows)
             if floors is not None:
@@ -153,7 +153,7 @@ def join(
     found: list[Found] = []
     coded: CodedRows | None = None
     at = 0
-    streamed = iter([source.rows]) if pieces is None else StreamCorpus(pieces, source.d).blocks()
+    streamed = iter([source.rows]) if pieces is None else _together(pieces, source.d)
     for some in streamed if source.n else ():
         if coded is None:
             coded = CodedRows(source, some, threshold, screen)
@@ -184,6 +184,33 @@ class _Taken:
 
     def __call__(self, numbers: Tensor) -> Tensor:
         return self._rows[numbers - self._first]
+
+
+def _together(pieces: Iterator[Any], d: int) -> Iterator[Tensor]:
+    """Yield rows (n, d) in blocks of about `block_rows`, from pieces of any sizes.
+
+    Each block costs every batch of queries a few milliseconds, so small pieces are put together.
+    A large one is cut into views of equal sizes.
+    """
+    step = block_rows(d)
+    held: list[Tensor] = []
+    for piece in pieces:
+        rows = _checks.embedding_rows("rows", piece)
+        _checks.same_width(d, rows.shape[1])
+        held.append(rows)
+        del piece, rows
+        if 2 * sum(map(len, held)) >= step:
+            yield from _cut(held, step)
+    yield from _cut(held, step)
+
+
+def _cut(held: list[Tensor], step: int) -> Iterator[Tensor]:
+    """Yield some pieces as blocks of about ``step`` rows; the list is empty then."""
+    if not sum(map(len, held)):
+        return
+    rows = held[0] if len(held) == 1 else torch.cat(held)
+    held.clear()
+    yield from rows.chunk(max(round(len(rows) / step), 1))
 
 
 def visiting_order(keep: Any, n: int) -> NDArray[np.int64] | None:
