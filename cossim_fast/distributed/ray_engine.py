@@ -1,8 +1,8 @@
 """Tasks on a Ray cluster: the one module that knows Ray.
 
-A task is a function of a module, with arguments that pickle and a small result: what it computes
-goes into a file. Ray runs a task again whose worker or node died; an error that the task itself
-raised is the user's, and arrives as it is.
+A task computes a block. What it computes goes into a file, and its result is small. Ray runs a task
+again whose worker or node died; an error that the task itself raised is the user's, and arrives as
+it is.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from cossim_fast._extras import require
+from cossim_fast.distributed.grid import Block
 
 # Tasks in flight for each that can run: the next one waits on the node as one ends.
 _AHEAD = 2
@@ -26,23 +26,6 @@ _LOOK = 1.0
 _ANSWER = 10.0
 # [seconds] To wait for a node that a task fits on: a cluster that grows starts one in minutes.
 _PATIENCE = 600.0
-
-
-@dataclass(frozen=True)
-class Task:
-    """A call that a worker makes.
-
-    Attributes:
-        name: shown by Ray's tools, and in errors.
-        function: of a module that workers can import.
-        arguments: of it; small, and they pickle.
-        memory: bytes that a node has to have free for it.
-    """
-
-    name: str
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    memory: int
 
 
 class RayEngine:
@@ -60,37 +43,41 @@ class RayEngine:
     ) -> None:
         self._address, self._cpus, self._patience = address, cpus_per_task, patience
         self._ours = False  # whether the connection is
+        self._remote: Any = None  # what Ray makes of `_called`
         self._looked = -_LOOK
         self._fitting = 0
 
     def __enter__(self) -> RayEngine:
         self._ray = require("ray", extra="distributed")
-        if self._ray.is_initialized():
-            return self._prepared()
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        if self._address == "local":
-            self._patience = 0.0  # no node will come
-            options["include_dashboard"] = False
-        try:
-            _look_for(self._address)
-            self._ray.init(self._address, **options)
-        except ConnectionError as error:
-            raise ConnectionError(
-                f"expected a Ray cluster at address={self._address!r}, and none answers; start one "
-                'with `ray start --head`, or pass address="local" to start Ray on this machine'
-            ) from error
-        self._ours = True
-        return self._prepared()
+        return self
 
     def __exit__(self, *raised: object) -> None:
+        self._remote = None
         if self._ours:
             self._ray.shutdown()
 
-    def _prepared(self) -> RayEngine:
+    def _connect(self) -> None:
+        """Join the cluster, or start one; not before there is something to do."""
+        if self._remote is not None:
+            return
+        if not self._ray.is_initialized():
+            options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+            if self._address == "local":
+                self._patience = 0.0  # no node will come
+                options["include_dashboard"] = False
+            try:
+                _look_for(self._address)
+                self._ray.init(self._address, **options)
+            except ConnectionError as error:
+                raise ConnectionError(
+                    f"expected a Ray cluster at address={self._address!r}, and none answers; start "
+                    'one with `ray start --head`, or pass address="local" to start Ray on this '
+                    "machine"
+                ) from error
+            self._ours = True
         self._remote = self._ray.remote(_called)
-        return self
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
+    def run(self, tasks: Iterable[Block]) -> Iterator[tuple[Block, Any]]:
         """Yield each task with its result, as they end.
 
         At most two tasks for each that the cluster can run at a time are submitted; the next is
@@ -101,24 +88,33 @@ class RayEngine:
             RuntimeError: no node can run a task, or a task's worker died again and again.
             Exception: what a task raised.
         """
-        waiting = iter(tasks)
-        flying: dict[Any, Task] = {}
-        task = next(waiting, None)
+        waiting: Iterator[Block] | None = iter(tasks)
+        flying: dict[Any, Block] = {}
+        most = 1
+        self._looked = -_LOOK
         try:
-            while task is not None or flying:
-                most = self._most(task or next(iter(flying.values())))
-                while task is not None and len(flying) < most:
-                    flying[self._submitted(task)] = task
+            while True:
+                while waiting is not None and len(flying) < most:
                     task = next(waiting, None)
+                    if task is None:
+                        waiting = None
+                        break
+                    self._connect()
+                    most = self._most(task)
+                    flying[self._submitted(task)] = task
+                if not flying:
+                    return
                 for ref in self._ended(list(flying)):
                     ended = flying.pop(ref)
                     yield ended, self._result(ref, ended)
+                if flying:  # nodes come and go
+                    most = self._most(next(iter(flying.values())))
         finally:
             for ref in flying:
                 with suppress(Exception):  # a cluster that is gone runs nothing
                     self._ray.cancel(ref, force=True)
 
-    def _submitted(self, task: Task) -> Any:
+    def _submitted(self, task: Block) -> Any:
         remote = self._remote.options(
             num_cpus=self._cpus,
             memory=task.memory,
@@ -135,7 +131,7 @@ class RayEngine:
             ended = [*ended, *more]
         return list(ended)
 
-    def _result(self, ref: Any, task: Task) -> Any:
+    def _result(self, ref: Any, task: Block) -> Any:
         errors = self._ray.exceptions
         try:
             return self._ray.get(ref)
@@ -153,7 +149,7 @@ class RayEngine:
                 f"task was promised {task.memory / 1e6:.0f} MB. Ray says: {error}"
             ) from error
 
-    def _most(self, task: Task) -> int:
+    def _most(self, task: Block) -> int:
         """How many tasks to have in flight: two for each that the nodes can run at a time."""
         since = time.monotonic()
         while time.monotonic() - self._looked >= _LOOK or not self._fitting:
@@ -174,7 +170,7 @@ class RayEngine:
             time.sleep(_LOOK)
         return _AHEAD * self._fitting
 
-    def _fits(self, task: Task, node: dict[str, float]) -> int:
+    def _fits(self, task: Block, node: dict[str, float]) -> int:
         """How many such tasks a node can run at a time."""
         by_memory = node.get("memory", 0.0) // task.memory if task.memory else float("inf")
         return int(min(node.get("CPU", 0.0) // self._cpus, by_memory))

@@ -9,7 +9,8 @@ import pytest
 
 import ray_tasks
 from cossim_fast.distributed import ray_engine
-from cossim_fast.distributed.ray_engine import RayEngine, Task
+from cossim_fast.distributed.grid import Block
+from cossim_fast.distributed.ray_engine import RayEngine
 from small_cluster import MEMORY
 
 pytestmark = pytest.mark.ray
@@ -18,7 +19,7 @@ MB = 1_000_000
 
 
 def tasks_of(function, *arguments, memory=MB):
-    return [Task(f"task {n}", function, some, memory) for n, some in enumerate(arguments)]
+    return [Block(f"task {n}", function, some, memory) for n, some in enumerate(arguments)]
 
 
 def test_results_come_with_their_tasks_in_any_order(engine):
@@ -36,7 +37,7 @@ def test_at_most_two_tasks_a_slot_are_in_flight(cluster, engine):
         nonlocal taken
         for n in range(30):
             taken += 1
-            yield Task(f"task {n}", ray_tasks.squared, (n,), MB)
+            yield Block(f"task {n}", ray_tasks.squared, (n,), MB)
 
     for _ in engine.run(tasks()):
         most = max(most, taken - ended)
