@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cossim_fast._extras import require
-from cossim_fast.distributed.places import joined, place_of, put, read_all
+from cossim_fast.distributed.places import joined, name_of, place_of, put, read_all
 from cossim_fast.retrieval import FileError
 from cossim_fast.retrieval.resumable import Digest
 
@@ -109,8 +109,8 @@ def delete_block(output: str | Path, name: str) -> None:
 
 def _damaged(path: str) -> FileError:
     return FileError(
-        f"{path} is truncated, or was altered after it was written; delete it, and start the same "
-        "run again: it computes what is missing"
+        f"{name_of(path)} is truncated, or was altered after it was written; delete it, and "
+        "start the same run again: it computes what is missing"
     )
 
 

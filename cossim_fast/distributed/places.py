@@ -3,100 +3,26 @@
 from __future__ import annotations
 
 import glob
-import io
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from cossim_fast._replacing import replacing
+from cossim_fast.distributed.ranges import Ranges, count_written, counting
+from cossim_fast.distributed.stores import joined, name_of, store_of
 from cossim_fast.files import check_regular
 
-
-@dataclass
-class Traffic:
-    """Bytes of files that were read and written within `counting`."""
-
-    read: int = 0
-    written: int = 0
-
-
-_counted: ContextVar[Traffic | None] = ContextVar("cossim_fast_traffic", default=None)
-
-
-@contextmanager
-def counting() -> Iterator[Traffic]:
-    """Count the bytes that this thread's calls read and write meanwhile."""
-    traffic = Traffic()
-    token = _counted.set(traffic)
-    try:
-        yield traffic
-    finally:
-        _counted.reset(token)
-
-
-class Ranges(io.RawIOBase):
-    """A file open for reading by ranges; libraries take it as any file.
-
-    Args:
-        path: what errors call it.
-        size: in bytes.
-        version: of what is open.
-        read_at: returns so many bytes from an offset on; fewer at the end of the file alone.
-        close: called once.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        size: int,
-        version: str,
-        read_at: Callable[[int, int], bytes],
-        close: Callable[[], None],
-    ) -> None:
-        self.path, self.size, self.version = path, size, version
-        self._read_at, self._close, self._at = read_at, close, 0
-        self._traffic = _counted.get()
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def seekable(self) -> bool:
-        """It is."""
-        return True
-
-    def tell(self) -> int:
-        """Where the next byte is read."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Say where the next byte is read."""
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
-        if start + offset < 0:
-            raise ValueError(f"expected a place in {self.path}, got {start + offset}")
-        self._at = start + offset
-        return self._at
-
-    def read(self, count: int | None = -1) -> bytes:
-        """Read so many bytes, or all that are left."""
-        left = max(self.size - self._at, 0)
-        count = left if count is None or count < 0 else min(count, left)
-        found = self._read_at(self._at, count) if count else b""
-        self._at += len(found)
-        if self._traffic is not None:
-            self._traffic.read += len(found)
-        return found
-
-    def close(self) -> None:
-        """Close it."""
-        if not self.closed:
-            self._close()
-        super().close()
+__all__ = [
+    "Place",
+    "counting",
+    "is_local",
+    "joined",
+    "name_of",
+    "place_of",
+    "put",
+    "read_all",
+]
 
 
 class Place(Protocol):
@@ -174,15 +100,22 @@ def is_local(path: str) -> bool:
 
 
 def place_of(path: str) -> Place:
-    """The file system that a path is of."""
-    return _LOCAL
+    """The file system that a path is of.
+
+    Raises:
+        ValueError: it is this machine's, said as a URL.
+    """
+    if is_local(path):
+        return _LOCAL
+    if path.lower().startswith(("file:", "local:")):
+        raise ValueError(f"expected a path of this machine without a protocol, got {path!r}")
+    return store_of(path)
 
 
 def put(path: str, content: bytes | memoryview) -> None:
     """Write a file as a whole, and count its bytes."""
     place_of(path).put(path, content)
-    if (traffic := _counted.get()) is not None:
-        traffic.written += len(content)
+    count_written(len(content))
 
 
 def read_all(path: str) -> bytes:
@@ -193,8 +126,3 @@ def read_all(path: str) -> bytes:
     """
     with place_of(path).open(path) as file:
         return file.read()
-
-
-def joined(folder: str, name: str) -> str:
-    """The path of a file in a folder."""
-    return f"{folder.rstrip('/')}/{name}"

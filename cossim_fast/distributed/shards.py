@@ -14,7 +14,8 @@ from typing import IO, Any, cast
 from torch import Tensor
 
 from cossim_fast._extras import require
-from cossim_fast.distributed.places import Ranges, counting, place_of
+from cossim_fast.distributed.places import counting, name_of, place_of
+from cossim_fast.distributed.ranges import Ranges
 from cossim_fast.files import BadFileError
 from cossim_fast.files.by_rows import SUFFIXES, open_rows
 from cossim_fast.files.errors import explained, suffix_of
@@ -88,7 +89,7 @@ class ShardSet:
         for shard, low, high in self._parts(start, stop):
             total, at = total + shard.opening, 0
             # Rows that lie side by side are read alone, a row group as a whole.
-            plain = suffix_of(shard.path) != ".parquet"
+            plain = suffix_of(name_of(shard.path)) != ".parquet"
             for group in shard.groups:
                 used = max(min(high, at + group.rows) - max(low, at), 0)
                 if used:
@@ -105,8 +106,7 @@ class ShardSet:
             ValueError: which file, and which of its rows, is not as it was when it was listed.
         """
         for shard, low, high in self._parts(start, stop):
-            with _open(shard.path, self.column) as (file, rows):
-                _check_same(shard, file)
+            with _open(shard.path, self.column, shard) as (_, rows):
                 at = shard.first + low
                 for piece in rows.rows(low, high):
                     yield at, piece
@@ -121,8 +121,7 @@ class ShardSet:
         pyarrow = require("pyarrow", extra="distributed")
         chunks = []
         for shard, low, high in self._parts(start, stop):
-            with _open(shard.path, self.column) as (file, rows):
-                _check_same(shard, file)
+            with _open(shard.path, self.column, shard) as (_, rows):
                 chunks.append(rows.values(name, low, high))
         return pyarrow.concat_arrays([one for chunk in chunks for one in chunk.chunks])
 
@@ -167,7 +166,7 @@ def find(
         raise ValueError("expected files of embeddings, got an empty list")
     if len(set(listed)) < len(listed):
         twice = next(path for path in listed if listed.count(path) > 1)
-        raise ValueError(f"expected each file once, got {twice} several times")
+        raise ValueError(f"expected each file once, got {name_of(twice)} several times")
     with ThreadPoolExecutor(_FOOTERS) as pool:
         shards = list(pool.map(lambda path: _look(path, column, id_column), listed))
     width = _check_alike(shards)
@@ -184,10 +183,14 @@ def _listed(path: str) -> list[str]:
     there = place_of(path).files(path)
     if there is None:
         return [path]
-    found = [name for name in there if suffix_of(name) in SUFFIXES and not _is_hidden(name)]
+    found = [
+        name
+        for name in there
+        if suffix_of(name_of(name)) in SUFFIXES and not _is_hidden(name_of(name))
+    ]
     if not found:
         raise BadFileError(
-            f"expected files ending in {', '.join(SUFFIXES)} at {path}; there are none"
+            f"expected files ending in {', '.join(SUFFIXES)} at {name_of(path)}; there are none"
         )
     return sorted(found, key=natural)
 
@@ -209,20 +212,26 @@ def _look(path: str, column: str | None, id_column: str | None) -> Shard:
 
 
 @contextmanager
-def _open(path: str, column: str | None) -> Iterator[tuple[Ranges, RowFile]]:
-    """A file, and its rows; errors name the file."""
+def _open(
+    path: str, column: str | None, listed: Shard | None = None
+) -> Iterator[tuple[Ranges, RowFile]]:
+    """A file, the same that was listed, and its rows; errors name the file."""
+    name = name_of(path)
     try:
-        with explained(path), place_of(path).open(path) as file:
-            yield file, open_rows(cast("IO[bytes]", file), path, column)
+        with explained(name), place_of(path).open(path) as file:
+            if listed is not None:
+                _check_same(listed, file)
+            yield file, open_rows(cast("IO[bytes]", file), name, column)
     except FileNotFoundError as error:
-        raise BadFileError(f"expected a file at {path}, and there is none") from error
+        raise BadFileError(f"expected a file at {name}, and there is none") from error
 
 
 def _check_same(shard: Shard, file: Ranges) -> None:
     if (file.size, file.version) != (shard.size, shard.version):
         raise BadFileError(
-            f"expected {shard.path} as it was when it was listed ({shard.size} bytes, version "
-            f"{shard.version}), got {file.size} bytes, version {file.version}; it changed meanwhile"
+            f"expected {name_of(shard.path)} as it was when it was listed ({shard.size} bytes, "
+            f"version {shard.version}), got {file.size} bytes, version {file.version}; it changed "
+            "meanwhile"
         )
 
 
@@ -237,6 +246,7 @@ def _check_alike(shards: list[Shard]) -> int:
         if shard.dtype != first.dtype or (shard.width != first.width and not free):
             raise ValueError(
                 f"expected files of one width and dtype, got rows of {first.width} {first.dtype} "
-                f"in {first.path} and of {shard.width} {shard.dtype} in {shard.path}"
+                f"in {name_of(first.path)} and of {shard.width} {shard.dtype} in "
+                f"{name_of(shard.path)}"
             )
     return first.width

@@ -5,8 +5,9 @@ from typing import IO
 from cossim_fast.files.errors import BadFileError, suffix_of
 from cossim_fast.files.parquet_ranges import ParquetRows
 from cossim_fast.files.ranges import RowFile, npy_rows
+from cossim_fast.files.safetensors_ranges import SafetensorsRows
 
-SUFFIXES = (".npy", ".parquet")
+SUFFIXES = (".npy", ".safetensors", ".parquet")
 
 
 def open_rows(file: IO[bytes], path: str, column: str | None) -> RowFile:
@@ -15,7 +16,7 @@ def open_rows(file: IO[bytes], path: str, column: str | None) -> RowFile:
     Args:
         file: open for reading; seekable.
         path: what errors call it, and what says the format.
-        column: of a ``.parquet``.
+        column: of a ``.parquet``, or a tensor of a ``.safetensors``.
 
     Raises:
         BadFileError: there is no such column.
@@ -24,8 +25,10 @@ def open_rows(file: IO[bytes], path: str, column: str | None) -> RowFile:
     suffix = suffix_of(path)
     if suffix == ".npy":
         return npy_rows(file, path)
+    if suffix == ".safetensors":
+        return SafetensorsRows(file, path, column)
     if suffix == ".parquet":
         return ParquetRows(file, path, column)
     raise BadFileError(
-        f"expected a file ending in .npy, .safetensors or .parquet, got {path}; save it as one"
+        f"expected a file ending in {', '.join(SUFFIXES)}, got {path}; save it as one"
     )

@@ -59,7 +59,7 @@ class RowFile(Protocol):
         """
 
 
-class _Plain:
+class PlainRows:
     """Rows that lie one after another, as they are in memory."""
 
     def __init__(
@@ -67,36 +67,49 @@ class _Plain:
         path: str,
         file: IO[bytes],
         begin: int,
-        rows: int,
+        count: int,
         width: int,
-        dtype: np.dtype[Any],
-        name: str,
+        stored: np.dtype[Any],
+        dtype: str,
     ) -> None:
-        self._path, self._file, self._begin, self._stored = path, file, begin, dtype
-        self.width, self.dtype = width, name
-        self._row = width * dtype.itemsize
-        self.groups: tuple[Group, ...] = (Group(rows, rows * self._row),)
+        self._path, self._file, self._begin, self._stored = path, file, begin, stored
+        self.count, self.width, self.dtype = count, width, dtype
+        self._row = width * stored.itemsize
+        self.groups: tuple[Group, ...] = (Group(count, count * self._row),)
 
     def rows(self, start: int, stop: int) -> Iterator[Tensor]:
+        """As `RowFile`."""
         step = max(AT_ONCE // max(self._row, 1), 1)
         for low in range(start, stop, step):
             count = min(step, stop - low)
-            self._file.seek(self._begin + low * self._row)
-            raw = self._file.read(count * self._row)
-            if len(raw) < count * self._row:
-                raise DamagedError(f"it ends within row {low + len(raw) // self._row}")
-            # A copy: the bytes may not be written to, and are of the file's order.
-            found = np.frombuffer(raw, self._stored).astype(self._stored.newbyteorder("="))
+            found = self._numbers(self._begin, self._stored, low * self.width, count * self.width)
             rows = torch.from_numpy(found).reshape(count, self.width)
             yield rows.view(torch.bfloat16) if self.dtype == "bfloat16" else rows
 
+    def _numbers(
+        self, begin: int, stored: np.dtype[Any], skipped: int, count: int
+    ) -> np.ndarray[Any, Any]:
+        """Read numbers of an array that begins at a place of the file.
+
+        Raises:
+            DamagedError: the file ends before.
+        """
+        self._file.seek(begin + skipped * stored.itemsize)
+        raw = self._file.read(count * stored.itemsize)
+        if len(raw) < count * stored.itemsize:
+            raise DamagedError(f"it ends before byte {self._file.tell() + 1}, and more is expected")
+        # A copy: the bytes may not be written to, and are of the file's order.
+        return np.frombuffer(raw, stored).astype(stored.newbyteorder("="))
+
     def check_column(self, name: str) -> None:
+        """As `RowFile`."""
         raise BadFileError(
             f"expected a column {name!r} in {self._path}, which holds one array and no columns; "
             "save both as .parquet, or leave the column out and use the numbers of the rows"
         )
 
     def values(self, name: str, start: int, stop: int) -> Any:
+        """As `RowFile`."""
         self.check_column(name)
 
 
@@ -119,4 +132,4 @@ def npy_rows(file: IO[bytes], path: str) -> RowFile:
         raise DamagedError(
             "its columns lie one after another, and rows are read; save np.ascontiguousarray(x)"
         )
-    return _Plain(path, file, header.length, shape[0], shape[1], dtype, dtype.name)
+    return PlainRows(path, file, header.length, shape[0], shape[1], dtype, dtype.name)
