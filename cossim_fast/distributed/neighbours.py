@@ -15,17 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cossim_fast.distributed.rows import PIECE, Rows, panel, pieces
+from cossim_fast.distributed.rows import Rows, panel, pieces, streamed
 from cossim_fast.retrieval import blocks
 from cossim_fast.retrieval.blocks import Nearest
 
 # [queries] A group of so many hides the coding of rows.
 SEARCHED_TOGETHER = 1 << 14
-# [bytes] For each thread: tiles of scores, a copy of codes, candidates of a batch while they are
-# counted and sorted.
-_THREAD = 160 << 20
-# [numbers] Of the rows that are coded together.
-_CODED = 1 << 24
+# [bytes] For each thread: tiles of scores, and a copy of codes.
+_THREAD = 64 << 20
+# [bytes] For each query: what the allocator of C cannot give back between batches. Up to 8 kB were
+# met, in 32 batches of 768 numbers (glibc 2.36).
+_SCATTERED = 10 << 10
+# [bytes] A candidate; there are about two for each result.
+_CANDIDATE = 33
+# [queries, results] Most of a batch, as they are searched together.
+_BATCH = 1 << 10
+_BATCH_RESULTS = 1 << 20
 
 
 def search_block(
@@ -99,10 +104,10 @@ def memory_of(
 ) -> int:
     """Bytes that `search_block` takes at most, beyond what the process had before.
 
-    For each query: the row as it is stored, in float64 (8 a number) and its code (1 a number), and
-    for each of its k results and about as many candidates 33 bytes, twice while they are sorted.
-    For the rows, however many there are: a piece as it is read, the rows that are coded together
-    twice (pieces are put together), and their codes.
+    For each query: the row as it is stored, in float64 (8 a number) and its code (1 a number), 33
+    for each of its k results, twice while parts are put together, and 10 kB. For each of 1024
+    queries that a thread searches together: 33 for each of 2 k candidates, twice while they are
+    sorted; and 64 MB a thread. For the rows `streamed`, however many there are.
 
     Args:
         queries: of the group.
@@ -112,6 +117,7 @@ def memory_of(
         row_bytes: of a row of the corpus as it is stored.
         threads: of the worker.
     """
-    group = queries * (query_bytes + 9 * width + 2 * 33 * 2 * k)
-    streamed = PIECE + 2 * _CODED * row_bytes // width + _CODED
-    return group + streamed + threads * _THREAD
+    group = queries * (query_bytes + 9 * width + 2 * _CANDIDATE * k + _SCATTERED)
+    batch = min(queries, _BATCH, max(_BATCH_RESULTS // k, 1))
+    thread = _THREAD + batch * 4 * _CANDIDATE * k
+    return group + streamed(row_bytes // width) + threads * thread

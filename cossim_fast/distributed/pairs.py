@@ -10,21 +10,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cossim_fast.distributed.rows import PIECE, Rows, numbers, panel, pieces
+from cossim_fast.distributed.rows import Rows, numbers, panel, pieces, streamed
 from cossim_fast.retrieval import Pairs, blocks
 
 # [numbers] Of a panel: its codes stay in memory, and products take some hundred times as long as
 # to read and to code it.
 PANEL = 1 << 27
-# [bytes] A pair while it is found, and twice while pairs are put together.
+# [bytes] A pair, of float32 scores.
 PAIR_BYTES = 20
 # [bytes] For each thread: tiles of scores, and codes of queries.
-_THREAD = 160 << 20
-# [bytes] The queries of a round: 2^23 numbers in float64, again as unit rows, and codes; and two
-# million pairs while they are sorted.
-_ROUND = (17 << 23) + (200 << 20)
-# [numbers] Of the rows that are streamed together.
-_STREAMED = 1 << 24
+_THREAD = 64 << 20
+# [numbers] Of the queries of a round: in float64, as unit rows, and as codes.
+_ROUND = 1 << 23
+# [pairs] Of a round, with 100 bytes each while they are sorted.
+_ROUND_PAIRS = 1 << 21
 
 
 def panel_rows(width: int) -> int:
@@ -92,8 +91,9 @@ def memory_of(
     """Bytes that `join_block` takes at most, beyond what the process had before.
 
     For the panel: rows as they are stored, and 5 bytes for each 3 numbers, for codes and their
-    projections. For the rows that stream past it, however many: a piece as it is read, and two sets
-    of those that are compared together; the queries of a round. For each pair 20 bytes, twice.
+    projections. For the rows that stream past it `streamed`, however many there are. For those of
+    them that are searched together 17 bytes for each of 2^23 numbers, and 100 for each of 2^21
+    pairs; 64 MB a thread. For each pair 20 bytes, twice.
 
     Args:
         panel_rows: of the panel.
@@ -103,6 +103,6 @@ def memory_of(
         y_bytes: of a row of y.
         threads: of the worker.
     """
-    kept = panel_rows * (y_bytes + 2 * width) + PIECE
-    streamed = PIECE + 2 * _STREAMED * x_bytes // width + _ROUND
-    return kept + streamed + threads * _THREAD + 2 * PAIR_BYTES * pairs
+    kept = panel_rows * (y_bytes + 5 * width // 3 + 8)
+    found = 100 * min(pairs, _ROUND_PAIRS) + 2 * PAIR_BYTES * pairs
+    return kept + streamed(x_bytes // width) + 17 * _ROUND + threads * _THREAD + found

@@ -12,6 +12,8 @@ from torch import Tensor
 
 # [bytes] Most of a piece that is read at a time.
 PIECE = 1 << 26
+# [numbers] About how many are compared together.
+_TOGETHER = 1 << 24
 ITEM_BYTES = {"int8": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -79,3 +81,15 @@ def numbers(start: int, stop: int, without: NDArray[np.int64] | None = None) -> 
 def row_bytes(rows: Rows) -> int:
     """Bytes of a row as it is stored."""
     return rows.width * ITEM_BYTES[rows.dtype]
+
+
+def streamed(item_bytes: int) -> int:
+    """Bytes that it takes to stream rows past others, however many there are.
+
+    Three pieces, since a file may hold them in another form; half of the rows that are compared
+    together, twice as they are put together with a piece; and the codes of two such sets.
+
+    Args:
+        item_bytes: of a number as it is stored.
+    """
+    return 3 * PIECE + _TOGETHER * item_bytes + 2 * _TOGETHER
