@@ -18,7 +18,11 @@ def cluster() -> Iterator[SmallCluster]:
 @pytest.fixture(scope="session")
 def engine(cluster: SmallCluster) -> Iterator[object]:
     """This process's connection to it, which all calls of a session share with their workers."""
+    import ray
+
     from cossim_fast.distributed.ray_engine import RayEngine
 
-    with RayEngine(cluster.address) as connected:
+    ray.init(cluster.address, log_to_driver=False, logging_level="error")
+    with RayEngine() as connected:
         yield connected
+    ray.shutdown()

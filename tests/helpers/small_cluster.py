@@ -69,9 +69,27 @@ class SmallCluster:
         while len(self.nodes) < count:
             self.add()
 
+    def workers(self) -> list[int]:
+        """The processes that have worked on tasks, or do."""
+        named = (b"ray::_called", b"ray::IDLE")  # agents of the nodes have names alike
+        return [pid for pid in processes_of(self.folder) if _command(pid).startswith(named)]
+
+    def jobs_of(self, pid: int) -> list[str]:
+        """The jobs of a driver that the cluster has not given up."""
+        from ray._private.state import jobs
+
+        return [job["JobID"] for job in jobs() if job["DriverPid"] == pid and not job["IsDead"]]
+
     def shutdown(self) -> None:
         """End all processes."""
         self._cluster.shutdown()
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return b""
 
 
 def processes_of(folder: Path) -> list[int]:
