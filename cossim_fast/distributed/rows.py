@@ -14,7 +14,7 @@ from torch import Tensor
 PIECE = 1 << 26
 # [numbers] About how many are compared together.
 _TOGETHER = 1 << 24
-ITEM_BYTES = {"int8": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+ITEM_BYTES = {"int8": 1, "uint8": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 class Rows(Protocol):

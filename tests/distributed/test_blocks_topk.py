@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from cossim_fast import topk
 from cossim_fast.distributed import neighbours
 from cossim_fast.retrieval import tuning
+from cossim_fast.retrieval.nearest import batches
 from cossim_fast.retrieval.storage import corpus as corpus_module
 from search_data import CORPORA, make
 from split_rows import SplitRows, ranges, same_bits
 
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8]
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.uint8]
 
 
 @pytest.fixture
@@ -65,8 +66,9 @@ def test_every_kind_of_rows(kind, floors, small_parts):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_dtype(dtype, small_parts):
     queries, corpus = make("clustered", 900, 40, 9, torch.float32)
-    if dtype == torch.int8:
-        queries, corpus = ((20 * rows).round().clamp(-127, 127) for rows in (queries, corpus))
+    if dtype in (torch.int8, torch.uint8):
+        least = -127 if dtype == torch.int8 else 0
+        queries, corpus = ((20 * rows).round().clamp(least, 127) for rows in (queries, corpus))
     queries, corpus = queries.to(dtype), corpus.to(dtype)
     found = in_blocks(queries, corpus, 10, ranges(900, (300, 301)), [(0, 9)], floors=True)
     assert_same(found, topk(queries, corpus, 10))
@@ -156,6 +158,25 @@ def test_floors_leave_out_rows_that_cannot_be_among_the_best(small_parts):
     later = neighbours.search_block(asked, (0, 8), rows, (1500, 3000), 10, floors)
     assert (later.rows == -1).any()
     assert not (later.scores < floors[:, None] - 1e-6).any()
+
+
+def test_no_threshold_is_guessed_above_a_floor(monkeypatch, int8_product):
+    """The guess would be refuted, and the queries searched again: fewer than k rows are left."""
+
+    def again(self, failed, *rest, **named):
+        raise AssertionError(f"{len(failed)} queries are searched again")
+
+    monkeypatch.setattr(batches.Search, "_repeat", again)
+    queries, corpus = make("gaussian", 24000, 8, 64, torch.float32)
+    asked, rows = SplitRows(queries), SplitRows(corpus)
+    so_far = neighbours.search_block(asked, (0, 64), rows, (0, 6000), 100)
+    for start in (6000, 12000, 18000):
+        floors = neighbours.floors_of(so_far)
+        part = neighbours.search_block(
+            asked, (0, 64), rows, (start, start + 6000), 100, floors, seen=start
+        )
+        so_far = neighbours.merge([so_far, part])
+    assert torch.equal(torch.from_numpy(so_far.rows), topk(queries, corpus, 100).indices)
 
 
 def test_a_file_with_fewer_rows_than_it_had_is_refused():
