@@ -125,6 +125,7 @@ class Deduplication:
                 (self._output, name, self.x, rows),
                 memory=TASK + 3 * PIECE + 16 * (rows[1] - rows[0]),
                 reads=self.x.bytes_between(*rows),
+                writes=16 * (rows[1] - rows[0]),
             )
 
     def _comparing(self) -> Iterator[Block]:
@@ -154,6 +155,7 @@ class Deduplication:
             replay_block,
             (self._output, self.x, join.found, self._keep, join.double),
             memory=TASK + memory + (36 + ids) * rows,
+            writes=(8 + 8 + 4 + 4 * join.double) * rows,
             also=tuple(row_parts(rows)),
         )
 

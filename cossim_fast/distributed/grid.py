@@ -21,7 +21,9 @@ class Block:
         function: computes it, and knows nothing of the engine.
         arguments: of the function.
         memory: bytes that it takes at most, see `TASK`.
-        reads: bytes of embeddings that it reads.
+        reads: bytes that it reads of the files of embeddings.
+        writes: bytes of numbers that it writes at most, without ids and what a file says of itself;
+            of a join, none of its pairs, which nobody knows before.
         operations: multiplications and additions of its products.
         key: which block of its kind it is.
         also: names of further files that its function writes, before that of its own.
@@ -32,6 +34,7 @@ class Block:
     arguments: tuple[Any, ...]
     memory: int
     reads: int = 0
+    writes: int = 0
     operations: float = 0.0
     key: tuple[int, ...] = ()
     also: tuple[str, ...] = ()

@@ -149,7 +149,7 @@ class Join:
                 memory=TASK
                 + pairs.memory_of(
                     y_range[1] - y_range[0],
-                    most,
+                    min(most, int(self._size(a, b))),
                     y.width,
                     row_bytes(x),
                     row_bytes(y),

@@ -17,7 +17,8 @@ class StagePlan:
     Attributes:
         title: what its tasks do.
         tasks: how many there are.
-        bytes_read: of embeddings, by all of them.
+        bytes_read: of the files of embeddings, by all of them.
+        bytes_written: of numbers, at most; pairs of a join, 20 bytes each, are not counted.
         operations: multiplications and additions of products.
         memory: bytes that a task declares, at most.
     """
@@ -25,6 +26,7 @@ class StagePlan:
     title: str
     tasks: int
     bytes_read: int
+    bytes_written: int
     operations: float
     memory: int
 
@@ -54,6 +56,11 @@ class Plan:
         return sum(stage.bytes_read for stage in self.stages)
 
     @property
+    def bytes_written(self) -> int:
+        """Bytes of numbers that are written in all, at most; but for the pairs of a join."""
+        return sum(stage.bytes_written for stage in self.stages)
+
+    @property
     def memory(self) -> int:
         """The most that a task declares; a node needs as much for each of its slots."""
         return max((stage.memory for stage in self.stages), default=0)
@@ -64,16 +71,20 @@ class Plan:
         return sum(stage.operations for stage in self.stages) / self.rate / 3600
 
     def __str__(self) -> str:
-        lines = [f"{'stage':10} {'tasks':>8} {'read':>10} {'memory a task':>14} {'core-hours':>11}"]
+        lines = [
+            f"{'stage':10} {'tasks':>7} {'read':>10} {'written':>10} {'memory a task':>14} "
+            f"{'core-hours':>11}"
+        ]
         lines += [
-            f"{stage.title:10} {stage.tasks:8} {_size(stage.bytes_read):>10} "
-            f"{_size(stage.memory):>14} {stage.operations / self.rate / 3600:11.3g}"
+            f"{stage.title:10} {stage.tasks:7} {_size(stage.bytes_read):>10} "
+            f"{_size(stage.bytes_written):>10} {_size(stage.memory):>14} "
+            f"{stage.operations / self.rate / 3600:11.3g}"
             for stage in self.stages
         ]
         if len(self.stages) > 1:
             lines.append(
-                f"{'all':10} {self.tasks:8} {_size(self.bytes_read):>10} "
-                f"{_size(self.memory):>14} {self.core_hours:11.3g}"
+                f"{'all':10} {self.tasks:7} {_size(self.bytes_read):>10} "
+                f"{_size(self.bytes_written):>10} {_size(self.memory):>14} {self.core_hours:11.3g}"
             )
         return "\n".join([*lines, f"at {self.rate / 1e9:.0f} G operations a second and core"])
 
@@ -88,6 +99,7 @@ def plan_of(job: Job, rate: float = RATE) -> Plan:
                 stage.title,
                 len(blocks),
                 sum(block.reads for block in blocks),
+                sum(block.writes for block in blocks),
                 sum(block.operations for block in blocks),
                 max((block.memory for block in blocks), default=0),
             )

@@ -33,6 +33,8 @@ _BLOCK = 4e13
 _CODING = 1 << 10
 # [bytes] A line of a block while it is merged, twice with those that it is merged with.
 _LINE = 2 * 16
+# [bytes] A line that a block writes: query, row, score; and one that is merged, with its rank.
+_FOUND, _MERGED = 4 + 8 + 8, 8 + 4 + 8 + 4
 
 
 class Search:
@@ -142,6 +144,7 @@ class Search:
                         self._threads,
                     ),
                     reads=self.queries.bytes_between(*asked) + self.corpus.bytes_between(*rows),
+                    writes=_FOUND * count * min(self.k, rows[1] - rows[0]),
                     operations=2.0 * self.corpus.width * count * (rows[1] - rows[0]),
                     key=(group, run),
                 )  # fmt: skip
@@ -164,6 +167,7 @@ class Search:
                 merge_blocks,
                 (self._output, _part(group), names, self.queries, asked, self.k, double),
                 memory=TASK + 4 * lines * _LINE,
+                writes=lines * (_MERGED + 4 * double),
                 key=(group,),
             )
 

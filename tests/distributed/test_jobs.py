@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import cossim_fast
 from cossim_fast.distributed import jobs, outputs
+from cossim_fast.distributed.places import counting
 from cossim_fast.retrieval import TooManyPairsError
 from shards_on_disk import read, rows_of, write
 from shuffled_engine import ShuffledEngine, StoppedError
@@ -269,27 +270,36 @@ def test_files_of_few_and_of_no_rows(tmp_path):
     assert dedup(q, 0.5, tmp_path / "dedup", column="embedding").lines == 0
 
 
-def test_plan_counts_what_is_read(tmp_path):
-    """The bytes that tasks read are those that the plan says, and no file is read for it."""
-    from cossim_fast.distributed.places import counting
-
-    corpus, queries = rows_of(300, 8), rows_of(70, 8, seed=1)
+def test_plan_counts_what_is_read_and_written(tmp_path):
+    """The bytes of tasks are those that the plan says, and no row is read for it."""
+    corpus, queries = torch.rand(300, 8), torch.rand(70, 8)
     c = write(tmp_path / "c", corpus, [100], "parquet")
     q = write(tmp_path / "q", queries, [], "npy")
-    planned = jobs.plan("topk", q, c, k=4, queries_per_task=20, rows_per_task=100)
-    job = jobs._search(q, c, k=4, queries_per_task=20, rows_per_task=100, output=tmp_path / "out")
-    read_of = 0
-    for block in job.stages()[0].blocks():
-        with counting() as traffic:
-            block.function(*block.arguments)
-        assert traffic.read == block.reads
-        read_of += traffic.read
-    assert planned.bytes_read == read_of
+    options = {"k": 4, "queries_per_task": 20, "rows_per_task": 100}
+    with counting() as traffic:
+        planned = jobs.plan("topk", q, c, **options)
+    assert traffic.read < 20_000
+    out = str(tmp_path / "out")
+    read_of = written = 0
+    for stage in jobs._search(q, c, output=out, **options).stages():
+        for block in stage.blocks():
+            with counting() as traffic:
+                block.function(*block.arguments)
+            table = outputs.read_block(out, block.name)
+            if stage.title == "search":
+                assert traffic.read == block.reads
+                read_of += traffic.read
+            # Floors are not passed on here, so every block finds as much as it may.
+            numbers = sum(len(table) * kind.bit_width // 8 for kind in table.schema.types)
+            assert numbers == block.writes
+            assert numbers < traffic.written < numbers + 3000
+            written += numbers
+    assert (planned.bytes_read, planned.bytes_written) == (read_of, written)
     assert planned.tasks == 4 * 3 + 4
     assert planned.core_hours == pytest.approx(2 * 8 * 300 * 70 / 400e9 / 3600)
     assert "search" in str(planned)
-    for operation, options in (("pairs_above", {}), ("deduplicate", {"keep": "last"})):
-        assert jobs.plan(operation, c, threshold=0.9, rows_per_task=100, **options).tasks >= 6
+    for operation, more in (("pairs_above", {}), ("deduplicate", {"keep": "last"})):
+        assert jobs.plan(operation, c, threshold=0.9, rows_per_task=100, **more).tasks >= 6
     with pytest.raises(ValueError, match="expected operation to be one of topk, pairs_above"):
         jobs.plan("search", q, c)
 
