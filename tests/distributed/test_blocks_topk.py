@@ -117,11 +117,15 @@ def test_scaled_copies_are_ordered_by_scores_that_were_not_rounded(small_parts):
     assert wrong.sum() > 25
 
 
-def test_k_beyond_the_rows_of_a_block_and_of_the_corpus():
-    queries, corpus = make("gaussian", 130, 8, 4, torch.float32)
-    found = in_blocks(queries, corpus, 100, ranges(130, (1, 64, 65)), [(0, 4)], floors=True)
+@pytest.mark.parametrize("kind", ["gaussian", "holes", "duplicates"])
+def test_k_beyond_the_rows_of_a_block_and_of_the_corpus(kind):
+    """Of so few rows all are ranked at once."""
+    queries, corpus = make(kind, 130, 40, 20, torch.float32)
+    queries[7] = torch.nan
+    spans, groups = ranges(130, (1, 64, 65)), [(0, 20)]
+    found = in_blocks(queries, corpus, 100, spans, groups, floors=True)
     assert_same(found, topk(queries, corpus, 100))
-    scores, rows = in_blocks(queries, corpus, 200, ranges(130, (1, 64)), [(0, 4)], floors=True)
+    scores, rows = in_blocks(queries, corpus, 200, spans, groups, floors=True)
     assert bool((rows[:, 130:] == -1).all())
     assert bool(scores[:, 130:].isnan().all())
     assert torch.equal(rows[:, :130], topk(queries, corpus, 130).indices)
