@@ -14,6 +14,7 @@ from typing import IO, Any, cast
 from torch import Tensor
 
 from cossim_fast._extras import require
+from cossim_fast.distributed.ids import check_ids
 from cossim_fast.distributed.places import counting, name_of, place_of
 from cossim_fast.distributed.ranges import Ranges
 from cossim_fast.files import BadFileError
@@ -44,6 +45,8 @@ class Shard:
     groups: tuple[Group, ...]
     # Bytes that are read to open it.
     opening: int
+    # As arrow calls it.
+    id_type: str | None
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,24 @@ class ShardSet:
     def column_values(self, name: str, start: int, stop: int) -> Any:
         """Another column of the rows from ``start`` up to ``stop``, an array of arrow's."""
         pyarrow = require("pyarrow", extra="distributed")
-        chunks = []
+        pieces = [values for _, values in self.column_between(name, start, stop)]
+        if not pieces:
+            return pyarrow.array([])
+        if len({piece.type for piece in pieces}) > 1:
+            raise BadFileError(
+                f"expected {name!r} of one type in all files, got "
+                f"{', '.join(dict.fromkeys(str(piece.type) for piece in pieces))}"
+            )
+        return pyarrow.concat_arrays(pieces)
+
+    def column_between(self, name: str, start: int, stop: int) -> Iterator[tuple[int, Any]]:
+        """The same by row groups: (global number of the first row, an array of arrow's)."""
         for shard, low, high in self._parts(start, stop):
             with _open(shard.path, self.column, shard) as (_, rows):
-                chunks.append(rows.values(name, low, high))
-        return pyarrow.concat_arrays([one for chunk in chunks for one in chunk.chunks])
+                at = shard.first + low
+                for piece in rows.values(name, low, high):
+                    yield at, piece
+                    at += len(piece)
 
     def shard_of(self, row: int) -> Shard:
         """The file that holds a row."""
@@ -152,12 +168,14 @@ def find(
         paths: a file, a folder, a pattern as ``"c/*.parquet"``, or several of them, which keep the
             order in which they are given; files of one folder or pattern are in the order of their
             names and of the numbers in them, part-2 before part-10.
-        column: of ``.parquet``; not needed where there is one of lists alone.
-        id_column: of ``.parquet``, whose values stand for the rows in results.
+        column: of a ``.parquet``, or a tensor of a ``.safetensors``; not needed where there is one
+            alone of lists of floats, or of 2 axes.
+        id_column: whose values stand for the rows in results; they are all read here, since no two
+            may be equal. Of a ``.safetensors``, a tensor of one number a row.
 
     Raises:
         ValueError: there are no files, or one of them is damaged, or not of the width and dtype of
-            the first; it names the file, and the row where one is at fault.
+            the first, or two ids are equal; it names the file, and the row where one is at fault.
         OSError: a file may not be read.
     """
     named = [paths] if isinstance(paths, (str, Path)) else list(paths)
@@ -175,7 +193,10 @@ def find(
         replace(shard, first=first, width=width)
         for shard, first in zip(shards, firsts, strict=True)
     )
-    return ShardSet(numbered, column, id_column)
+    found = ShardSet(numbered, column, id_column)
+    if id_column is not None:
+        check_ids(found)
+    return found
 
 
 def _listed(path: str) -> list[str]:
@@ -203,11 +224,10 @@ def _look(path: str, column: str | None, id_column: str | None) -> Shard:
     """What a file says of itself."""
     with counting() as traffic, _open(path, column) as (file, rows):
         count = sum(group.rows for group in rows.groups)
-        if id_column is not None:
-            rows.check_column(id_column)
+        id_type = None if id_column is None else rows.check_column(id_column)
         return Shard(
             path, file.size, file.version, count, rows.width, rows.dtype, 0, rows.groups,
-            traffic.read,
+            traffic.read, id_type,
         )  # fmt: skip
 
 
@@ -236,7 +256,7 @@ def _check_same(shard: Shard, file: Ranges) -> None:
 
 
 def _check_alike(shards: list[Shard]) -> int:
-    """Refuse files that differ from the first in width or dtype; return the width of all.
+    """Refuse files that differ from the first in width, dtype or type of ids; return the width.
 
     An empty ``.parquet`` of lists of any length has no width of its own.
     """
@@ -248,5 +268,11 @@ def _check_alike(shards: list[Shard]) -> int:
                 f"expected files of one width and dtype, got rows of {first.width} {first.dtype} "
                 f"in {name_of(first.path)} and of {shard.width} {shard.dtype} in "
                 f"{name_of(shard.path)}"
+            )
+    for shard in shards:
+        if shard.id_type != first.id_type:
+            raise ValueError(
+                f"expected ids of one type, got {first.id_type} in {name_of(first.path)} and "
+                f"{shard.id_type} in {name_of(shard.path)}"
             )
     return first.width

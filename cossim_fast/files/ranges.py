@@ -44,18 +44,20 @@ class RowFile(Protocol):
             DamagedError: they are not what the file said of them; with the number of the row.
         """
 
-    def check_column(self, name: str) -> None:
-        """See whether there is another column of that name.
+    def check_column(self, name: str) -> str:
+        """The type of another column.
 
         Raises:
             BadFileError: there is none.
+            DamagedError: the file says that it has nulls; which row.
         """
 
-    def values(self, name: str, start: int, stop: int) -> Any:
-        """Another column of those rows, a ChunkedArray of arrow's.
+    def values(self, name: str, start: int, stop: int) -> Iterator[Any]:
+        """Another column of those rows, arrays of arrow's.
 
         Raises:
             BadFileError: there is none.
+            DamagedError: a row has no value.
         """
 
 
@@ -101,16 +103,17 @@ class PlainRows:
         # A copy: the bytes may not be written to, and are of the file's order.
         return np.frombuffer(raw, stored).astype(stored.newbyteorder("="))
 
-    def check_column(self, name: str) -> None:
+    def check_column(self, name: str) -> str:
         """As `RowFile`."""
         raise BadFileError(
             f"expected a column {name!r} in {self._path}, which holds one array and no columns; "
             "save both as .parquet, or leave the column out and use the numbers of the rows"
         )
 
-    def values(self, name: str, start: int, stop: int) -> Any:
+    def values(self, name: str, start: int, stop: int) -> Iterator[Any]:
         """As `RowFile`."""
         self.check_column(name)
+        yield from ()
 
 
 def npy_rows(file: IO[bytes], path: str) -> RowFile:

@@ -7,6 +7,7 @@ https://github.com/huggingface/safetensors#format.
 import io
 import json
 import math
+from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -56,8 +57,8 @@ class SafetensorsRows(PlainRows):
             )
         return column
 
-    def check_column(self, name: str) -> None:
-        """See whether there is a tensor of one number a row.
+    def check_column(self, name: str) -> str:
+        """The type of a tensor of one number a row.
 
         Raises:
             BadFileError: there is none.
@@ -69,9 +70,10 @@ class SafetensorsRows(PlainRows):
                 f"expected a tensor {name!r} of one number for each of {self.count} rows in "
                 f"{self._path}, got {listed_names(there)}"
             )
+        return kind
 
-    def values(self, name: str, start: int, stop: int) -> Any:
-        """That tensor for those rows, a ChunkedArray of arrow's.
+    def values(self, name: str, start: int, stop: int) -> Iterator[Any]:
+        """That tensor for those rows, an array of arrow's.
 
         Raises:
             BadFileError: there is none.
@@ -80,7 +82,7 @@ class SafetensorsRows(PlainRows):
         kind, _, begin = self._tensors[name]
         place, stored = self._data + begin, np.dtype(_STORED[kind])
         found = self._numbers(place, stored, start, stop - start)
-        return require("pyarrow", extra="distributed").chunked_array([found])
+        yield require("pyarrow", extra="distributed").array(found)
 
 
 def _header(file: IO[bytes]) -> tuple[dict[str, tuple[str, tuple[int, ...], int]], int]:

@@ -105,3 +105,206 @@ def test_ids_and_other_columns(tmp_path):
     assert found.ids(60, 130).to_pylist() == names[60:130].tolist()
     assert found.column_values("length", 119, 121).to_pylist() == [119, 120]
     assert shards.find(tmp_path).ids(0, 1) is None
+
+
+WIDE = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+F32 = pa.list_(pa.float32())
+
+
+def table(rows=WIDE, kind=F32, **columns):
+    return pa.table({"embedding": pa.array(rows, kind), **columns})
+
+
+# What a footer shows is refused before any row is read; each is the second file of two.
+SHOWN = {
+    "width": (table([[1.0] * 3] * 3), "rows of 2 float32 in .*0.parquet and of 3 float32 in"),
+    "dtype": (table(kind=pa.list_(pa.float64())), "rows of 2 float32 in .*and of 2 float64 in"),
+    "whole numbers": (table([[1, 2]], pa.list_(pa.int64())), "lists of 'embedding' are of int64"),
+    "no lists": (table([1.0, 2.0, 3.0], pa.float32()), "'embedding' is of float, and lists of num"),
+    "null": (table([*WIDE, None, WIDE[0]]), r"row 3 is missing \(null\)"),
+    "null number": (table([*WIDE, [1.0, None]]), r"row 3 lacks number 1 \(null\)"),
+    "null in fixed": (
+        table([*WIDE, None], pa.list_(pa.float32(), 2)),
+        r"row 3 is missing \(null\)",
+    ),
+    "ragged": (table([*WIDE, [1.0]]), "row 3 is of 1 numbers, and others are of 2"),
+    "ragged at last": (
+        table(WIDE * 99 + [[1.0] * 3]),
+        "row 297 is of 3 numbers, and others are of 2",
+    ),
+    "no column": (
+        table().rename_columns(["vector"]),
+        r"a column 'embedding' in .*, got vector \(list",
+    ),
+    "no ids": (table(), "a column 'id' in .*, got embedding"),
+    "null id": (table(id=pa.array([7, None, 9])), r"row 1 has no value of 'id' \(null\)"),
+    "ids of another type": (
+        table(id=["a", "b", "c"]),
+        "ids of one type, got int64 in .* and string in",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SHOWN)
+def test_what_a_footer_shows_is_refused_before_anything_is_read(tmp_path, case):
+    bad, words = SHOWN[case]
+    pq.write_table(table(id=pa.array([0, 1, 2])), tmp_path / "0.parquet")
+    if case != "no ids" and "id" not in bad.column_names:
+        bad = bad.append_column("id", pa.array(np.arange(len(bad)) + 10))
+    pq.write_table(bad, tmp_path / "1.parquet", row_group_size=100)
+    with pytest.raises(ValueError, match=words) as raised:
+        shards.find(tmp_path, column="embedding", id_column="id")
+    assert str(tmp_path / "1.parquet") in str(raised.value)
+
+
+def test_what_a_footer_does_not_show_is_refused_where_it_is_read(tmp_path):
+    pq.write_table(table(), tmp_path / "0.parquet")
+    pq.write_table(table([*WIDE, [1.0], [1.0, 2.0, 3.0], *WIDE]), tmp_path / "1.parquet")
+    found = shards.find(tmp_path)
+    assert len(all_of(found, 0, 3)) == 3
+    with pytest.raises(ValueError, match=r"1\.parquet cannot .* row 3 is of 1 numbers, and others"):
+        all_of(found)
+    nulls = table([*WIDE, None, [1.0] * 3], id=pa.array([1, 2, None, 4, 5]))
+    pq.write_table(nulls, tmp_path / "1.parquet", write_statistics=False)
+    found = shards.find(tmp_path)
+    with pytest.raises(ValueError, match=r"1\.parquet cannot .* row 3 is missing \(null\)"):
+        all_of(found)
+    with pytest.raises(ValueError, match=r"1\.parquet .* row 2 has no value of 'id'"):
+        found.column_values("id", 3, 7)
+    with pytest.raises(ValueError, match=r"1\.parquet .* row 2 has no value of 'id'"):
+        shards.find(tmp_path / "1.parquet", id_column="id")
+
+
+@pytest.mark.parametrize("kind", ["text", "numbers", "dictionary"])
+@pytest.mark.parametrize("at_once", [2, 1000])
+def test_ids_that_are_equal_are_refused(tmp_path, monkeypatch, kind, at_once):
+    from cossim_fast.distributed import ids
+
+    monkeypatch.setattr(ids, "_AT_ONCE", at_once)
+    values = np.arange(300)
+    values[250] = 17
+    values = values if kind == "numbers" else pa.array([f"doc-{value}" for value in values])
+    values = values.dictionary_encode() if kind == "dictionary" else values
+    write(tmp_path / "0.parquet", rows_of(150), id=values[:150])
+    write(tmp_path / "1.parquet", rows_of(150), id=values[150:])
+    with pytest.raises(ValueError, match=r"17'? in row 17 of .*0\.parquet and in row 100 of .*1\."):
+        shards.find(tmp_path, id_column="id")
+    found = shards.find(tmp_path / "0.parquet", id_column="id")
+    assert found.ids(140, 150).to_pylist() == pa.array(values[140:150]).to_pylist()
+
+
+def test_different_ids_of_one_hash_are_no_duplicates(tmp_path, monkeypatch):
+    from cossim_fast.distributed import ids
+
+    monkeypatch.setattr(ids, "hash", len, raising=False)
+    write(tmp_path / "0.parquet", rows_of(4), id=["a", "b", "cc", "dd"])
+    assert shards.find(tmp_path, id_column="id").rows == 4
+    write(tmp_path / "0.parquet", rows_of(4), id=["a", "dd", "cc", "dd"])
+    with pytest.raises(ValueError, match=r"'dd' in row 1 of .* and in row 3 of"):
+        shards.find(tmp_path, id_column="id")
+
+
+def damaged(whole):
+    """A file cut anywhere near its ends, or with one bit of its footer changed."""
+    yield from (whole[:length] for length in [0, 1, 4, 8, 11, *range(len(whole) - 20, len(whole))])
+    footer = int.from_bytes(whole[-8:-4], "little") + 8
+    for place in range(len(whole) - footer, len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        yield bytes(changed)
+
+
+@pytest.mark.parametrize("kind", ["list", "fixed"])
+def test_a_damaged_footer_is_an_error_that_names_the_file_or_nothing(tmp_path, kind):
+    path = tmp_path / "0.parquet"
+    write(path, rows_of(40), kind=kind, group=20, id=np.arange(40))
+    refused = 0
+    for content in damaged(path.read_bytes()):
+        path.write_bytes(content)
+        try:
+            shards.find(path, column="embedding", id_column="id")
+        except ValueError as error:
+            refused += str(path) in str(error)
+    assert refused > 300
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
+def test_files_of_other_formats_are_compared_with_their_size(tmp_path, suffix):
+    from safetensors.numpy import save_file
+
+    path = tmp_path / f"0.{suffix}"
+    x = rows_of(10)
+    np.save(path, x) if suffix == "npy" else save_file({"x": x}, path)
+    whole = path.read_bytes()
+    for content in [b"", whole[:5], whole[:-1], whole + b"\0", b"\xff" * 8 + whole[8:]]:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"0\.{suffix} cannot be read as \.{suffix}"):
+            shards.find(path)
+
+
+def test_other_kinds_of_arrays_and_tensors_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    np.save(tmp_path / "flat.npy", np.ones(3, "float32"))
+    np.save(tmp_path / "whole.npy", np.ones((3, 2), "int64"))
+    np.save(tmp_path / "columns.npy", np.asfortranarray(np.ones((3, 2), "float32")))
+    for name, words in {
+        "flat": "expected rows", "whole": "it is of int64", "columns": "ascontiguousarray",
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=rf"{name}\.npy cannot be read as \.npy: .*{words}"):
+            shards.find(tmp_path / f"{name}.npy")
+    np.save(tmp_path / "right.npy", np.ones((3, 2), "float32"))
+    with pytest.raises(ValueError, match=r"expected a column 'id' in .*right\.npy"):
+        shards.find(tmp_path / "right.npy", id_column="id")
+    two = {"a": torch.ones(3, 2), "b": torch.ones(3, 2), "n": torch.ones(2)}
+    save_file(two, tmp_path / "two.safetensors")
+    with pytest.raises(ValueError, match=r"expected one tensor of 2 axes in .*, got a \(3, 2\)"):
+        shards.find(tmp_path / "two.safetensors")
+    with pytest.raises(ValueError, match="expected a tensor 'n' of one number for each of 3 rows"):
+        shards.find(tmp_path / "two.safetensors", column="a", id_column="n")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_safetensors_of_every_dtype(tmp_path, dtype):
+    from safetensors.torch import save_file
+
+    x = torch.from_numpy(rows_of(100)).to(dtype)
+    for number, part in enumerate(x.split(30)):
+        ids = torch.arange(len(part)) + 30 * number
+        save_file({"x": part.contiguous(), "id": ids}, tmp_path / f"{number}.safetensors")
+    found = shards.find(tmp_path, id_column="id")
+    assert f"torch.{found.dtype}" == str(dtype)
+    read = all_of(found, 10, 95)
+    assert read.dtype == dtype
+    assert torch.equal(read, x[10:95])
+    assert found.ids(20, 40).to_pylist() == list(range(20, 40))
+
+
+def test_empty_files_have_the_width_of_the_others(tmp_path):
+    for number, count in enumerate([0, 2, 0]):
+        rows = [[1.0, 2.0]] * count
+        pq.write_table(table(rows), tmp_path / f"{number}.parquet")
+    found = shards.find(tmp_path)
+    assert {shard.width for shard in found.shards} == {2}
+    assert len(all_of(found)) == 2
+    empty = shards.find([tmp_path / "0.parquet", tmp_path / "2.parquet"])
+    assert (empty.rows, list(empty.between(0, 0)), empty.boundaries()) == (0, [], [0])
+
+
+def test_places_without_files_are_refused(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    for asked, words in {
+        tmp_path / "none.npy": "expected a file at .*none.npy, and there is none",
+        tmp_path: r"expected files ending in \.npy, \.safetensors, \.parquet at",
+        f"{tmp_path}/x*.npy": "there are none",
+        tmp_path / "notes.txt": r"expected a file ending in .* got .*notes\.txt",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            shards.find(asked)
+    with pytest.raises(ValueError, match="an empty list"):
+        shards.find([])
+    np.save(tmp_path / "x.npy", rows_of(3))
+    with pytest.raises(ValueError, match=r"each file once, got .*x\.npy several times"):
+        shards.find([tmp_path / "x.npy", f"{tmp_path}/*.npy"])
+    with pytest.raises(ValueError, match="a range of 3 rows, got 1 to 4"):
+        list(shards.find(tmp_path / "x.npy").between(1, 4))
