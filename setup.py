@@ -21,6 +21,7 @@ EXTRAS = {
     "mteb": ["mteb>=2"],
     "datasets": ["datasets>=3"],
     "cli": ["typer>=0.12", "rich>=13", "tqdm>=4.66", "safetensors>=0.4", "pyarrow>=15"],
+    # The oldest that the tests were run with.
     "distributed": ["ray>=2.60", "pyarrow>=15", "fsspec>=2024.2"],
     "bench": ["pytest>=8", "pytest-benchmark>=5", "threadpoolctl>=3", "matplotlib>=3.8"],
     "test": [
