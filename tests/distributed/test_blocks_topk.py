@@ -119,10 +119,10 @@ def test_scaled_copies_are_ordered_by_scores_that_were_not_rounded(small_parts):
 
 @pytest.mark.parametrize("kind", ["gaussian", "holes", "duplicates"])
 def test_k_beyond_the_rows_of_a_block_and_of_the_corpus(kind):
-    """Of so few rows all are ranked at once."""
-    queries, corpus = make(kind, 130, 40, 20, torch.float32)
+    """Of so few rows all are ranked at once, where there are queries enough."""
+    queries, corpus = make(kind, 130, 40, 80, torch.float32)
     queries[7] = torch.nan
-    spans, groups = ranges(130, (1, 64, 65)), [(0, 20)]
+    spans, groups = ranges(130, (1, 64, 65)), [(0, 9), (9, 80)]
     found = in_blocks(queries, corpus, 100, spans, groups, floors=True)
     assert_same(found, topk(queries, corpus, 100))
     scores, rows = in_blocks(queries, corpus, 200, spans, groups, floors=True)
