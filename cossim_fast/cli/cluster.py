@@ -1,7 +1,9 @@
 """`--ray` and `--plan` of `cossim topk`, `pairs` and `dedup`: the same by many machines."""
 
 import re
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,7 +91,8 @@ def done(
         if output is None:
             raise ValueError("expected -o FOLDER with --ray: results are written in parts")
     assert output is not None
-    with one_line_errors(output):
+    # Ray prints what it has to say of nodes that die.
+    with one_line_errors(output), redirect_stdout(sys.stderr):
         function: Callable[..., distributed.Finished] = getattr(distributed, operation)
         found = function(
             *paths, output=_given(output), address=ray, progress=bar_wanted(progress), **options
