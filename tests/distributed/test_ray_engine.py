@@ -13,7 +13,7 @@ from cossim_fast.distributed.grid import Block
 from cossim_fast.distributed.ray_engine import RayEngine
 from small_cluster import MEMORY
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
 
 MB = 1_000_000
 

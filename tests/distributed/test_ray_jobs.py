@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import pytest
 import cossim_fast
 from cossim_fast import distributed
 from cossim_fast.distributed import outputs
+from cossim_fast.retrieval import TooManyPairsError
 from shards_on_disk import read, rows_of, write
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
 
 
 @pytest.fixture
@@ -120,3 +122,57 @@ def test_a_driver_that_was_killed_is_replaced(cluster, nearest, seed):
     check(out)
     assert done.computed == done.blocks - len(finished) + 1
     assert distributed.topk(q, c, output=out, **options).computed == 0
+
+
+def cossim(*arguments):
+    command = [
+        sys.executable,
+        "-c",
+        "from cossim_fast.cli import main; main()",
+        *map(str, arguments),
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_the_command_goes_on_after_ctrl_c(cluster, nearest):
+    q, c, out, check = nearest
+    arguments = ["topk", q, c, "-o", out, "--ray", cluster.address, "--rows-per-task", 60]
+    first = cossim(*arguments, "--progress")
+    wait_for(lambda: len(blocks_in(out)) > 4)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert f"interrupted; {out} has what was found: the same command goes on from it" in said
+    assert "blocks/s" in said
+    there = len(blocks_in(out))
+    assert 4 < there < 100
+    second = cossim(*arguments)
+    printed, said = second.communicate(timeout=100)
+    assert (second.returncode, printed) == (0, "")
+    check(out)
+    last = said.splitlines()[-1]
+    computed, blocks = map(int, re.search(r"(\d+) of (\d+) blocks were", last).groups())
+    # Tasks that were stopped while they wrote may have come to the end.
+    assert blocks - there - 3 <= computed <= blocks - there
+
+
+@pytest.mark.usefixtures("cluster")  # whose HOME and folder it gets
+def test_ray_on_this_machine_alone(nearest, tmp_path):
+    q, _, _, _ = nearest
+    out = tmp_path / "dedup"
+    done = cossim("dedup", q, "--threshold", 0.7, "-o", out, "--ray", "local")
+    printed, said = done.communicate(timeout=100)
+    assert (done.returncode, printed) == (0, ""), said
+    found = read(out)
+    expected = cossim_fast.deduplicate(rows_of(900, 32, seed=1), 0.7)
+    dropped = found["kept_row"] != found["row"]
+    np.testing.assert_array_equal(found["row"][dropped], expected.dropped)
+    np.testing.assert_array_equal(found["kept_row"][dropped], expected.representatives)
+
+
+@pytest.mark.usefixtures("engine")
+def test_an_error_of_a_worker_arrives_as_it_is(nearest, tmp_path):
+    q, c, _, _ = nearest
+    with pytest.raises(TooManyPairsError, match="at most max_pairs=3") as caught:
+        distributed.pairs_above(q, c, 0.7, output=tmp_path / "p", max_pairs=3)
+    assert caught.value.found > 3

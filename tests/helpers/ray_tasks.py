@@ -6,8 +6,6 @@ from pathlib import Path
 
 import torch
 
-from cossim_fast.retrieval import TooManyPairsError
-
 
 def squared(number: int, seconds: float = 0.0) -> int:
     """The square of a number, after a while."""
@@ -33,11 +31,6 @@ def logged(log: str, number: int, seconds: float) -> int:
 def unreadable(path: str, row: int) -> None:
     """Refuse a row."""
     raise ValueError(f"row {row} of {path} is null")
-
-
-def too_many() -> None:
-    """Refuse by an error that has more to say than its words."""
-    raise TooManyPairsError("expected fewer", 7, 0.5)
 
 
 def dies(log: str, times: int) -> str:
