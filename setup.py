@@ -34,6 +34,7 @@ EXTRAS = {
         "build>=1.2",
         "safetensors>=0.4",  # reads the files that we write
         "scikit-learn>=1.6",  # its checks of estimators, run on ours
+        "pandas>=2",  # without it Ray has no datasets
     ],
     # ChunkDot, whose requirements no current numpy meets, is installed by the Makefile.
     "peers": [

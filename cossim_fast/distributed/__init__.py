@@ -4,6 +4,7 @@ The answer is that of `cossim_fast.topk`, `pairs_above` and `deduplicate` of the
 bit. Tasks are handed paths and ranges of rows, never embeddings.
 """
 
+from cossim_fast.distributed.datasets import write_dataset
 from cossim_fast.distributed.jobs import (
     Finished,
     connected_components,
@@ -23,4 +24,5 @@ __all__ = [
     "pairs_above",
     "plan",
     "topk",
+    "write_dataset",
 ]

@@ -123,14 +123,9 @@ class ShardSet:
         """Another column of the rows from ``start`` up to ``stop``, an array of arrow's."""
         pyarrow = require("pyarrow", extra="distributed")
         pieces = [values for _, values in self.column_between(name, start, stop)]
-        if not pieces:
-            return pyarrow.array([])
         if len({piece.type for piece in pieces}) > 1:
-            raise BadFileError(
-                f"expected {name!r} of one type in all files, got "
-                f"{', '.join(dict.fromkeys(str(piece.type) for piece in pieces))}"
-            )
-        return pyarrow.concat_arrays(pieces)
+            self.check_column(name)
+        return pyarrow.concat_arrays(pieces) if pieces else pyarrow.array([])
 
     def column_between(self, name: str, start: int, stop: int) -> Iterator[tuple[int, Any]]:
         """The same by row groups: (global number of the first row, an array of arrow's)."""
@@ -140,6 +135,23 @@ class ShardSet:
                 for piece in rows.values(name, low, high):
                     yield at, piece
                     at += len(piece)
+
+    def check_column(self, name: str) -> None:
+        """See whether all files have a column, by their footers.
+
+        Raises:
+            ValueError: one has not, or has a row without a value; or they are of several types.
+        """
+        with ThreadPoolExecutor(_FOOTERS) as pool:
+            types = list(
+                pool.map(lambda shard: _column_type(shard, self.column, name), self.shards)
+            )
+        for kind, shard in zip(types, self.shards, strict=True):
+            if kind != types[0]:
+                raise BadFileError(
+                    f"expected {name!r} of one type in all files, got {types[0]} in "
+                    f"{name_of(self.shards[0].path)} and {kind} in {name_of(shard.path)}"
+                )
 
     def shard_of(self, row: int) -> Shard:
         """The file that holds a row."""
@@ -244,6 +256,11 @@ def _open(
             yield file, open_rows(cast("IO[bytes]", file), name, column)
     except FileNotFoundError as error:
         raise BadFileError(f"expected a file at {name}, and there is none") from error
+
+
+def _column_type(shard: Shard, column: str | None, name: str) -> str:
+    with _open(shard.path, column, shard) as (_, rows):
+        return rows.check_column(name)
 
 
 def _check_same(shard: Shard, file: Ranges) -> None:

@@ -113,6 +113,10 @@ class _ArrowStore:
         with self._client.open_output_stream(self._key(path)) as file:
             file.write(content)
 
+    def arrow_client(self, path: str) -> tuple[Any, str]:
+        """A file system of arrow's, and the path as it has it."""
+        return self._client, self._key(path)
+
     def exists(self, path: str) -> bool:
         kind = self._client.get_file_info(self._key(path)).type
         return bool(kind == self._fs.FileType.File)
@@ -171,6 +175,12 @@ class _FsspecStore:
         if "/" in key:
             client.makedirs(key.rpartition("/")[0], exist_ok=True)
         client.pipe_file(key, bytes(content))
+
+    def arrow_client(self, path: str) -> tuple[Any, str]:
+        """A file system of arrow's, and the path as it has it."""
+        fs = require("pyarrow.fs", extra="distributed")
+        client, key = self._at(path)
+        return fs.PyFileSystem(fs.FSSpecHandler(client)), key
 
     def exists(self, path: str) -> bool:
         client, key = self._at(path)

@@ -219,9 +219,11 @@ def _rows(lists: Any) -> np.ndarray[Any, Any]:
 
 
 def stored(kind: Any) -> Any:
-    """What a column of tensors of one shape is stored as; of vectors, lists of one length."""
-    named = getattr(kind, "extension_name", "")
-    vectors = named == "arrow.fixed_shape_tensor" and len(kind.shape) == 1
+    """What a column of tensors of one shape is stored as; of vectors, lists of one length.
+
+    They are arrow's own, or those of a library that has told arrow about them, as Ray does.
+    """
+    vectors = hasattr(kind, "storage_type") and len(getattr(kind, "shape", ())) == 1
     return kind.storage_type if vectors else kind
 
 

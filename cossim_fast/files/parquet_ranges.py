@@ -199,9 +199,15 @@ def _choose(schema: Any, path: str, column: str | None) -> str:
 
 
 def _plain(kind: Any) -> Any:
-    """The type of the values of a column, which may be stored by their places in a dictionary."""
-    types = require("pyarrow.types", extra="distributed")
-    return kind.value_type if types.is_dictionary(kind) else kind
+    """The type of the values of a column, which may be stored by their places in a dictionary.
+
+    Of text and bytes a type that holds over 2 GiB of them: columns of many files are put together.
+    """
+    pyarrow = require("pyarrow", extra="distributed")
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    if pyarrow.types.is_string(kind):
+        return pyarrow.large_string()
+    return pyarrow.large_binary() if pyarrow.types.is_binary(kind) else kind
 
 
 def _described(fields: dict[str, Any]) -> str:

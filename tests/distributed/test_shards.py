@@ -107,6 +107,20 @@ def test_ids_and_other_columns(tmp_path):
     assert shards.find(tmp_path).ids(0, 1) is None
 
 
+def test_another_column_is_looked_for_in_all_footers(tmp_path):
+    write(tmp_path / "0.parquet", rows_of(20), length=np.arange(20))
+    write(tmp_path / "1.parquet", rows_of(20), length=np.arange(20))
+    shards.find(tmp_path).check_column("length")
+    write(tmp_path / "1.parquet", rows_of(20), length=np.arange(20.0))
+    found = shards.find(tmp_path)
+    for read in (found.check_column, lambda name: found.column_values(name, 0, 40)):
+        with pytest.raises(ValueError, match=r"one type .* int64 in .*0\..* and double in .*1\."):
+            read("length")
+    write(tmp_path / "1.parquet", rows_of(20))
+    with pytest.raises(ValueError, match=r"expected a column 'length' in .*1\.parquet, got emb"):
+        shards.find(tmp_path).check_column("length")
+
+
 WIDE = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
 F32 = pa.list_(pa.float32())
 
@@ -140,7 +154,7 @@ SHOWN = {
     "null id": (table(id=pa.array([7, None, 9])), r"row 1 has no value of 'id' \(null\)"),
     "ids of another type": (
         table(id=["a", "b", "c"]),
-        "ids of one type, got int64 in .* and string in",
+        "ids of one type, got int64 in .* and large_string in",
     ),
 }
 
