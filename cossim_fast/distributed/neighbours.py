@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cossim_fast.distributed.rows import Rows, panel, pieces, streamed
+from cossim_fast.distributed.rows import Rows, held_bytes, panel, pieces, streamed
 from cossim_fast.retrieval import blocks
 from cossim_fast.retrieval.blocks import Nearest
 
@@ -123,7 +123,7 @@ def memory_of(
         row_bytes: of a row of the corpus as it is stored.
         threads: of the worker.
     """
-    group = queries * (query_bytes + 9 * width + 2 * _CANDIDATE * k + _SCATTERED)
+    group = queries * (held_bytes(query_bytes, width) + 9 * width + 2 * _CANDIDATE * k + _SCATTERED)
     batch = min(queries, _BATCH, max(_BATCH_RESULTS // k, 1))
     thread = _THREAD + batch * 4 * _CANDIDATE * k
     return group + streamed(row_bytes // width) + threads * thread

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cossim_fast.distributed.rows import Rows, numbers, panel, pieces, streamed
+from cossim_fast.distributed.rows import Rows, held_bytes, numbers, panel, pieces, streamed
 from cossim_fast.retrieval import Pairs, blocks
 
 # [numbers] Of a panel: its codes stay in memory, and products take some hundred times as long as
@@ -93,7 +93,7 @@ def memory_of(
     For the panel: rows as they are stored, and 5 bytes for each 3 numbers, for codes and their
     projections. For the rows that stream past it `streamed`, however many there are. For those of
     them that are searched together 17 bytes for each of 2^23 numbers, and 100 for each of 2^21
-    pairs; 64 MB a thread. For each pair 20 bytes, twice.
+    pairs; 64 MB a thread. For each pair 20 bytes, twice (24 with scores in float64).
 
     Args:
         panel_rows: of the panel.
@@ -103,6 +103,7 @@ def memory_of(
         y_bytes: of a row of y.
         threads: of the worker.
     """
-    kept = panel_rows * (y_bytes + 5 * width // 3 + 8)
-    found = 100 * min(pairs, _ROUND_PAIRS) + 2 * PAIR_BYTES * pairs
+    kept = panel_rows * (held_bytes(y_bytes, width) + 5 * width // 3 + 8)
+    pair = PAIR_BYTES + (4 if 8 * width in (x_bytes, y_bytes) else 0)
+    found = 100 * min(pairs, _ROUND_PAIRS) + 2 * pair * pairs
     return kept + streamed(x_bytes // width) + 17 * _ROUND + threads * _THREAD + found

@@ -83,13 +83,25 @@ def row_bytes(rows: Rows) -> int:
     return rows.width * ITEM_BYTES[rows.dtype]
 
 
+def held_bytes(row_bytes: int, width: int) -> int:
+    """Bytes of a row that stays in memory: whole numbers of 8 bits are kept in float16 beside.
+
+    Args:
+        row_bytes: of a row as it is stored.
+        width: numbers of a row.
+    """
+    return row_bytes + (2 * width if row_bytes == width else 0)
+
+
 def streamed(item_bytes: int) -> int:
     """Bytes that it takes to stream rows past others, however many there are.
 
-    Three pieces, since a file may hold them in another form; half of the rows that are compared
-    together, twice as they are put together with a piece; and the codes of two such sets.
+    Three pieces, since a file may hold them in another form, or twice a piece that was made float16
+    of 8 bits; half of the rows that are compared together, twice as they are put together with a
+    piece; and the codes of two such sets.
 
     Args:
         item_bytes: of a number as it is stored.
     """
-    return 3 * PIECE + _TOGETHER * item_bytes + 2 * _TOGETHER
+    made = max(item_bytes, 2)
+    return max(3 * PIECE, 2 * PIECE * made // item_bytes) + _TOGETHER * made + 2 * _TOGETHER
