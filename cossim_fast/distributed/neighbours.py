@@ -10,6 +10,7 @@ thread of Zen 5, 384 numbers in float32, files of 25 000 rows, k = 10. Blocks re
 once for each query, so the fewer rows a block has, the more they cost.
 
 | rows | queries | one block | two | four | eight | eight without floors |
+| --- | --- | --- | --- | --- | --- | --- |
 | 200 000 | 12 288 | 1.09 | 1.10 | 1.15 | | |
 | 200 000 | 4096 | 1.26 | 1.26 | 1.37 | 1.35 | 2.04 |
 | 120 000 | 16 384 | 1.00 | | | 1.27 | 2.00 |
