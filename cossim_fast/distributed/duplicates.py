@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cossim_fast._extras import require
 from cossim_fast.distributed import copies, outputs, replay
 from cossim_fast.distributed.driver import SCRATCH, Stage, Summary
-from cossim_fast.distributed.grid import TASK, Block, Range, even, row_parts
+from cossim_fast.distributed.grid import TASK, Block, Range, even, row_parts, seen_by
 from cossim_fast.distributed.joins import Join
 from cossim_fast.distributed.rows import PIECE
 from cossim_fast.distributed.shards import ShardSet
@@ -122,7 +122,7 @@ class Deduplication:
             yield Block(
                 name,
                 hash_block,
-                (self._output, name, self.x, rows),
+                (self._output, name, seen_by(self.x, rows), rows),
                 memory=TASK + 3 * PIECE + 16 * (rows[1] - rows[0]),
                 reads=self.x.bytes_between(*rows),
                 writes=16 * (rows[1] - rows[0]),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
+
+from cossim_fast.distributed.shards import ShardSet
 
 # Rows from a first number up to, and without, a last one.
 Range = tuple[int, int]
@@ -69,6 +71,13 @@ def at_boundaries(boundaries: Sequence[int], most: int) -> list[Range]:
         found.append((start, stop))
         start = stop
     return found
+
+
+def seen_by(rows: ShardSet, some: Range) -> ShardSet:
+    """The files that a range of rows is in: all that a task has to know, and small."""
+    start, stop = some
+    here = tuple(one for one in rows.shards if one.first < stop and start < one.first + one.rows)
+    return replace(rows, shards=here or rows.shards[:1])
 
 
 def row_parts(rows: int) -> dict[str, Range]:

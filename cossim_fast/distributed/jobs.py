@@ -81,8 +81,8 @@ def topk(
         screen: as for `cossim_fast.topk`.
         queries_per_task: most of a task: 65536 by default. For each so many queries the whole
             corpus is read once.
-        rows_per_task: most of a task; by default so many that a task takes 100 s at 400 G
-            operations a second.
+        rows_per_task: most of a task; by default so many that a task takes four minutes at
+            400 G operations a second.
         address: of a Ray cluster: ``"auto"`` finds one that this machine belongs to, ``"local"``
             starts Ray on this machine and ends it afterwards, ``"host:port"``.
         cpus_per_task: processors of a task, and its threads.

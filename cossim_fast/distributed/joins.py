@@ -17,7 +17,7 @@ from cossim_fast import _checks
 from cossim_fast._extras import require
 from cossim_fast.distributed import outputs, pairs
 from cossim_fast.distributed.driver import Stage, Summary
-from cossim_fast.distributed.grid import TASK, Block, Range, at_boundaries
+from cossim_fast.distributed.grid import TASK, Block, Range, at_boundaries, seen_by
 from cossim_fast.distributed.rows import row_bytes
 from cossim_fast.distributed.shards import ShardSet
 from cossim_fast.distributed.unfit import Watched
@@ -131,18 +131,21 @@ class Join:
 
     def _joining(self) -> Iterator[Block]:
         x, y, same = self.x, self.y or self.x, self.y is None
+        # What a panel is in: all that its tasks have to know.
+        panels = [seen_by(x, some) for some in self.panels]
+        others = panels if same else [seen_by(y, some) for some in self.others]
         for a, b in self._keys():
             x_range, y_range = self.panels[a], self.others[b]
             itself = same and a == b
             name = self._name(a, b)
-            reads = y.bytes_between(*y_range)
+            reads = others[b].bytes_between(*y_range)
             most = _EXPECTED if self.max_pairs is None else min(self.max_pairs, _EXPECTED)
             yield Block(
                 name,
                 join_block,
                 (
-                    self._output, name, x, x_range, y, y_range, self.threshold, same,
-                    self.max_pairs, self._left_out(x_range, y_range), self._screen,
+                    self._output, name, panels[a], x_range, others[b], y_range, self.threshold,
+                    same, self.max_pairs, self._left_out(x_range, y_range), self._screen,
                     # Each row is looked at once for NaN.
                     (not same and b == 0, itself or (not same and a == 0)), self._with_ids,
                 ),
@@ -155,7 +158,7 @@ class Join:
                     row_bytes(y),
                     self._threads,
                 ),
-                reads=reads if itself else reads + x.bytes_between(*x_range),
+                reads=reads if itself else reads + panels[a].bytes_between(*x_range),
                 operations=2.0 * y.width * self._size(a, b),
                 key=(a, b),
             )  # fmt: skip

@@ -19,7 +19,7 @@ from cossim_fast import _checks
 from cossim_fast._extras import require
 from cossim_fast.distributed import neighbours, outputs
 from cossim_fast.distributed.driver import SCRATCH, Stage, Summary
-from cossim_fast.distributed.grid import TASK, Block, Range, at_boundaries, even
+from cossim_fast.distributed.grid import TASK, Block, Range, at_boundaries, even, seen_by
 from cossim_fast.distributed.rows import row_bytes
 from cossim_fast.distributed.shards import ShardSet
 from cossim_fast.distributed.unfit import Watched
@@ -27,8 +27,9 @@ from cossim_fast.retrieval.blocks import Nearest
 
 # [queries] Most of a group. Each group reads the whole corpus once.
 _GROUP = 1 << 16
-# [operations] Of a block at most: 100 s at 400 G a second.
-_BLOCK = 4e13
+# [operations] Of a block at most: 250 s at 400 G a second. In less time, queries that are read
+# again and searches that begin anew would count.
+_BLOCK = 1e14
 # [queries] What it costs to read and to code a row, in queries that it could be compared with.
 _CODING = 1 << 10
 # [bytes] A line of a block while it is merged, twice with those that it is merged with.
@@ -122,7 +123,9 @@ class Search:
 
         Each takes the floors that are known as it is asked for.
         """
+        groups = [seen_by(self.queries, asked) for asked in self.groups]
         for run, rows in enumerate(self.runs):
+            corpus = seen_by(self.corpus, rows)
             for group, asked in enumerate(self.groups):
                 name = _name(group, run)
                 count = asked[1] - asked[0]
@@ -130,7 +133,7 @@ class Search:
                     name,
                     search_block,
                     (
-                        self._output, name, self.queries, asked, self.corpus, rows, self.k,
+                        self._output, name, groups[group], asked, corpus, rows, self.k,
                         self._floors.get(group), self._seen.get(group, 0), self._screen,
                         group == 0,
                     ),
@@ -143,7 +146,7 @@ class Search:
                         row_bytes(self.corpus),
                         self._threads,
                     ),
-                    reads=self.queries.bytes_between(*asked) + self.corpus.bytes_between(*rows),
+                    reads=groups[group].bytes_between(*asked) + corpus.bytes_between(*rows),
                     writes=_FOUND * count * min(self.k, rows[1] - rows[0]),
                     operations=2.0 * self.corpus.width * count * (rows[1] - rows[0]),
                     key=(group, run),
@@ -165,7 +168,15 @@ class Search:
             yield Block(
                 _part(group),
                 merge_blocks,
-                (self._output, _part(group), names, self.queries, asked, self.k, double),
+                (
+                    self._output,
+                    _part(group),
+                    names,
+                    seen_by(self.queries, asked),
+                    asked,
+                    self.k,
+                    double,
+                ),
                 memory=TASK + 4 * lines * _LINE,
                 writes=lines * (_MERGED + 4 * double),
                 key=(group,),

@@ -83,7 +83,7 @@ def test_kills_of_a_worker_and_of_nodes_change_nothing(cluster, nearest):
     options = {"k": 10, "queries_per_task": 300, "rows_per_task": 100}
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(distributed.topk, q, c, output=out, **options)
-        wait_for(lambda: len(blocks_in(out)) > 3)
+        wait_for(lambda: len(blocks_in(out)) > 3 and cluster.workers())
         os.kill(cluster.workers()[0], signal.SIGKILL)
         wait_for(lambda: len(blocks_in(out)) > 20)
         for node in cluster.nodes[:2]:
@@ -96,12 +96,11 @@ def test_kills_of_a_worker_and_of_nodes_change_nothing(cluster, nearest):
     cluster.to(3)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.usefixtures("engine")
-def test_a_driver_that_was_killed_is_replaced(cluster, nearest, seed):
+def test_a_driver_that_was_killed_is_replaced(cluster, nearest):
     """No finished block is computed again; a damaged one is."""
     q, c, out, check = nearest
-    draw = random.Random(seed)
+    draw = random.Random(0)
     arguments = [cluster.address, q, c, str(out)]
     script = os.path.join(os.path.dirname(os.path.dirname(__file__)), "helpers", "ray_driver.py")
     driver = subprocess.Popen([sys.executable, script, *arguments])

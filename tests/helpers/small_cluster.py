@@ -71,7 +71,8 @@ class SmallCluster:
 
     def workers(self) -> list[int]:
         """The processes that have worked on tasks, or do."""
-        named = (b"ray::_called", b"ray::IDLE")  # agents of the nodes have names alike
+        # By the names of their tasks; agents of the nodes have other names.
+        named = (b"ray::_blocks", b"ray::part-", b"ray::IDLE")
         return [pid for pid in processes_of(self.folder) if _command(pid).startswith(named)]
 
     def jobs_of(self, pid: int) -> list[str]:
