@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from cossim_fast.distributed.rows import Rows
 
-# [rows] Whose digests are sorted at a time, with 40 bytes each.
-_SORTED = 1 << 26
+# [rows] Whose digests are sorted at a time, with up to 80 bytes each.
+_SORTED = 1 << 23
 
 
 class Copies(NamedTuple):
@@ -52,17 +52,21 @@ def find_copies(
 
     Args:
         blocks: yields the number of the first row of a block, and its `digests`; called again for
-            each 2^26 rows, so that memory stays within 3 GB.
+            each 2^23 rows.
         n: how many rows there are in all.
         order: (n,) in which rows are visited; None for the order of their numbers.
+
+    Memory: 80 bytes for each of 2^23 rows, 40 a copy, and 8 a row if there is an order.
     """
-    parts = -(-n // _SORTED)
+    parts = max(-(-n // _SORTED), 1)
     place = None if order is None else places_in(order)
     found = [_copies_among(blocks(), part, parts, place) for part in range(parts)]
-    none = np.empty(0, np.int64)
-    rows, firsts = (np.concatenate(columns) for columns in zip((none, none), *found, strict=True))
-    by_row = np.argsort(rows)
-    return Copies(rows[by_row], firsts[by_row])
+    rows, firsts = [each.rows for each in found], [each.firsts for each in found]
+    del found
+    row = _concatenated(rows)
+    by_row = np.argsort(row)
+    row = row[by_row]
+    return Copies(row, _concatenated(firsts)[by_row])
 
 
 def _copies_among(
@@ -72,18 +76,38 @@ def _copies_among(
     place: NDArray[np.int64] | None,
 ) -> Copies:
     """The copies among the rows of which the digest leaves this rest, divided by ``parts``."""
-    held, rows = [np.empty((0, 2), np.uint64)], [np.empty(0, np.int64)]
+    held: tuple[list[NDArray[Any]], ...] = [np.empty(0, np.int64)], [], []
     for first, digest in blocks:
-        here = np.flatnonzero(digest.any(axis=1) & (digest[:, 0] % np.uint64(parts) == part))
-        held.append(digest[here])
-        rows.append(here + first)
-    digest, row = np.concatenate(held), np.concatenate(rows)
-    order = np.lexsort((row if place is None else place[row], digest[:, 1], digest[:, 0]))
-    digest, row = digest[order], row[order]
+        low, high = digest.T
+        here = np.flatnonzero(((low != 0) | (high != 0)) & (low % np.uint64(parts) == part))
+        for column, values in zip(held, (here + first, low[here], high[here]), strict=True):
+            column.append(values)
+    if not held[1]:
+        return Copies(np.empty(0, np.int64), np.empty(0, np.int64))
+    row, low, high = map(_concatenated, held)
+    # Few rows have another with the same half of a digest.
+    order = np.argsort(low)
+    ordered = low[order]
+    same = ordered[1:] == ordered[:-1]
+    shared = np.zeros(len(order), bool)
+    shared[1:] |= same
+    shared[:-1] |= same
+    some = order[shared]
+    del order, ordered
+    row, low, high = row[some], low[some], high[some]
+    order = np.lexsort((row if place is None else place[row], high, low))
+    row, low, high = row[order], low[order], high[order]
     again = np.zeros(len(row), bool)
-    again[1:] = (digest[1:] == digest[:-1]).all(axis=1)
+    again[1:] = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
     first_of = np.maximum.accumulate(np.where(again, 0, np.arange(len(row))))
     return Copies(row[again], row[first_of[again]])
+
+
+def _concatenated(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """The parts as one; they are let go."""
+    found = np.concatenate(parts)
+    parts.clear()
+    return found
 
 
 def places_in(order: NDArray[np.int64]) -> NDArray[np.int64]:

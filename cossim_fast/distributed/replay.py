@@ -7,6 +7,9 @@ all pairs that could drop it were taken.
 
 Rows are numbered here by their place in that order, pairs as (a, b) with a before b.
 
+The join finds the pairs of dropped rows too, which `deduplicate` on one machine never looks for: a
+cluster of c rows that are all similar has c (c - 1) / 2. Copies are an exception.
+
 Copies of a row are not joined, see `copies`. Let f be the first of them. Where f is kept, it is the
 only kept row that its copies are similar to, since another would be a pair with f. Where f was
 dropped, its copies are too, and most similar to the best of the rows that f is similar to and that

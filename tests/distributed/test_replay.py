@@ -113,6 +113,8 @@ def test_what_is_no_copy():
     x[7] = torch.tensor([2.0, 0.0])
     x[8] = torch.tensor([1.0, -0.0])
     assert not len(find_copies(lambda: [(0, digests(SplitRows(x), 0, 9))], 9).rows)
+    assert not len(find_copies(lambda: [(0, digests(SplitRows(x[:6]), 0, 6))], 6).rows)
+    assert not len(find_copies(list, 0).rows)
 
 
 @pytest.mark.parametrize(
