@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from cossim_fast.distributed.copies import Copies, places_in
 from cossim_fast.retrieval import Deduplicated, Pairs
 
-# [pairs] Sorted at a time, with 70 bytes each.
+# [pairs] Sorted at a time, with 80 bytes each.
 MOST_PAIRS = 1 << 24
 # [parts] Into which rows are cut, to find how many fit.
 _PARTS = 1 << 12
@@ -102,13 +102,13 @@ def memory_of(n: int, pairs: int, *, in_order: bool, double: bool = False) -> in
     """Bytes that `deduplicate` takes at most beside its result and the copies.
 
     Args:
-        n: how many rows: 13 bytes each (17 for float64 scores), 8 more in another order.
-        pairs: the most that are sorted at a time, or of a block: 70 bytes each.
+        n: how many rows: 13 bytes each (17 for float64 scores), 20 more in another order.
+        pairs: the most that are sorted at a time, or of a block: 80 bytes each.
         in_order: whether rows are visited in the order of their numbers.
         double: whether scores are float64.
     """
-    row = (17 if double else 13) + (0 if in_order else 8)
-    return n * row + 70 * pairs + 90 * _LISTED
+    row = (17 if double else 13) + (0 if in_order else 20)
+    return n * row + 80 * pairs + 90 * _LISTED
 
 
 class _Ordered:
@@ -225,7 +225,9 @@ class _State:
             return Deduplicated(kept, dropped, by, scores)
         rows = order[dropped]
         by_row = np.argsort(rows)
-        return Deduplicated(np.sort(order[kept]), rows[by_row], order[by][by_row], scores[by_row])
+        kept = order[kept]
+        kept.sort()
+        return Deduplicated(kept, rows[by_row], order[by][by_row], scores[by_row])
 
 
 class _Later:
