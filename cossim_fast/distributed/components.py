@@ -21,7 +21,7 @@ def connected_components(
         blocks: pairs (i, j), (p,) each, in any order.
         n: how many rows there are. A row in no pair is a component of its own.
 
-    Memory: 16 bytes a row, and 40 a pair of a block.
+    Memory: 17 bytes a row, and 50 a pair of a block.
 
     Source: each root takes the smallest root that it is linked to (Shiloach and Vishkin, An
     O(log n) parallel connectivity algorithm, 1982), until all pairs are within a component.
