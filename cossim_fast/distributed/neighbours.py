@@ -96,9 +96,12 @@ def merge(parts: Sequence[Nearest]) -> Nearest:
 
 
 def floors_of(found: Nearest) -> NDArray[np.float64]:
-    """The floors (q,) that a result proves: its k-th best scores; -inf where there are fewer."""
+    """The floors (q,) that a result proves: its k-th best scores; -inf where there are fewer.
+
+    They are 2^-47 lower, since on a worker with another processor a score may differ by 2^-48.
+    """
     kth = found.scores[:, -1]
-    return np.where(np.isnan(kth), -np.inf, kth)
+    return np.where(np.isnan(kth), -np.inf, kth - 2.0**-47)
 
 
 def rounded(found: Nearest, *, double: bool) -> tuple[NDArray[Any], NDArray[np.int64]]:

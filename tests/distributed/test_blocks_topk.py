@@ -148,10 +148,17 @@ def test_rows_that_score_as_much_as_a_floor_are_found(seen, small_parts):
     late = neighbours.search_block(SplitRows(queries), (0, 3), SplitRows(corpus), (200, 400), 6)
     early = neighbours.search_block(
         SplitRows(queries), (0, 3), SplitRows(corpus), (0, 200), 6,
-        neighbours.floors_of(late), seen=seen,
+        late.scores[:, -1], seen=seen,
     )  # fmt: skip
     expected = topk(queries, corpus, 6)
     assert torch.equal(torch.from_numpy(neighbours.merge([late, early]).rows), expected.indices)
+
+
+def test_a_floor_is_reached_on_another_processor_too():
+    found = neighbours.Nearest(np.array([[0.5, 0.25], [0.5, np.nan]]), np.array([[3, 4], [5, -1]]))
+    floors = neighbours.floors_of(found)
+    assert 0.25 - 2.0**-46 < floors[0] < 0.25 - 2.0**-48
+    assert floors[1] == -np.inf
 
 
 def test_floors_leave_out_rows_that_cannot_be_among_the_best(small_parts):
