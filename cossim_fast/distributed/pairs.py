@@ -3,6 +3,10 @@
 A join of n rows with themselves in panels of p rows is a triangle of n / p (n / p + 1) / 2 blocks.
 A block keeps one panel, coded, and streams the other past it. All blocks together read each row
 n / p + 1 times, and their memory depends on p alone.
+
+What that costs: 120 000 rows of 384 numbers in float32 in 2 panels took 1.12 times the processor
+seconds of `pairs_above` (one thread of Zen 5), 60 000 rows in 3 panels 1.47 times, where a block
+takes half a second: reading and coding its rows, and the choice of a projection, are repeated.
 """
 
 from __future__ import annotations
