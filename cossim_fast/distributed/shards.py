@@ -103,7 +103,7 @@ class ShardSet:
     def between(self, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
         """Read the rows from ``start`` up to ``stop``: (global number of the first, rows (n, d)).
 
-        Pieces are consecutive, of one file each, on the CPU, and take 64 MiB at most (or one row).
+        Pieces are consecutive, of one file each, on the CPU, and take 16 MiB at most, or one row.
 
         Raises:
             ValueError: which file, and which of its rows, is not as it was when it was listed.

@@ -23,8 +23,11 @@ _DTYPES = {
     "int8": "int8",
     "uint8": "uint8",
 }
-# [bytes] Read at a time of a column that is not read at once.
-_BUFFER = 1 << 20
+# [bytes] Read at a time of a row group that takes more than `AT_ONCE`; an object store answers each
+# request after tens of milliseconds.
+_BUFFER = 8 << 20
+# [bytes] Of rows that are decoded at a time, for which arrow takes ten times as much.
+_DECODED = 4 << 20
 
 
 class ParquetRows:
@@ -170,7 +173,7 @@ class ParquetRows:
 
     def _read(self, number: int, before: int, width: int) -> Iterator[np.ndarray[Any, Any]]:
         """Rows of one row group, ``before`` being how many rows of the file stand before it."""
-        size = max(AT_ONCE // max(width * np.dtype(self.dtype).itemsize, 1), 1)
+        size = max(_DECODED // max(width * np.dtype(self.dtype).itemsize, 1), 1)
         for batch in self._file.iter_batches(size, row_groups=[number], columns=[self.column]):
             lists = batch.column(0)
             yield _matrix(getattr(lists, "storage", lists), width, before)

@@ -16,8 +16,8 @@ from cossim_fast.files import npy
 from cossim_fast.files.entries import refusal_of
 from cossim_fast.files.errors import BadFileError, DamagedError
 
-# [bytes] Of rows that are in memory at a time.
-AT_ONCE = 64 << 20
+# [bytes] Most of a file that is in memory at a time, and of rows that lie side by side in it.
+AT_ONCE, PIECE = 64 << 20, 16 << 20
 # What rows may be of; `cossim_fast.topk` takes these.
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8")
 
@@ -38,7 +38,7 @@ class RowFile(Protocol):
     groups: tuple[Group, ...]
 
     def rows(self, start: int, stop: int) -> Iterator[Tensor]:
-        """Read consecutive rows (n_i, width), at most about `AT_ONCE` bytes of them at a time.
+        """Read consecutive rows (n_i, width), at most `PIECE` bytes of them at a time, or one.
 
         Raises:
             DamagedError: they are not what the file said of them; with the number of the row.
@@ -81,7 +81,7 @@ class PlainRows:
 
     def rows(self, start: int, stop: int) -> Iterator[Tensor]:
         """As `RowFile`."""
-        step = max(AT_ONCE // max(self._row, 1), 1)
+        step = max(PIECE // max(self._row, 1), 1)
         for low in range(start, stop, step):
             count = min(step, stop - low)
             found = self._numbers(self._begin, self._stored, low * self.width, count * self.width)

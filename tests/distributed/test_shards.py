@@ -71,8 +71,9 @@ def test_rows_of_all_files_in_the_order_of_their_numbers(tmp_path, kind, dtype):
 def test_large_files_are_read_in_pieces(tmp_path, monkeypatch):
     from cossim_fast.files import parquet_ranges, ranges
 
-    for module in (parquet_ranges, ranges):
-        monkeypatch.setattr(module, "AT_ONCE", 1000)
+    monkeypatch.setattr(ranges, "PIECE", 1000)
+    monkeypatch.setattr(parquet_ranges, "_DECODED", 1000)
+    monkeypatch.setattr(parquet_ranges, "AT_ONCE", 1000)
     x = rows_of(300)
     np.save(tmp_path / "a.npy", x)
     write(tmp_path / "b.parquet", x, group=130)
