@@ -69,6 +69,8 @@ class Deduplication:
             output, x, None, threshold, max_pairs=max_pairs, screen=screen, threads=threads,
             rows_per_task=rows_per_task, prefix=f"{SCRATCH}p", with_ids=False,
         )  # fmt: skip
+        if keep.startswith(_COLUMN):
+            x.check_column(keep.removeprefix(_COLUMN))
         self.x, self._output, self._keep = x, output, keep
         self._hashed = even(x.rows, _HASHED)
         # Kept and dropped rows.

@@ -80,9 +80,9 @@ class RayEngine:
     def run(self, tasks: Iterable[Block]) -> Iterator[tuple[Block, Any]]:
         """Yield each task with its result, as they end.
 
-        At most two tasks for each that the cluster can run at a time are submitted; the next is
-        taken from ``tasks`` only then. Where the caller stops, or a task fails, what is in flight
-        is cancelled.
+        At most two tasks for each that the cluster can run at a time are submitted, and one until
+        the first has ended, from which the others may learn; the next is taken from ``tasks`` only
+        then. Where the caller stops, or a task fails, what is in flight is cancelled.
 
         Raises:
             RuntimeError: no node can run a task, or a task's worker died again and again.
@@ -90,7 +90,7 @@ class RayEngine:
         """
         waiting: Iterator[Block] | None = iter(tasks)
         flying: dict[Any, Block] = {}
-        most = 1
+        most = ahead = 1
         self._looked = -_LOOK
         try:
             while True:
@@ -100,15 +100,16 @@ class RayEngine:
                         waiting = None
                         break
                     self._connect()
-                    most = self._most(task)
+                    most = ahead * self._fitting_now(task)
                     flying[self._submitted(task)] = task
                 if not flying:
                     return
                 for ref in self._ended(list(flying)):
+                    ahead = _AHEAD
                     ended = flying.pop(ref)
                     yield ended, self._result(ref, ended)
                 if flying:  # nodes come and go
-                    most = self._most(next(iter(flying.values())))
+                    most = ahead * self._fitting_now(next(iter(flying.values())))
         finally:
             for ref in flying:
                 with suppress(Exception):  # a cluster that is gone runs nothing
@@ -149,8 +150,8 @@ class RayEngine:
                 f"task was promised {task.memory / 1e6:.0f} MB. Ray says: {error}"
             ) from error
 
-    def _most(self, task: Block) -> int:
-        """How many tasks to have in flight: two for each that the nodes can run at a time."""
+    def _fitting_now(self, task: Block) -> int:
+        """How many such tasks the nodes can run at a time."""
         since = time.monotonic()
         while time.monotonic() - self._looked >= _LOOK or not self._fitting:
             nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -168,7 +169,7 @@ class RayEngine:
                     "MB; add a larger node, or make the tasks smaller"
                 )
             time.sleep(_LOOK)
-        return _AHEAD * self._fitting
+        return self._fitting
 
     def _fits(self, task: Block, node: dict[str, float]) -> int:
         """How many such tasks a node can run at a time."""

@@ -163,6 +163,8 @@ def test_deduplication_by_a_column_with_ids(tmp_path):
     np.testing.assert_array_equal(found["kept_row"][dropped], expected.representatives)
     np.testing.assert_array_equal(found["id"], 7 * found["row"])
     np.testing.assert_array_equal(found["kept_id"], 7 * found["kept_row"])
+    with pytest.raises(ValueError, match="width"):  # before any work begins
+        jobs.plan("deduplicate", a, threshold=0.7, keep="column:width", column="embedding")
 
 
 def test_many_copies_make_no_pairs(tmp_path):
@@ -318,3 +320,22 @@ def test_results_are_one_dataset(tmp_path):
 def test_a_gpu_is_refused():
     with pytest.raises(ValueError, match="expected gpus_per_task=0, got 1"):
         jobs.topk("q", "c", output="out", gpus_per_task=1)
+
+
+def test_files_and_results_in_an_object_store(tmp_path):
+    """Interrupted there too; the store's names are what tasks are told."""
+    import fsspec
+
+    corpus, queries = rows_of(300, 8), rows_of(70, 8, seed=1)
+    write(tmp_path / "c", corpus, [100], "parquet")
+    q = write(tmp_path / "q", queries, [], "npy")
+    store = fsspec.filesystem("memory")
+    store.put(f"{tmp_path}/c/", "/jobs/c/", recursive=True)
+    out, options = "memory://jobs/out", {"k": 4, "queries_per_task": 20, "rows_per_task": 100}
+    with pytest.raises(StoppedError):
+        search(q, "memory://jobs/c", out, ShuffledEngine(most=5), **options)
+    done = search(q, "memory://jobs/c/*.parquet", out, **options)
+    assert done.computed == done.blocks - 5
+    store.get("/jobs/out/", f"{tmp_path}/out/", recursive=True)
+    assert_nearest(tmp_path / "out", queries, corpus, 4)
+    assert search(q, "memory://jobs/c", out, ShuffledEngine(most=0), **options).computed == 0
