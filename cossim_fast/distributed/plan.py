@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from cossim_fast.distributed.driver import Job
 
-# [operations a second and core] With int8 codes on a core with VNNI; half of it with AVX2.
+# [operations a second and core] Products of int8 codes on a core of Zen 4; 940 on Zen 5, 160 on
+# Zen 3 (AVX2).
 RATE = 400e9
 
 
