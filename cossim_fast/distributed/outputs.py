@@ -62,15 +62,13 @@ def read_block(output: str | Path, name: str) -> Any:
     pyarrow = require("pyarrow", extra="distributed")
     parquet = require("pyarrow.parquet", extra="distributed")
     path = joined(str(output), name)
+    content = pyarrow.BufferReader(read_all(path))
     try:
-        source = pyarrow.BufferReader(read_all(path))
-        with parquet.ParquetFile(source, page_checksum_verification=True) as file:
+        with parquet.ParquetFile(content, page_checksum_verification=True) as file:
             table = file.read()
         found = table.schema.metadata or {}
         digest = _digest(table, found.get(_SUMMARY, b""))
     except (pyarrow.ArrowException, ValueError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise _damaged(path) from error
     if found.get(_DIGEST) != digest:
         raise _damaged(path)

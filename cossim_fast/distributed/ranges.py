@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,7 +85,13 @@ class Ranges(io.RawIOBase):
         """Read so many bytes, or all that are left."""
         left = max(self.size - self._at, 0)
         count = left if count is None or count < 0 else min(count, left)
-        found = self._read_at(self._at, count) if count else b""
+        try:
+            found = self._read_at(self._at, count) if count else b""
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            # Clients of object stores give no number, as readers do that find a file damaged.
+            raise OSError(errno.EIO, str(error), self.path) from error
         self._at += len(found)
         if self._traffic is not None:
             self._traffic.read += len(found)

@@ -225,6 +225,12 @@ def _listed(path: str) -> list[str]:
         raise BadFileError(
             f"expected files ending in {', '.join(SUFFIXES)} at {name_of(path)}; there are none"
         )
+    kinds = sorted({suffix_of(name_of(name)) for name in found})
+    if len(kinds) > 1:
+        raise BadFileError(
+            f"expected files of one kind at {name_of(path)}, got {', '.join(kinds)}; name some by "
+            f"a pattern, as '*{kinds[0]}', or several in a list"
+        )
     return sorted(found, key=natural)
 
 
@@ -250,7 +256,7 @@ def _open(
     """A file, the same that was listed, and its rows; errors name the file."""
     name = name_of(path)
     try:
-        with explained(name), place_of(path).open(path) as file:
+        with place_of(path).open(path) as file, explained(name):
             if listed is not None:
                 _check_same(listed, file)
             yield file, open_rows(cast("IO[bytes]", file), name, column)

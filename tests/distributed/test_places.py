@@ -137,6 +137,17 @@ def test_blocks_and_the_manifest_of_any_place(root, tmp_path):
         assert manifest.finished
 
 
+def test_what_a_store_refuses_is_no_damage(store, tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((3, 4), "float32"))
+    path = f"s3://bucket/forbidden/x.npy{store}"
+    put(path, (tmp_path / "x.npy").read_bytes())
+    with pytest.raises(OSError, match="during GetObject") as raised:
+        shards.find(path)
+    assert not isinstance(raised.value, ValueError)
+    with pytest.raises(OSError, match="during GetObject"):
+        outputs.read_block(f"s3://bucket/forbidden/{store}", "x.npy")
+
+
 def test_options_of_a_path_are_no_part_of_its_name():
     assert name_of("s3://b/c/x-?.npy?region=here&scheme=http") == "s3://b/c/x-?.npy"
     assert name_of("a/what?.npy") == "a/what?.npy"

@@ -321,5 +321,10 @@ def test_places_without_files_are_refused(tmp_path):
     np.save(tmp_path / "x.npy", rows_of(3))
     with pytest.raises(ValueError, match=r"each file once, got .*x\.npy several times"):
         shards.find([tmp_path / "x.npy", f"{tmp_path}/*.npy"])
+    write(tmp_path / "x.parquet", rows_of(3))
+    with pytest.raises(ValueError, match=r"files of one kind at .*, got \.npy, \.parquet; name"):
+        shards.find(tmp_path)
+    both = shards.find([tmp_path / "x.npy", tmp_path / "x.parquet"])
+    assert [shard.path[-5:] for shard in both.shards] == ["x.npy", "rquet"]
     with pytest.raises(ValueError, match="a range of 3 rows, got 1 to 4"):
         list(shards.find(tmp_path / "x.npy").between(1, 4))

@@ -72,7 +72,9 @@ class Handler(BaseHTTPRequestHandler):
         if "list-type" in options:
             self.answer(200, listing(key, options), Content_Type="application/xml")
         elif key not in OBJECTS:
-            self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+            self.answer(404, tagged("Error", Code="NoSuchKey"))
+        elif "forbidden" in key:
+            self.answer(403, tagged("Error", Code="AccessDenied"))
         else:
             content = OBJECTS[key]
             if "Range" not in self.headers:
