@@ -6,11 +6,15 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 PACKAGING := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test test-processors test-hostile test-oldest test-adapters test-model kernels gpu \
-	gpu-test gpu-session gpu-install bench bench-full bench-report bench-compare confusion docs lint format clean
+.PHONY: demo demo-distributed test test-distributed test-processors test-hostile test-oldest \
+	test-adapters test-model kernels gpu gpu-test gpu-session gpu-install bench bench-full \
+	bench-report bench-compare confusion docs lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
 	$(BIN)/python -P examples/demo.py
+
+demo-distributed: $(VENV)/.distributed  ## three nodes here, one of them killed: the same answer
+	$(BIN)/python -P examples/demo_distributed.py
 
 # Kernels run interpreted in a process of their own: Triton decides when it is imported.
 INTERPRETED := kernel_logic or kernel_memory or kernel_mutants
@@ -20,8 +24,12 @@ INTERPRETED := kernel_logic or kernel_memory or kernel_mutants
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadgroup
 
 test: $(VENV)/.dev  ## every test
-	$(PARALLEL) -m "not ($(INTERPRETED))"
+	$(PARALLEL) -m "not ($(INTERPRETED) or ray)"
 	TRITON_INTERPRET=1 $(PARALLEL) -m "$(INTERPRETED)"
+
+# One cluster for all of them, whose nodes have a processor each: in one process, beside nothing.
+test-distributed: $(VENV)/.dev  ## searches and joins on a small Ray cluster that loses nodes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m ray tests/distributed
 
 test-processors: $(VENV)/.dev  ## the numeric tests with the machine code of other processors
 	$(BIN)/python tests/helpers/processors.py $(if $(SHORT),--short)
@@ -123,8 +131,12 @@ $(VENV)/.demo: $(BIN)/python $(PACKAGING)
 	$(INSTALL) ".[viz]"
 	touch $@
 
+$(VENV)/.distributed: $(BIN)/python $(PACKAGING)
+	$(INSTALL) ".[distributed]"
+	touch $@
+
 $(VENV)/.dev: $(BIN)/python $(PACKAGING)
-	$(INSTALL) ".[gpu,viz,cli,test,lint]"
+	$(INSTALL) ".[gpu,viz,cli,distributed,test,lint]"
 	touch $@
 
 $(OLDEST_VENV)/.core: $(PACKAGING)

@@ -23,6 +23,8 @@ EXTRAS = {
     "mteb": ["mteb>=2"],
     "datasets": ["datasets>=3"],
     "cli": ["typer>=0.12", "rich>=13", "tqdm>=4.66", "safetensors>=0.4", "pyarrow>=15"],
+    # The oldest that the tests were run with.
+    "distributed": ["ray>=2.60", "pyarrow>=15", "fsspec>=2024.2"],
     "bench": ["pytest>=8", "pytest-benchmark>=5", "threadpoolctl>=3", "matplotlib>=3.8"],
     "test": [
         "pytest>=8",
@@ -34,6 +36,7 @@ EXTRAS = {
         "build>=1.2",
         "safetensors>=0.4",  # reads the files that we write
         "scikit-learn>=1.6",  # its checks of estimators, run on ours
+        "pandas>=2",  # without it Ray has no datasets
     ],
     # ChunkDot, whose requirements no current numpy meets, is installed by the Makefile.
     "peers": [
@@ -96,6 +99,7 @@ setup(
         "cossim_fast._score",
         "cossim_fast.cli",
         "cossim_fast.diagnose",
+        "cossim_fast.distributed",
         "cossim_fast.files",
         "cossim_fast.integrations",
         "cossim_fast.kernels",

@@ -79,7 +79,9 @@ RULES = {
         "retrieval.screening", "retrieval.storage", "retrieval.nearest", "retrieval.joins",
     },
     "losses": {"functional", "_cpu", "_ops", "_checks"},
-    "distributed": {"_extras", "files", "retrieval"},
+    "distributed": {
+        "__init__", "_checks", "_extras", "_replacing", "files", "retrieval", "retrieval.progress",
+    },
     "diagnose": {
         "_as_one", "_checks", "_escaped", "_extras", "_products", "_replacing", "functional",
         "modules", "retrieval",
@@ -97,7 +99,7 @@ RULES = {
 ONLY_IN_FUNCTIONS = {("_ops", "kernels")}
 # What may be imported as a module is loaded; another package only at its first use.
 AT_IMPORT = {"torch", "numpy", "cossim_fast", *sys.stdlib_module_names}
-IN_FUNCTIONS_OF = {"diagnose", "files", "integrations", "cli", "retrieval", "_ops"}
+IN_FUNCTIONS_OF = {"diagnose", "distributed", "files", "integrations", "cli", "retrieval", "_ops"}
 # The commands stand on these; the room's own __init__ imports them when the command runs.
 AT_IMPORT_OF = {"cli": {"typer", "rich"}}
 # Adapters that are subclasses of what they stand in for, or hand on to it: nobody imports them

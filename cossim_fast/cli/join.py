@@ -6,7 +6,7 @@ import numpy as np
 import typer
 
 import cossim_fast
-from cossim_fast.cli import checkpoints, inputs, outputs
+from cossim_fast.cli import checkpoints, cluster, inputs, outputs
 from cossim_fast.cli.spool import Spool
 from cossim_fast.cli.terminal import bar_wanted, note, number, one_line_errors
 from cossim_fast.retrieval import Pairs, TooManyPairsError
@@ -35,11 +35,29 @@ def pairs(
     show: outputs.Show = 20,
     checkpoint: inputs.Checkpoint = None,
     progress: inputs.Progress = None,
+    ray: cluster.Ray = None,
+    plan: cluster.ShowPlan = False,
+    id_column: cluster.IdColumn = None,
+    cpus_per_task: cluster.CpusPerTask = 1,
+    rows_per_task: cluster.RowsPerTask = None,
 ) -> None:
     """Find every pair of rows whose cosine is at least the threshold, exactly.
 
     Writes one line for each pair, i < j: i, j, score; with ids, id_i and id_j in place of i and j.
+    With --ray, into a folder.
     """
+    options = {"id_column": id_column, "rows_per_task": rows_per_task}
+    with one_line_errors():
+        local = {"texts": texts, "checkpoint": checkpoint, "skip_nan": skip_nan}
+        local |= {"ids": ids, "ids_key": ids_key, "format": format}
+        on_cluster = cluster.wanted(ray, plan, local, options)
+    if on_cluster:
+        cluster.done(
+            "pairs_above", embeddings, ray=ray, plan=plan, output=output, progress=progress,
+            threshold=threshold, max_pairs=max_pairs, column=key, screen=screen,
+            cpus_per_task=cpus_per_task, **options,
+        )  # fmt: skip
+        return
     with one_line_errors():
         outputs.check(output, (embeddings, texts, ids))
     place = checkpoints.place(output, checkpoint)
@@ -107,19 +125,40 @@ def dedup(
     texts: inputs.Texts = None,
     ids: inputs.Ids = None,
     ids_key: inputs.IdsKey = None,
-    keep: Annotated[str, typer.Option(help="Which of similar rows: first or last.")] = "first",
+    keep: Annotated[
+        str,
+        typer.Option(help="Which of similar rows: first, last, or with --ray column:NAME."),
+    ] = "first",
     key: inputs.Key = None,
     format: inputs.Format = None,
     skip_nan: inputs.SkipNan = False,
     screen: inputs.Screen = "auto",
     show: outputs.Show = 20,
     progress: inputs.Progress = None,
+    ray: cluster.Ray = None,
+    plan: cluster.ShowPlan = False,
+    id_column: cluster.IdColumn = None,
+    cpus_per_task: cluster.CpusPerTask = 1,
+    rows_per_task: cluster.RowsPerTask = None,
 ) -> None:
     """Drop every row whose cosine to a row kept before it reaches the threshold.
 
     Shows the dropped rows: row, kept_row (the kept row it is similar to), score. An output file has
-    all rows; a kept row is its own kept_row, and has no score. With ids: id and kept_id.
+    all rows; a kept row is its own kept_row, and has no score. With ids: id and kept_id. With
+    --ray, into a folder.
     """
+    options = {"id_column": id_column, "rows_per_task": rows_per_task}
+    with one_line_errors():
+        local = {"texts": texts, "skip_nan": skip_nan}
+        local |= {"ids": ids, "ids_key": ids_key, "format": format}
+        on_cluster = cluster.wanted(ray, plan, local, options)
+    if on_cluster:
+        cluster.done(
+            "deduplicate", embeddings, ray=ray, plan=plan, output=output, progress=progress,
+            threshold=threshold, keep=keep, column=key, screen=screen,
+            cpus_per_task=cpus_per_task, **options,
+        )  # fmt: skip
+        return
     with one_line_errors():
         outputs.check(output, (embeddings, texts, ids))
         rows = inputs.embeddings(embeddings, key=key, skip_nan=skip_nan, format=format)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from cossim_fast.cli import checkpoints, inputs, outputs
+from cossim_fast.cli import checkpoints, cluster, inputs, outputs
 from cossim_fast.cli.terminal import at_most, bar_wanted, note, one_line_errors
 from cossim_fast.retrieval.resumable import SearchCheckpoint, topk_with_checkpoint
 
@@ -29,11 +29,34 @@ def topk(
     show: outputs.Show = 20,
     checkpoint: inputs.Checkpoint = None,
     progress: inputs.Progress = None,
+    ray: cluster.Ray = None,
+    plan: cluster.ShowPlan = False,
+    id_column: cluster.IdColumn = None,
+    query_id_column: cluster.QueryIdColumn = None,
+    cpus_per_task: cluster.CpusPerTask = 1,
+    rows_per_task: cluster.RowsPerTask = None,
 ) -> None:
     """Find the k rows of CORPUS with the largest cosine to each row of QUERIES, exactly.
 
-    Writes one line for each row found: query, rank, row, score; with ids, id in place of row.
+    Writes one line for each row found: query, rank, row, score; with ids, id in place of row. With
+    --ray, into a folder.
     """
+    options = {
+        "id_column": id_column,
+        "query_id_column": query_id_column,
+        "rows_per_task": rows_per_task,
+    }
+    with one_line_errors():
+        local = {"texts": texts, "query_texts": query_texts, "checkpoint": checkpoint}
+        local |= {"skip_nan": skip_nan, "ids": ids, "ids_key": ids_key, "format": format}
+        on_cluster = cluster.wanted(ray, plan, local, options)
+    if on_cluster:
+        cluster.done(
+            "topk", queries, corpus, ray=ray, plan=plan, output=output, progress=progress, k=k,
+            column=key, query_column=query_key, screen=screen, cpus_per_task=cpus_per_task,
+            **options,
+        )  # fmt: skip
+        return
     with one_line_errors():
         outputs.check(output, (queries, corpus, texts, query_texts, ids))
     place = checkpoints.place(output, checkpoint)

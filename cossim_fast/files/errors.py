@@ -40,18 +40,21 @@ _OF_MEMORY = re.compile(
 )
 
 
-def suffix_of(path: Path) -> str:
+def suffix_of(path: str | Path) -> str:
     """What the name of a file says about its format."""
+    path = Path(path)
     packed = path.name.lower().endswith(".npy.gz")
     return ".npy.gz" if packed else path.suffix.lower()
 
 
 @contextmanager
-def explained(path: Path, wanted: str = "", *, kind: str | None = None) -> Iterator[None]:
+def explained(
+    path: str | Path, wanted: str = "", *, kind: str | None = None
+) -> Iterator[None]:
     """Say of every error what it means for this file.
 
     Args:
-        path: the file.
+        path: the file; text where it is on another file system.
         wanted: what is being read, and how large it is.
         kind: its format, where the name of the file does not say it.
 

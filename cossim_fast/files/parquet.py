@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -23,11 +23,11 @@ def entries(path: Path, key: str | None, verify: bool) -> dict[str, Entry]:
     key names one column, or several that are to stand beside each other: names or patterns
     (`fnmatch`) between commas.
     """
-    with _open(path, verify) as file:
+    with open_table(path, verify) as file:
         table = _Table(path, file, verify)
-        fields = {field.name: _stored(field.type) for field in file.schema_arrow}
+        fields = {field.name: stored(field.type) for field in file.schema_arrow}
         index = _index_of_pandas(file.schema_arrow, fields)
-    lists = [name for name, kind in fields.items() if _is_list(kind)]
+    lists = [name for name, kind in fields.items() if is_list(kind)]
     if key is not None and (named := named_columns(key, list(fields))):
         if len(named) == 1:
             name = named[0]
@@ -42,7 +42,7 @@ def entries(path: Path, key: str | None, verify: bool) -> dict[str, Entry]:
         # Which of them is a matrix is seen only by reading the lengths.
         return {name: table.looked_at(name) for name in lists}
     found = {name: table.matrix(name) for name in lists}
-    found |= {name: table.numbers([name]) for name in there if not _is_list(fields[name])}
+    found |= {name: table.numbers([name]) for name in there if not is_list(fields[name])}
     if not lists:
         rest = listed_names([f"{name} ({fields[name]})" for name in fields if name not in floats])
         if len(floats) > 1:
@@ -78,7 +78,7 @@ def _index_of_pandas(schema: Any, columns: Any) -> set[str]:
 
 def column(path: Path, name: str | None) -> np.ndarray[Any, Any]:
     """One column of a table, of any kind, without gaps."""
-    with _open(path, True) as file:
+    with open_table(path, True) as file:
         table = _Table(path, file, True)
         there = file.schema_arrow.names
         index = _index_of_pandas(file.schema_arrow, there)
@@ -97,9 +97,10 @@ def column(path: Path, name: str | None) -> np.ndarray[Any, Any]:
     return array
 
 
-def _open(path: Path, verify: bool) -> Any:
+def open_table(path: Path | IO[bytes], verify: bool, **options: Any) -> Any:
+    """A file of tables, open; its footer is read."""
     parquet = require("pyarrow.parquet", extra="cli")
-    return parquet.ParquetFile(path, page_checksum_verification=verify)
+    return parquet.ParquetFile(path, page_checksum_verification=verify, **options)
 
 
 class _Table:
@@ -119,7 +120,7 @@ class _Table:
         names = file.schema_arrow.names
         if len(set(names)) < len(names):
             raise DamagedError("two of its columns have one name")
-        self._types = {field.name: _stored(field.type) for field in file.schema_arrow}
+        self._types = {field.name: stored(field.type) for field in file.schema_arrow}
         groups = [metadata.row_group(place).num_rows for place in range(metadata.num_row_groups)]
         self.rows = metadata.num_rows
         if min([self.rows, *groups]) < 0 or self.rows != sum(groups):
@@ -128,14 +129,14 @@ class _Table:
     def _nbytes(self, name: str) -> int:
         """What a column takes in memory; of lists of any length, what they take at least."""
         kind, numbers = self._types[name], self.rows
-        if _is_list(kind):
+        if is_list(kind):
             numbers, kind = numbers * max(getattr(kind, "list_size", 1), 1), kind.value_type
         return int(numbers * (kind.bit_width if _is_number(kind) else 8) // 8)
 
     def read(self, names: list[str]) -> Any:
         """Read some columns, if memory holds them."""
         check_fits(f"{', '.join(names)} of {self.path}", sum(map(self._nbytes, names)))
-        with _open(self.path, self._verify) as file:
+        with open_table(self.path, self._verify) as file:
             table = file.read(columns=names)
         if table.column_names != names or table.num_rows != self.rows:
             raise DamagedError(f"expected {self.rows} rows of {names}, got {table.num_rows}")
@@ -229,14 +230,17 @@ def _these(count: int, what: str) -> str:
     return f"{count} {what} is" if count == 1 else f"{count} {what}s are"
 
 
-def _stored(kind: Any) -> Any:
-    """What a column of tensors of one shape is stored as; of vectors, lists of one length."""
-    named = getattr(kind, "extension_name", "")
-    vectors = named == "arrow.fixed_shape_tensor" and len(kind.shape) == 1
+def stored(kind: Any) -> Any:
+    """What a column of tensors of one shape is stored as; of vectors, lists of one length.
+
+    They are arrow's own, or those of a library that has told arrow about them, as Ray does.
+    """
+    vectors = hasattr(kind, "storage_type") and len(getattr(kind, "shape", ())) == 1
     return kind.storage_type if vectors else kind
 
 
-def _is_list(kind: Any) -> bool:
+def is_list(kind: Any) -> bool:
+    """Whether a type of arrow's is one of lists."""
     return hasattr(kind, "value_field")
 
 

@@ -48,9 +48,13 @@ def shards_of(path: Path, suffixes: Collection[str], texts: Collection[str]) -> 
 
 
 def _natural(path: Path) -> list[Any]:
+    return [*natural(path.name), str(path)]
+
+
+def natural(name: str) -> list[Any]:
     """A key by which numbers in names come in their order."""
-    parts = re.split(r"(\d+)", path.name)
-    return [int(part) if at % 2 else part for at, part in enumerate(parts)] + [str(path)]
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)]
 
 
 def together(paths: list[Path], load: Callable[[Path], Any]) -> Any:

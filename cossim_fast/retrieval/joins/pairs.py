@@ -45,6 +45,9 @@ class TooManyPairsError(ValueError):
         super().__init__(message)
         self.found, self.suggested = found, suggested
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.found, self.suggested)
+
 
 @as_one
 def pairs_above(
@@ -305,10 +308,26 @@ def _pairs(x: Any, found: Found) -> Pairs:
 
 
 def _too_many(scores: Tensor, most: int, join: _Join) -> TooManyPairsError:
-    """The error, with the pairs so far, and a threshold that would leave about ``most``."""
+    """The error of a join of all rows."""
     n, m = join.x.n, join.rows.n
     every = n * (n - 1) // 2 if join.sweep.later else n * m
-    share = min(join.sweep.compared / every, 1.0)
+    advice = "Raise one of the two, or take the pairs in blocks from iter_pairs_above"
+    return too_many(scores, most, join.threshold, join.sweep.compared / every, advice)
+
+
+def too_many(
+    scores: Tensor, most: int, threshold: float, share: float, advice: str
+) -> TooManyPairsError:
+    """The error, with the pairs so far, and a threshold that would leave about ``most``.
+
+    Args:
+        scores: (p,) of the pairs so far.
+        most: how many were allowed.
+        threshold: of the join.
+        share: of all pairs that were compared.
+        advice: what else to do.
+    """
+    share = min(share, 1.0)
     highest = torch.sort(scores.double(), descending=True).values
     found = len(highest)
     suggested: float | None = None
@@ -316,15 +335,14 @@ def _too_many(scores: Tensor, most: int, join: _Join) -> TooManyPairsError:
     if rank < found:
         # Above the first that would be too many, and rounded up to be read.
         suggested = (math.floor(float(highest[rank]) * 1e4) + 1) / 1e4
-    advice = (
+    ok = suggested is not None and suggested <= 1
+    judged = (
         f"threshold={suggested:.4f} would leave about {most}"
-        if suggested is not None and suggested <= 1
+        if ok
         else "no threshold would leave so few"
     )
     message = (
-        f"expected at most max_pairs={most} pairs to reach threshold={join.threshold!r}, got "
-        f"{found} among the first {share:.2%} of all pairs; judging by these, {advice}. Raise one "
-        "of the two, or take the pairs in blocks from iter_pairs_above"
+        f"expected at most max_pairs={most} pairs to reach threshold={threshold!r}, got {found} "
+        f"among the first {share:.2%} of all pairs; judging by these, {judged}. {advice}"
     )
-    ok = suggested is not None and suggested <= 1
     return TooManyPairsError(message, found, suggested if ok else None)

@@ -99,6 +99,7 @@ class Search:
         forbidden: what may not be returned.
         certify: whether to keep an upper bound of all dropped rows.
         exact: whether final scores are needed in float64, see `Pool.finalize`.
+        guess: whether thresholds may be guessed, see `Pool`.
 
     Attributes:
         trace: what it did.
@@ -114,11 +115,12 @@ class Search:
         forbidden: Forbidden | None = None,
         certify: bool = False,
         exact: bool = True,
+        guess: bool = True,
     ) -> None:
         self._queries, self._centre, self._screen = queries, centre, screen
         self._forbidden, self._exact = forbidden, exact
         self.trace = Trace()
-        self.pool = Pool(len(queries.norms), k, certify=certify)
+        self.pool = Pool(len(queries.norms), k, guess=guess, certify=certify)
 
     def _new_scan(self, queries: WideRows, pool: Pool, forbidden: Forbidden | None) -> Scan:
         count, d = queries.rows.shape
@@ -235,6 +237,7 @@ class Batches:
         forbidden: what may not be returned.
         certify: whether to keep an upper bound of all dropped rows.
         exact: whether scores are returned in float64.
+        guess: whether thresholds may be guessed, see `Pool`.
     """
 
     def __init__(
@@ -247,9 +250,10 @@ class Batches:
         forbidden: Forbidden | None = None,
         certify: bool = False,
         exact: bool = True,
+        guess: bool = True,
     ) -> None:
         self._queries, self._k, self._screen = queries, k, screen
-        self._forbidden, self._certify = forbidden, certify
+        self._forbidden, self._certify, self._guess = forbidden, certify, guess
         self._exact = exact or certify
         self._searches: list[Search] = []
         self._threads = independent_threads(len(queries), k)
@@ -294,6 +298,7 @@ class Batches:
             forbidden=self._forbidden_of(some),
             certify=self._certify,
             exact=self._exact,
+            guess=self._guess,
         )
 
     def _forbidden_of(self, some: slice) -> Forbidden | None:
