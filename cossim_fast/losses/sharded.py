@@ -214,9 +214,7 @@ class _Sums:
         largest = torch.maximum(before, logits.amax(dim).double())
         # Where nothing was added yet, it is exp(-inf) of a finite difference, and not NaN.
         finite = largest.masked_fill(largest == -math.inf, 0.0)
-        terms = torch.exp(logits - finite.to(logits.dtype).unsqueeze(dim)).sum(
-            dim, dtype=torch.float64
-        )
+        terms = (logits - finite.to(logits.dtype).unsqueeze(dim)).exp_()
         self.sums[place] = self.sums[place] * torch.exp(before - finite)
         self.sums[place] += terms.sum(dim, dtype=torch.float64)
         self.largest[place] = largest

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cossim_fast.losses import sharded
+from cossim_fast.losses.group import Group
 
 Arrays = list[Any]
 
@@ -63,6 +65,10 @@ def contrast(group: Any, made: Batch, dtype: torch.dtype, pieces: int, options: 
     rank = torch.distributed.get_rank(group)
     rows, keys, scale, _ = made.leaves()
     options = dict(options)
+    keys.requires_grad_(options.pop("learnt_keys", True))
+    if rank == 0:
+        options |= options.pop("on_the_first", {})
+    options.pop("on_the_first", None)
     if options.pop("with_ids", False):
         options["query_ids"] = made.ids[: sum(made.row_counts)][made.own(rank)]
         options["key_ids"] = made.ids[made.own(rank, rows=False)]
@@ -97,5 +103,30 @@ def sigmoid(group: Any, made: Batch, dtype: torch.dtype, pieces: int, options: A
 def _differentiated(value: Tensor, leaves: list[Tensor]) -> Arrays:
     # Unlike weights, where there are several losses, and unlike ones from rank to rank.
     weights = torch.linspace(1, 2, max(value.numel(), 1), dtype=value.dtype).view(value.shape)
+    leaves = [leaf for leaf in leaves if leaf.requires_grad]
     gradients = torch.autograd.grad((value * weights).sum(), leaves)
     return [np.asarray(t.detach()) for t in (value, *gradients)]
+
+
+def most_rows_passed(group: Any, made: Batch, pieces: int) -> int:
+    """The most rows that are passed on at a time, in both directions of a symmetric loss."""
+    passed = []
+
+    def watched(name: str) -> Any:
+        real = getattr(torch.distributed, name)
+
+        def call(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
+            if tensor.dim() == 2:
+                passed.append(len(tensor))
+            return real(tensor, *arguments, **options)
+
+        return mock.patch.object(torch.distributed, name, call)
+
+    with watched("broadcast"), watched("reduce"), watched("all_reduce"):
+        contrast(group, made, torch.float32, pieces, {"symmetric": True})
+    return max(passed)
+
+
+def group_of(_: Any, given: Any) -> None:
+    """Ask for a group by something else."""
+    Group(given, torch.device("cpu"))

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
 import rank_jobs
+from cossim_fast.losses.group import Group
 from rank_jobs import Batch
-from ranks import Ranks
+from ranks import RankError, Ranks
 
 # One process for all of them, where tests run in several.
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -93,3 +94,101 @@ def test_siglip_is_that_of_one_process(ranks, counts, ids):
     loss = terms.sum(1).mean()
     gradients = torch.autograd.grad(loss, (rows, keys, scale, bias))
     assert_close(found, [loss, *gradients], 1e-12)
+
+
+def test_losses_of_rows_are_weighed_by_each_rank_as_it_likes(ranks):
+    made = rank_jobs.batch(3, (3, 4))
+    options = {"symmetric": True, "reduction": "none"}
+    found = ranks.run(rank_jobs.contrast, made, torch.float64, 4, options, size=2)
+    rows, keys, scale, _ = made.leaves()
+    losses = torch.stack(plain_contrast(made, rows, keys, scale, None, False)).mean(0)
+    weights = torch.cat([torch.linspace(1, 2, n, dtype=torch.float64) for n in (3, 4)])
+    gradients = torch.autograd.grad((losses * weights).sum(), (rows, keys, scale))
+    np.testing.assert_allclose(
+        np.concatenate([one[0] for one in found]), losses.detach(), rtol=1e-12
+    )
+    sums = [np.sum(parts, axis=0) for parts in zip(*(one[1:] for one in found), strict=True)]
+    assert_close(sums, list(gradients), 1e-12)
+
+
+def test_sums_are_those_of_one_process(ranks):
+    made = rank_jobs.batch(4, (3, 4))
+    found = averaged(
+        ranks.run(rank_jobs.contrast, made, torch.float64, 4, {"reduction": "sum"}, size=2)
+    )
+    leaves = made.leaves()[:3]
+    loss = plain_contrast(made, *leaves, None, False)[0].sum()
+    assert_close(found, [loss, *torch.autograd.grad(loss, leaves)], 1e-12)
+
+
+def test_positives_are_numbers_of_own_keys_and_may_be_absent(ranks):
+    made = rank_jobs.batch(5, (4, 4))
+    reversed_, absent = torch.tensor([3, 2, 1, 0]), torch.tensor([0, -1, 2, 3])
+    plain = ranks.run(rank_jobs.contrast, made, torch.float64, 4, {}, size=2)
+    order = torch.tensor([3, 2, 1, 0, 7, 6, 5, 4])
+    options = {"positives": reversed_}
+    turned = made._replace(keys=made.keys[order])
+    found = ranks.run(rank_jobs.contrast, turned, torch.float64, 4, options, size=2)
+    for one, other in zip(found, plain, strict=True):
+        np.testing.assert_allclose(one[0], other[0], rtol=1e-13)
+        np.testing.assert_allclose(one[2], other[2][order], rtol=1e-9, atol=1e-15)
+    options = {"positives": absent, "reduction": "none"}
+    for value, by_rows, _, _ in ranks.run(
+        rank_jobs.contrast, made, torch.float64, 4, options, size=2
+    ):
+        assert value[1] == 0
+        assert not by_rows[1].any()
+        assert not by_rows[5].any()
+
+
+@pytest.mark.parametrize("scale", [0.1, 1000.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_narrower_rows(ranks, scale, dtype):
+    made = rank_jobs.batch(6, (9, 5), scale=scale)
+    # What narrow rows hold, in float64: the loss has no other error than its own.
+    made = made._replace(rows=made.rows.to(dtype).double(), keys=made.keys.to(dtype).double())
+    options = {"symmetric": True}
+    found = averaged(ranks.run(rank_jobs.contrast, made, dtype, 4, options, size=2))
+    rows, keys, leaf, _ = made.leaves()
+    loss = torch.stack(plain_contrast(made, rows, keys, leaf, None, False)).mean()
+    gradients = torch.autograd.grad(loss, (rows, keys, leaf))
+    np.testing.assert_allclose(found[0], loss.detach(), rtol=1e-5, atol=1e-6)
+    limit = 16 * torch.finfo(dtype).eps + 4e-7 * scale
+    for one, other in zip(found[1:], gradients, strict=True):
+        assert abs(one - other.numpy()).max() <= limit * other.abs().max()
+
+
+def test_frozen_keys(ranks):
+    made = rank_jobs.batch(7, (3, 4))
+    every, frozen = (
+        ranks.run(rank_jobs.contrast, made, torch.float64, 4, {"learnt_keys": learnt}, size=2)
+        for learnt in (True, False)
+    )
+    for one, other in zip(every, frozen, strict=True):
+        for a, b in zip((one[0], one[1], one[3]), other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_no_rank_is_handed_more_than_a_piece(ranks):
+    made = rank_jobs.batch(8, (40, 9, 30))
+    assert ranks.run(rank_jobs.most_rows_passed, made, 16) == [16, 16, 16]
+
+
+@pytest.mark.parametrize(
+    ("unlike", "word"), [({"margin": 0.3}, "margin"), ({"symmetric": True}, "symmetric")]
+)
+def test_ranks_that_ask_unlike_things_are_told_so_and_none_waits(ranks, unlike, word):
+    made = rank_jobs.batch(9, (3, 4))
+    options = {"on_the_first": unlike}
+    with pytest.raises(RankError, match=rf"rank 0(?s:.*)one {word} on all ranks(?s:.*)rank 1"):
+        ranks.run(rank_jobs.contrast, made, torch.float64, 4, options, size=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "word"), [(None, TypeError, "WORLD"), ("here", TypeError, "'here'")]
+)
+def test_a_group_is_a_process_group(ranks, given, error, word):
+    with pytest.raises(ValueError, match="init_process_group"):
+        Group(given, torch.device("cpu"))
+    with pytest.raises(RankError, match=rf"{error.__name__}: expected group(?s:.*){word}"):
+        ranks.run(rank_jobs.group_of, given)
