@@ -6,11 +6,15 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 PACKAGING := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test test-processors test-hostile test-oldest test-adapters test-model kernels gpu \
-	gpu-test gpu-install bench bench-full bench-report bench-compare confusion docs lint format clean
+.PHONY: demo train-example test test-processors test-hostile test-oldest test-adapters test-model \
+	kernels gpu gpu-test gpu-install bench bench-full bench-report bench-compare confusion docs lint \
+	format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
 	$(BIN)/python -P examples/demo.py
+
+train-example: $(VENV)/.train  ## train a small encoder on the demo's texts: better neighbours
+	$(BIN)/python -P examples/train_contrastive.py
 
 # Kernels run interpreted in a process of their own: Triton decides when it is imported.
 INTERPRETED := kernel_logic or kernel_memory or kernel_mutants
@@ -117,6 +121,10 @@ $(BIN)/python:
 
 $(VENV)/.demo: $(BIN)/python $(PACKAGING)
 	$(INSTALL) ".[viz]"
+	touch $@
+
+$(VENV)/.train: $(BIN)/python $(PACKAGING)
+	$(INSTALL) ".[retrieval]"
 	touch $@
 
 $(VENV)/.dev: $(BIN)/python $(PACKAGING)
