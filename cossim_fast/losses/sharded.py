@@ -26,72 +26,69 @@ from cossim_fast._composite import unit_rows
 from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast._products import full_precision_product, mm
 from cossim_fast.losses.group import Group, Piece, Shares
+from cossim_fast.losses.siglip import SigmoidLoss
+from cossim_fast.losses.softmax import SoftmaxLoss
 
 # Keys of a piece, and numbers in a tile of logits: 4 MiB of float32.
 PIECE, TILE = 1024, 1 << 20
 
 
-def info_nce(
-    queries: Tensor,
-    keys: Tensor,
-    scale: float | Tensor,
-    *,
-    positives: Tensor | None,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    margin: float | None,
-    symmetric: bool,
-    reduction: str,
-    normalize: bool,
-    eps: float,
-    group: Any,
+def softmax_loss(
+    loss: SoftmaxLoss, x: Tensor, y: Tensor, scale: float | Tensor, group: Any
 ) -> Tensor:
-    """`info_nce` of this rank's queries with the keys of all ranks, in float64.
+    """The loss of this rank's rows x (n, d) among the keys of all ranks, y (m, d) its own.
 
-    Its arguments are those of `losses.info_nce`, checked, of this rank's own rows: `positives` are
-    numbers of own keys. `scale` is 1 over the temperature.
+    What `loss` says is of this rank's own rows and keys: positives are numbers of own keys.
     """
-    u, v = _rows(queries, keys, normalize, eps)
+    u, v = _unit(x, y, loss.eps)
     scale = _number(scale, u)
-    rows, shares = _shared(group, u, v, (scale,), symmetric, query_ids, margin)
-    if positives is None:
-        positives = torch.arange(len(u), device=u.device)
-    positives = torch.where(positives < 0, positives, positives + shares.first)
-    ids = None if key_ids is None else shares.of_all(key_ids)
-    job = Job(rows, shares, positives, query_ids, ids, margin, symmetric)
+    positives = torch.arange(len(u), device=u.device) if loss.positives is None else loss.positives
+    known = int((positives >= 0).sum())
+    alike: dict[str, float] = {
+        "choice of symmetric": loss.symmetric,
+        "choice of ids": loss.query_ids is not None,
+        "margin": -1.0 if loss.margin is None else loss.margin,
+    }
+    shares, total = _shared(group, u, v, (scale,), known, alike)
+    job = Job(
+        shares,
+        torch.where(positives < 0, -1, positives + shares.first),
+        loss.query_ids,
+        None if loss.key_ids is None else shares.of_all(loss.key_ids),
+        loss.margin,
+        loss.symmetric,
+    )
     with torch.autocast(u.device.type, enabled=False):
-        losses, key_losses = _Contrast.apply(u, v, scale, job)  # type: ignore[no-untyped-call]
-    return _reduced((losses + key_losses) / 2 if symmetric else losses, reduction, job)
+        losses, of_keys = _Contrast.apply(u, v, scale, job)  # type: ignore[no-untyped-call]
+    if loss.symmetric:
+        losses = (losses + of_keys) / 2
+    return _reduced(losses, loss.reduction, total, shares.ranks.size).to(u.dtype)
 
 
-def siglip(
-    image: Tensor,
-    text: Tensor,
+def sigmoid_loss(
+    loss: SigmoidLoss,
+    x: Tensor,
+    y: Tensor,
     scale: float | Tensor,
     bias: float | Tensor,
-    *,
-    image_ids: Tensor | None,
-    text_ids: Tensor | None,
-    reduction: str,
-    normalize: bool,
-    eps: float,
     group: Any,
 ) -> Tensor:
-    """`siglip` of this rank's images with the texts of all ranks, in float64."""
-    u, v = _rows(image, text, normalize, eps)
+    """The loss of this rank's rows x (n, d) with the keys of all ranks, y (n, d) its own."""
+    u, v = _unit(x, y, loss.eps)
     scale, bias = _number(scale, u), _number(bias, u)
-    rows, shares = _shared(group, u, v, (scale, bias), False, image_ids, None)
+    alike: dict[str, float] = {"choice of ids": loss.image_ids is not None}
+    shares, total = _shared(group, u, v, (scale, bias), len(u), alike)
     positives = torch.arange(len(u), device=u.device) + shares.first
-    ids = None if text_ids is None else shares.of_all(text_ids)
-    job = Job(rows, shares, positives, image_ids, ids, None, symmetric=False)
+    key_ids = None if loss.text_ids is None else shares.of_all(loss.text_ids)
+    job = Job(shares, positives, loss.image_ids, key_ids, None, symmetric=False)
     with torch.autocast(u.device.type, enabled=False):
         losses = _Sigmoid.apply(u, v, scale, bias, job)  # type: ignore[no-untyped-call]
-    return _reduced(losses, reduction, job)
+    return _reduced(losses, loss.reduction, total, shares.ranks.size).to(u.dtype)
 
 
-def _rows(x: Tensor, y: Tensor, normalize: bool, eps: float) -> tuple[Tensor, Tensor]:
+def _unit(x: Tensor, y: Tensor, eps: float | None) -> tuple[Tensor, Tensor]:
     wide = accumulation_dtype(torch.promote_types(x.dtype, y.dtype))
-    u, v = (unit_rows(t.to(wide), -1, eps) if normalize else t.to(wide) for t in (x, y))
+    u, v = (t.to(wide) if eps is None else unit_rows(t.to(wide), -1, eps) for t in (x, y))
     return u.contiguous(), v.contiguous()
 
 
@@ -106,46 +103,29 @@ def _shared(
     u: Tensor,
     v: Tensor,
     numbers: tuple[Tensor, ...],
-    symmetric: bool,
-    ids: Tensor | None,
-    margin: float | None,
-) -> tuple[Shares, Shares]:
-    """Who owns which rows and which keys; or an error on every rank, if they ask unlike things."""
+    known: int,
+    alike: dict[str, float],
+) -> tuple[Shares, int]:
+    """Who owns which keys, and how many rows have a positive; or an error on every rank."""
     ranks = Group(group, u.device)
-    graph = torch.is_grad_enabled()
-    counts = ranks.of_all_alike(
-        (len(u), len(v)),
-        {
-            "width of rows": u.shape[1],
-            "bits of a number": torch.finfo(u.dtype).bits,
-            "symmetric": symmetric,
-            "ids given": ids is not None,
-            "margin": -1.0 if margin is None else margin,
-            # A rank that takes no part in the backward pass would leave the others waiting.
-            "gradient of rows": graph and u.requires_grad,
-            "gradient of keys": graph and v.requires_grad,
-            **{
-                f"gradient of number {i}": graph and number.requires_grad
-                for i, number in enumerate(numbers)
-            },
-        },
-    )
-    rows, keys = zip(*counts, strict=True)
-    return Shares(ranks, rows), Shares(ranks, keys)
+    alike = {"width of rows": u.shape[1], "dtype, in bits,": torch.finfo(u.dtype).bits, **alike}
+    # A rank that takes no part in the backward pass would leave the others waiting.
+    for name, t in zip(("rows", "keys", "scale", "bias"), (u, v, *numbers), strict=False):
+        alike[f"choice of a gradient by the {name}"] = torch.is_grad_enabled() and t.requires_grad
+    counts = ranks.of_all_alike((len(v), known), alike)
+    return Shares(ranks, [count for count, _ in counts]), sum(known for _, known in counts)
 
 
-def _reduced(losses: Tensor, reduction: str, job: Job) -> Tensor:
+def _reduced(losses: Tensor, reduction: str, total: int, ranks: int) -> Tensor:
     if reduction == "none":
         return losses
-    total = losses.sum() * job.rows.ranks.size
-    # Without any row it is NaN, as a mean over nothing is.
-    return total / job.rows.total if reduction == "mean" else total
+    summed = losses.sum() * ranks
+    return summed / max(total, 1) if reduction == "mean" else summed
 
 
 class Job(NamedTuple):
     """What a loss compares, beside the rows: numbers of this rank's own rows and of all keys."""
 
-    rows: Shares
     keys: Shares
     # (own rows,) int64: the row's positive among all keys; negative for none.
     positives: Tensor
@@ -154,7 +134,7 @@ class Job(NamedTuple):
     key_ids: Tensor | None
     # Negatives whose cosine exceeds the positive's by more are left out.
     margin: float | None
-    # Whether keys have a loss too; key number j then has row number j as its positive.
+    # Whether the positives have a loss too, among the rows.
     symmetric: bool
 
 
@@ -242,6 +222,18 @@ class _Pairs(NamedTuple):
     known: Tensor
     cosines: Tensor
 
+    def to_keys(self, by_row: Tensor, count: int, otherwise: float) -> Tensor:
+        """What belongs to rows, (own rows,), of their positives, (own keys,)."""
+        found = by_row.new_full((count,), otherwise)
+        found[self.keys] = by_row[self.rows]
+        return found
+
+    def to_rows(self, by_key: Tensor) -> Tensor:
+        """What belongs to keys, (own keys,), of the rows whose positives they are, (own rows,)."""
+        found = by_key.new_zeros(self.known.shape)
+        found[self.rows] = by_key[self.keys]
+        return found
+
 
 def _pairs(u: Tensor, v: Tensor, job: Job) -> _Pairs:
     known = job.positives >= 0
@@ -253,34 +245,35 @@ def _pairs(u: Tensor, v: Tensor, job: Job) -> _Pairs:
 
 
 class _Contrast(torch.autograd.Function):
-    """L = log(1 + sum over negatives exp(S - S of the positive)), of own rows and own keys.
+    """L = log(1 + sum over negatives exp(S - S of the positive)), of own rows.
 
     Takes unit rows (own rows, d) and (own keys, d), a scale (), S = scale cosine, and returns
-    float64 (own rows,) and (own keys,), the latter empty unless both sides have a loss; 0 for a row
-    without a positive.
+    float64 (own rows,), and the same of their positives among all rows, which is empty unless
+    asked for; 0 for a row without a positive.
     """
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, v: Tensor, scale: Tensor, job: Job) -> tuple[Tensor, Tensor]:
-        s = float(scale)
+        s, by_key, key_log_sums = float(scale), None, None
         pairs = _pairs(u, v, job)
-        by_key = job.keys.of_all(pairs.cosines) if job.symmetric else None
         sums, key_sums = _Sums(u, len(u)), _Sums(u, job.keys.total if job.symmetric else 0)
+        if job.symmetric:
+            by_key = job.keys.of_all(pairs.to_keys(pairs.cosines, len(v), math.inf))
         for tile in _tiles(u, v, job):
             logits = tile.cosines * s
             sums.add(tile.rows, _masked(logits, _of_rows(tile, pairs, job)), 1)
             if by_key is not None:
                 key_sums.add(tile.columns, _masked(logits, _of_keys(tile, by_key, job)), 0)
-        log_sums, key_log_sums = sums.log(), None
+        log_sums = sums.log()
+        losses = _over_negatives(log_sums, pairs, s)
+        of_keys = losses.new_empty(0)
         if job.symmetric:
             key_sums.over_ranks(job.keys)
             key_log_sums = key_sums.log()
+            of_keys = _over_negatives(pairs.to_rows(job.keys.mine(key_log_sums)), pairs, s)
         ctx.save_for_backward(u, v, scale, by_key, log_sums, key_log_sums)
         ctx.job = job
-        losses = _over_negatives(log_sums, pairs, s)
-        if key_log_sums is None:
-            return losses, losses.new_empty(0)
-        return losses, _over_negatives(job.keys.mine(key_log_sums), pairs, s)
+        return losses, of_keys
 
     @staticmethod
     @once_differentiable
@@ -292,8 +285,9 @@ class _Contrast(torch.autograd.Function):
         weights = _weights(by_rows, log_sums, pairs, s)
         pulls, key_weights = weights, None
         if job.symmetric:
-            own = _weights(by_keys, job.keys.mine(key_log_sums), pairs, s)
-            pulls, key_weights = weights + own, job.keys.of_all(own)
+            own = _weights(by_keys, pairs.to_rows(job.keys.mine(key_log_sums)), pairs, s)
+            pulls = weights + own
+            key_weights = job.keys.of_all(pairs.to_keys(own, len(v), 0.0))
         for tile in _tiles(u, v, job):
             logits = tile.cosines * s
             kept = _masked(logits, _of_rows(tile, pairs, job))

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from cossim_fast.losses import sharded
 from cossim_fast.losses.group import Group
+from cossim_fast.losses.siglip import SigmoidLoss
+from cossim_fast.losses.softmax import SoftmaxLoss
 
 Arrays = list[Any]
 
@@ -61,7 +63,7 @@ def batch(
 
 
 def contrast(group: Any, made: Batch, dtype: torch.dtype, pieces: int, options: Any) -> Arrays:
-    """`info_nce`: this rank's value, and the gradients of its rows, its keys and the scale."""
+    """Of the softmax loss this rank's value, and the gradients of its rows, keys and scale."""
     rank = torch.distributed.get_rank(group)
     rows, keys, scale, _ = made.leaves()
     options = dict(options)
@@ -72,31 +74,21 @@ def contrast(group: Any, made: Batch, dtype: torch.dtype, pieces: int, options: 
     if options.pop("with_ids", False):
         options["query_ids"] = made.ids[: sum(made.row_counts)][made.own(rank)]
         options["key_ids"] = made.ids[made.own(rank, rows=False)]
-    given = {
-        "positives": None, "query_ids": None, "key_ids": None, "margin": None, "symmetric": False,
-        "reduction": "mean", "normalize": True, "eps": 1e-8, **options,
-    }  # fmt: skip
     sharded.PIECE, sharded.TILE = pieces, 4 * pieces
     mine = rows[made.own(rank)].to(dtype), keys[made.own(rank, rows=False)].to(dtype)
-    value = sharded.info_nce(*mine, scale, group=group, **given)
+    value = sharded.softmax_loss(SoftmaxLoss(**options), *mine, scale, group)
     return _differentiated(value, [rows, keys, scale])
 
 
-def sigmoid(group: Any, made: Batch, dtype: torch.dtype, pieces: int, options: Any) -> Arrays:
-    """`siglip`: as above, and the gradient of the bias."""
+def sigmoid(group: Any, made: Batch, dtype: torch.dtype, pieces: int, with_ids: bool) -> Arrays:
+    """The same of SigLIP's loss, and the gradient of the bias."""
     rank = torch.distributed.get_rank(group)
     rows, keys, scale, bias = made.leaves()
-    options = dict(options)
-    if options.pop("with_ids", False):
-        options["image_ids"] = made.ids[: sum(made.row_counts)][made.own(rank)]
-        options["text_ids"] = made.ids[made.own(rank, rows=False)]
-    given = {
-        "image_ids": None, "text_ids": None, "reduction": "mean", "normalize": True, "eps": 1e-8,
-        **options,
-    }  # fmt: skip
+    ids = made.ids[made.own(rank)] if with_ids else None
+    loss = SigmoidLoss(image_ids=ids, text_ids=ids)
     sharded.PIECE, sharded.TILE = pieces, 4 * pieces
     mine = rows[made.own(rank)].to(dtype), keys[made.own(rank, rows=False)].to(dtype)
-    value = sharded.siglip(*mine, scale, bias, group=group, **given)
+    value = sharded.sigmoid_loss(loss, *mine, scale, bias, group)
     return _differentiated(value, [rows, keys, scale, bias])
 
 

@@ -82,7 +82,7 @@ def test_contrast_is_that_of_one_process(ranks, counts, symmetric, margin, ids):
 @pytest.mark.parametrize("ids", [False, True])
 def test_siglip_is_that_of_one_process(ranks, counts, ids):
     made = rank_jobs.batch(len(counts), counts)
-    job = (rank_jobs.sigmoid, made, torch.float64, 4, {"with_ids": ids})
+    job = (rank_jobs.sigmoid, made, torch.float64, 4, ids)
     found = averaged(ranks.run(*job, size=len(counts)))
     rows, keys, scale, bias = made.leaves()
     logits = scale * normalize(rows, dim=1) @ normalize(keys, dim=1).T + bias
@@ -175,7 +175,7 @@ def test_no_rank_is_handed_more_than_a_piece(ranks):
 
 
 @pytest.mark.parametrize(
-    ("unlike", "word"), [({"margin": 0.3}, "margin"), ({"symmetric": True}, "symmetric")]
+    ("unlike", "word"), [({"margin": 0.3}, "margin"), ({"symmetric": True}, "choice of symmetric")]
 )
 def test_ranks_that_ask_unlike_things_are_told_so_and_none_waits(ranks, unlike, word):
     made = rank_jobs.batch(9, (3, 4))
