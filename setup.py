@@ -95,6 +95,7 @@ setup(
         "cossim_fast.files",
         "cossim_fast.integrations",
         "cossim_fast.kernels",
+        "cossim_fast.losses",
         "cossim_fast.retrieval",
         "cossim_fast.retrieval.joins",
         "cossim_fast.retrieval.nearest",

@@ -77,7 +77,10 @@ RULES = {
         "retrieval.memory_map", "retrieval.progress", "retrieval.results", "retrieval.tuning",
         "retrieval.screening", "retrieval.storage", "retrieval.nearest", "retrieval.joins",
     },
-    "losses": {"functional", "_cpu", "_ops", "_checks"},
+    "losses": {
+        "_autograd", "_checks", "_composite", "_cpu", "_dispatch", "_dtypes", "_ops", "_products",
+        "_shapes", "_threads", "functional",
+    },
     "distributed": {"_extras", "files", "retrieval"},
     "diagnose": {
         "_checks", "_escaped", "_extras", "_products", "_replacing", "functional", "modules",

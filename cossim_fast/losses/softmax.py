@@ -1,0 +1,297 @@
+"""The softmax loss of one positive among negatives: of rows, and of columns too.
+
+With N_i the sum over the negatives j of row i of exp(S_ij - S_ip), and p its positive,
+
+    L_i = log1p N_i = softplus(log sum over negatives exp(S_ij) - S_ip),
+
+    dL_i/dS_ij = exp(S_ij - S_ip - L_i),     dL_i/dS_ip = -N_i / (1 + N_i) = expm1(-L_i).
+
+The positive is never part of the sum, so that nothing cancels where N_i is small: a saturated row
+has a loss and gradients as exact as any other's. All vectors of logarithms are in bits and float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from cossim_fast._composite import unit_rows
+from cossim_fast._cpu.blocks import BLOCK
+from cossim_fast._dtypes import accumulation_dtype
+from cossim_fast._products import full_precision_product
+from cossim_fast.losses.autograd import Found, Number
+from cossim_fast.losses.tiles import BITS, Logits, log_sums, spans
+
+# [strips] Whose sums over columns are merged at a time.
+STRIPS = 16
+# [natural units] Above it, softplus(x) is x in float64.
+LINEAR = 40.0
+INF = torch.inf
+
+
+@dataclass(frozen=True)
+class SoftmaxLoss:
+    """The loss of queries x (n, d) among keys y (m, d), as `losses.autograd.Loss` wants it.
+
+    Args:
+        positives: int64 (n,), the key that belongs to each query, -1 for none; None is the
+            diagonal. Distinct if symmetric.
+        query_ids: int64 (n,) or None.
+        key_ids: int64 (m,), with query_ids: pairs of equal ids are not negatives.
+        margin: negatives of a cosine greater than the positive's by more are left out.
+        symmetric: the mean with the loss of each positive among the queries.
+        reduction: "mean" over the queries that have a positive, "sum" or "none".
+        eps: the smallest norm to divide by; None leaves rows as they are.
+    """
+
+    positives: Tensor | None = None
+    query_ids: Tensor | None = None
+    key_ids: Tensor | None = None
+    margin: float | None = None
+    symmetric: bool = False
+    reduction: str = "mean"
+    eps: float | None = 1e-8
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether the loss is reduced to one number."""
+        return self.reduction != "none"
+
+    def value(self, x: Tensor, y: Tensor, scale: float, bias: float) -> Tensor:
+        """The loss, in tiles."""
+        run = _Run(self, x, y, scale, whole_rows=False)
+        run.look()
+        return self._reduced(run)
+
+    def gradients(
+        self, x: Tensor, y: Tensor, scale: float, bias: float, incoming: Tensor | None,
+        by_x: bool, by_y: bool,
+    ) -> tuple[Tensor, Found]:  # fmt: skip
+        """The loss and its derivatives, in tiles."""
+        run = _Run(self, x, y, scale, whole_rows=not self.symmetric)
+        factor = 0.5 if self.symmetric else 1.0
+        if self.reduction == "mean":
+            factor /= run.count
+        if self.symmetric:
+            run.look()
+            weigh = run.weigh_both
+        else:
+            weigh = run.weigh_rows
+        run.incoming = None if incoming is None else incoming.to(run.logits.dtype)
+        dx, dy, ds = run.logits.gradients(weigh, by_x, by_y, factor)
+        return self._reduced(run), (dx, dy, ds, 0.0)
+
+    def _reduced(self, run: _Run) -> Tensor:
+        losses = run.losses()
+        if self.reduction != "none":
+            losses = losses.sum()
+        if self.reduction == "mean":
+            losses = losses / run.count
+        return losses.to(run.logits.dtype)
+
+    def composite(self, x: Tensor, y: Tensor, scale: Number, bias: Number) -> Tensor:
+        """The loss by differentiable torch operations; the bias is the same in every logit."""
+        wide = accumulation_dtype(torch.promote_types(x.dtype, y.dtype))
+        x, y = x.to(wide), y.to(wide)
+        if self.eps is not None:
+            x, y = unit_rows(x, -1, self.eps), unit_rows(y, -1, self.eps)
+        cosines = full_precision_product(x, y.mT)
+        n, m = cosines.shape
+        row, column = (torch.arange(size, device=x.device) for size in (n, m))
+        positives = row if self.positives is None else self.positives
+        valid = positives >= 0
+        if n == 0 or m == 0:
+            losses = cosines.sum(1)
+        else:
+            at = positives.clamp_min(0)
+            positive = cosines.gather(1, at[:, None])
+            excluded = (positives[:, None] == column) | self._alike(self.query_ids, self.key_ids)
+            by_row = excluded if self.margin is None else excluded | (
+                cosines > positive + self.margin
+            )  # fmt: skip
+            losses = _softplus_of_sum(scale * cosines, by_row, scale * positive)
+            if self.symmetric:
+                chosen = cosines[:, at].mT
+                others = excluded[:, at].mT
+                if self.margin is not None:
+                    others = others | (chosen > positive + self.margin)
+                losses = (losses + _softplus_of_sum(scale * chosen, others, scale * positive)) / 2
+        losses = torch.where(valid, losses, 0.0)
+        if self.reduction == "none":
+            return losses
+        total = losses.sum()
+        return total if self.reduction == "sum" else total / valid.sum().clamp_min(1)
+
+    @staticmethod
+    def _alike(ids: Tensor | None, others: Tensor | None) -> Tensor | bool:
+        return False if ids is None or others is None else ids[:, None] == others
+
+
+def _softplus_of_sum(logits: Tensor, excluded: Tensor, positive: Tensor) -> Tensor:
+    """Log(1 + the sum over the rest of each row of exp(logit - positive (n, 1))), (n,)."""
+    # Not of -inf, whose softmax would be NaN in a row without negatives.
+    least = torch.finfo(logits.dtype).min / 4
+    total = (logits - positive).masked_fill(excluded, least).logsumexp(1)
+    return softplus(total, threshold=LINEAR)
+
+
+class _Run:
+    """One computation of a loss on CPU."""
+
+    def __init__(
+        self, loss: SoftmaxLoss, x: Tensor, y: Tensor, scale: float, *, whole_rows: bool
+    ) -> None:
+        self.loss = loss
+        self.logits = Logits(x, y, scale, eps=loss.eps, whole_rows=whole_rows)
+        n, m = len(x), len(y)
+        rows = torch.arange(n, device="cpu")
+        self._positives = rows if loss.positives is None else loss.positives
+        self._valid = self._positives >= 0
+        self.count = max(int(self._valid.sum()), 1)
+        self._bits = scale * BITS
+        self._positive = self._positive_bits()
+        self._row_sums = torch.full((n,), -INF, dtype=torch.float64, device="cpu")
+        self._column_sums = torch.full((m,), -INF, dtype=torch.float64, device="cpu")
+        # By column: the query whose positive it is.
+        self._anchors = torch.full((m,), -1, dtype=torch.int64, device="cpu")
+        self._anchors[self._positives[self._valid]] = rows[self._valid]
+        self.incoming: Tensor | None = None
+
+    def _positive_bits(self) -> Tensor:
+        """The positives' logits in bits, +inf for rows without."""
+        x, y, positives = self.logits.x, self.logits.y, self._positives
+        bits = torch.full(positives.shape, INF, dtype=torch.float64, device="cpu")
+
+        def fill(rows: slice) -> None:
+            chosen = rows.start + self._valid[rows].nonzero().squeeze(1)
+            both = x.at(chosen).double(), y.at(positives[chosen]).double()
+            bits[chosen] = torch.linalg.vecdot(*both) * self._bits
+
+        width = max(x.x.shape[1], 1)
+        self.logits.run([partial(fill, rows) for rows in spans(len(bits), BLOCK // width or 1)])
+        return bits
+
+    def losses(self) -> Tensor:
+        """L (n,), in float64."""
+        found = self._row_losses(slice(None))
+        if self.loss.symmetric:
+            chosen = self._positives.clamp_min(0)
+            sums = self._column_sums[chosen] if len(self._column_sums) else self._row_sums
+            found = (found + _loss(sums, self._positive)) / 2
+        return torch.where(self._valid, found, 0.0)
+
+    def _row_losses(self, rows: slice) -> Tensor:
+        return _loss(self._row_sums[rows], self._positive[rows])
+
+    def look(self) -> None:
+        """Sum over the negatives of each row and, if symmetric, of each column."""
+        strips = self.logits.rows
+        for some in (strips[i : i + STRIPS] for i in range(0, len(strips), STRIPS)):
+            for sums in self.logits.run([partial(self._look_at, rows) for rows in some]):
+                self._column_sums = torch.logaddexp2(self._column_sums, sums)
+
+    def _look_at(self, rows: slice) -> Tensor:
+        strip = self.logits.strip(rows)
+        columns_sums = torch.full_like(self._column_sums, -INF)
+        for columns in self.logits.columns:
+            tile = self.logits.tile(strip, rows, columns)
+            self._exclude(tile, rows, columns)
+            seen = self._within_margin(tile, self._positive[rows, None])
+            self._add(rows, log_sums(seen, 1))
+            if self.loss.symmetric:
+                seen = self._within_margin(tile, self._anchored(self._positive, columns))
+                columns_sums[columns] = log_sums(seen, 0)
+        return columns_sums
+
+    def _add(self, rows: slice, sums: Tensor) -> None:
+        self._row_sums[rows] = torch.logaddexp2(self._row_sums[rows], sums)
+
+    def _anchored(self, by_row: Tensor, columns: slice) -> Tensor:
+        """What belongs to the queries of some columns; +inf for columns without."""
+        anchors = self._anchors[columns]
+        if len(by_row) == 0:
+            return torch.full(anchors.shape, INF, dtype=by_row.dtype, device="cpu")
+        return torch.where(anchors >= 0, by_row[anchors.clamp_min(0)], INF)
+
+    def _exclude(self, tile: Tensor, rows: slice, columns: slice) -> None:
+        """Set pairs that are no negatives to -inf: positives, and those of equal ids."""
+        self._fill_positives(tile, rows, columns, None)
+        ids, others = self.loss.query_ids, self.loss.key_ids
+        if ids is not None and others is not None:
+            tile.masked_fill_(ids[rows, None] == others[columns], -INF)
+
+    def _fill_positives(
+        self, tile: Tensor, rows: slice, columns: slice, by_row: Tensor | None
+    ) -> None:
+        """Set the positives in a tile to what belongs to its rows, or to -inf."""
+        at = self._positives[rows]
+        here = ((at >= columns.start) & (at < columns.stop)).nonzero().squeeze(1)
+        if len(here):
+            tile[here, at[here] - columns.start] = (
+                torch.tensor(-INF, dtype=tile.dtype, device="cpu")
+                if by_row is None
+                else by_row[here].to(tile.dtype)
+            )
+
+    def _within_margin(self, tile: Tensor, positive: Tensor) -> Tensor:
+        """The tile, or a copy without what exceeds the positive's cosine by more than the margin.
+
+        `positive` is (r, 1) for those of rows, (c,) for those of columns.
+        """
+        if self.loss.margin is None:
+            return tile
+        most = positive + self.loss.margin * self._bits
+        return tile.masked_fill(tile > most.to(tile.dtype), -INF)
+
+    def weigh_rows(self, rows: slice, tiles: list[tuple[slice, Tensor]]) -> None:
+        """Turn the logits of whole rows into the gradient by them."""
+        for columns, tile in tiles:
+            self._exclude(tile, rows, columns)
+            tile.copy_(self._within_margin(tile, self._positive[rows, None]))
+            self._add(rows, log_sums(tile, 1))
+        losses = self._row_losses(rows)
+        total = self._positive[rows] + losses * BITS
+        by_positive = torch.where(self._valid[rows], losses.neg().expm1(), 0.0)
+        for columns, tile in tiles:
+            _weigh(tile, total[:, None])
+            self._fill_positives(tile, rows, columns, by_positive)
+            if self.incoming is not None:
+                tile.mul_(self.incoming[rows, None])
+
+    def weigh_both(self, rows: slice, tiles: list[tuple[slice, Tensor]]) -> None:
+        """Turn logits into the gradient by them, given the sums over rows and columns."""
+        losses = self._row_losses(rows)
+        total = self._positive[rows] + losses * BITS
+        chosen = self._positives[rows].clamp_min(0)
+        other_losses = _loss(self._column_sums[chosen], self._positive[rows])
+        by_positive = losses.neg().expm1() + other_losses.neg().expm1()
+        by_positive = torch.where(self._valid[rows], by_positive, 0.0)
+        if self.incoming is not None:
+            by_positive = by_positive * self.incoming[rows]
+        for columns, tile in tiles:
+            self._exclude(tile, rows, columns)
+            anchored = self._anchored(self._positive, columns)
+            others = _loss(self._column_sums[columns], anchored)
+            by_column = self._within_margin(tile, anchored).clone()
+            _weigh(by_column, anchored + others * BITS)
+            tile.copy_(self._within_margin(tile, self._positive[rows, None]))
+            _weigh(tile, total[:, None])
+            if self.incoming is not None:
+                tile.mul_(self.incoming[rows, None])
+                by_column.mul_(torch.nan_to_num(self._anchored(self.incoming, columns), posinf=0.0))
+            tile.add_(by_column)
+            self._fill_positives(tile, rows, columns, by_positive)
+
+
+def _loss(sums: Tensor, positive: Tensor) -> Tensor:
+    """softplus(log of the sum over negatives - positive), of bits; 0 without a positive."""
+    return softplus((sums - positive) / BITS, threshold=LINEAR)
+
+
+def _weigh(tile: Tensor, total: Tensor) -> None:
+    """2^(tile - total), in place."""
+    tile.sub_(total.to(tile.dtype)).exp2_()
