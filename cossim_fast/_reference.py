@@ -29,6 +29,76 @@ def _over_norm(x: Tensor, dim: int, eps: float) -> Tensor:
     return x / norm.clamp(min=eps)
 
 
+def info_nce(
+    queries: Tensor,
+    keys: Tensor,
+    *,
+    temperature: float | Tensor = 0.07,
+    positives: Tensor | None = None,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    margin: float | None = None,
+    symmetric: bool = False,
+    reduction: str = "mean",
+    normalize: bool = True,
+    eps: float = 1e-8,
+) -> Tensor:
+    """Each query's loss, log(1 + sum over negatives exp(s - s_p)), in float64, one by one."""
+    cosines = _rows(queries, normalize, eps) @ _rows(keys, normalize, eps).T
+    n, m = cosines.shape
+    chosen = torch.arange(n) if positives is None else positives
+    by_row = torch.zeros((n, m), dtype=torch.bool)
+    by_row[torch.arange(n)[chosen >= 0], chosen[chosen >= 0]] = True
+    if query_ids is not None and key_ids is not None:
+        by_row = by_row | _equal(query_ids, key_ids)
+    losses = [cosines.sum() * 0.0] * n
+    for i, p in enumerate(chosen.tolist()):
+        if p >= 0:
+            sides = [(cosines[i], by_row[i])]
+            sides += [(cosines[:, p], by_row[:, p])] if symmetric else []
+            losses[i] = _mean_loss(sides, cosines[i, p], temperature, margin)
+    together = torch.stack(losses) if n else cosines.sum(1)
+    return _reduced(together, chosen >= 0, reduction)
+
+
+def _mean_loss(
+    sides: list[tuple[Tensor, Tensor]], own: Tensor, temperature: float | Tensor,
+    margin: float | None,
+) -> Tensor:  # fmt: skip
+    """The mean over the sides, cosines and which of them are no negatives, of log(1 + sum)."""
+    total = own.new_zeros(())
+    for cosines, excluded in sides:
+        rest = excluded if margin is None else excluded | (cosines > own + margin)
+        positive = (own / temperature)[None]
+        total = total + _softplus_of_sum((cosines / temperature)[None], rest[None], positive)[0]
+    return total / len(sides)
+
+
+def clip(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor | None = None,
+    *,
+    image_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
+    reduction: str = "mean",
+    normalize: bool = True,
+    eps: float = 1e-8,
+) -> Tensor:
+    """The mean of the cross-entropies of images among texts and of texts among images."""
+    logits = logit_scale * (_rows(image, normalize, eps) @ _rows(text, normalize, eps).T)
+    if logit_bias is not None:
+        logits = logits + logit_bias
+    own = logits.diagonal()
+    excluded = torch.eye(len(logits), dtype=torch.bool)
+    if image_ids is not None and text_ids is not None:
+        excluded = excluded | _equal(image_ids, text_ids)
+    by_image = _softplus_of_sum(logits, excluded, own)
+    by_text = _softplus_of_sum(logits.T, excluded.T, own)
+    return _reduced((by_image + by_text) / 2, torch.ones_like(own), reduction)
+
+
 def siglip(
     image: Tensor,
     text: Tensor,
@@ -95,7 +165,7 @@ def sup_con(
     positive = seen & _equal(labels, labels if ref_labels is None else ref_labels)
     count = positive.sum(1)
     # For each positive apart: nothing is subtracted from a sum that holds it.
-    losses = logits.new_zeros(len(z))
+    losses = logits[:, :0].sum(1)
     for column in range(logits.shape[1]):
         rest = ~seen | (torch.arange(logits.shape[1], device=z.device) == column)
         one = _softplus_of_sum(logits, rest, logits[:, column])

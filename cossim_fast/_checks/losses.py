@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast._checks.functions import PRECISIONS, require_dense
-from cossim_fast._checks.tensors import COMPUTED, converted, one_is_fake
+from cossim_fast._checks.tensors import COMPUTED, PLAIN, converted, one_is_fake
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -66,7 +66,7 @@ def loss_number(
 ) -> None:
     """Check a number that may be learned: a float, or a tensor of one element.
 
-    Whether a tensor on another device than a CPU is positive is not looked at: that would wait.
+    Whether a tensor is positive is looked at where its number is at hand.
     """
     what = "a number > 0" if positive else "a number"
     if isinstance(value, Tensor):
@@ -80,6 +80,13 @@ def loss_number(
                 f"{function}(): expected {name} on {device} like the rows, got {value.device}; "
                 "move it with .to()"
             )
+        # Another device would be waited for, and a trace has no numbers.
+        if not (positive and value.is_cpu) or type(value) not in PLAIN:
+            return
+        if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(value):
+            return
+        if value.detach() <= 0:
+            raise ValueError(f"{function}(): expected {name} to be {what}, got {value.item()}")
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(
@@ -139,6 +146,15 @@ def positives_of(
             )
 
 
+def same_count(function: str, names: tuple[str, str], x: Tensor, y: Tensor) -> None:
+    """Refuse rows of which not each has its partner."""
+    if len(x) != len(y):
+        raise ValueError(
+            f"{function}(): expected {names[1]} of shape {tuple(x.shape)} like {names[0]}, since "
+            f"row i of one belongs to row i of the other, got {tuple(y.shape)}"
+        )
+
+
 def loss_margin(function: str, margin: Any) -> None:
     """Check a difference of cosines."""
     if margin is not None and (
@@ -149,8 +165,16 @@ def loss_margin(function: str, margin: Any) -> None:
         raise ValueError(f"{function}(): expected margin to be a finite number, got {margin!r}")
 
 
-def pair_ids(function: str, names: tuple[str, str], ids: Any, others: Any, n: int, m: int) -> None:
-    """Check ids of both sides; one side's alone are those of both only where n = m."""
+def pair_ids(
+    function: str, names: tuple[str, str], ids: Any, others: Any, n: int, m: int,
+    *, diagonal: bool = True,
+) -> None:  # fmt: skip
+    """Check ids of both sides; the first side's alone are both's, where row i belongs to row i."""
     for name, given, count in ((names[0], ids, n), (names[1], others, m)):
         if given is not None:
             loss_ids(function, name, given, count)
+    if ids is not None and others is None and not (diagonal and n == m):
+        raise ValueError(
+            f"{function}(): expected {names[1]} beside {names[0]}, since not every key i is the "
+            "positive of query i"
+        )

@@ -69,8 +69,10 @@ def info_nce(
     _checks.loss_margin("info_nce", margin)
     n, m = len(queries), len(keys)
     _checks.positives_of("info_nce", positives, n, m, queries.device, symmetric=symmetric)
-    _checks.pair_ids("info_nce", ("query_ids", "key_ids"), query_ids, key_ids, n, m)
-    query_ids, key_ids = _both(query_ids, key_ids, positives, n)
+    _checks.pair_ids(
+        "info_nce", ("query_ids", "key_ids"), query_ids, key_ids, n, m, diagonal=positives is None
+    )
+    query_ids, key_ids = _ids_of_both(query_ids, key_ids, positives, n)
     loss = SoftmaxLoss(
         positives=None if positives is None else positives.long(),
         query_ids=query_ids,
@@ -91,13 +93,19 @@ def in_dtype(number: Number, dtype: torch.dtype) -> Number:
     return number.reshape(()).to(wide)
 
 
-def _both(
+def _ids_of_both(
     ids: Tensor | None, others: Tensor | None, positives: Tensor | None, n: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Ids of both sides, where one side's are given."""
-    if ids is None and others is not None:
-        return (others[:n] if positives is None else others[positives]), others
-    return ids, ids if others is None else others
+    """Ids of queries and keys, where those of one side are given."""
+    if ids is not None:
+        return ids, ids if others is None else others
+    if others is None or positives is None:
+        return None if others is None else others[:n], others
+    if len(others) == 0:
+        return positives, others
+    # A query without a positive has an id that no key has.
+    others = others.long()
+    return torch.where(positives >= 0, others[positives.clamp_min(0)], others.amin() - 1), others
 
 
 class InfoNCE(nn.Module):

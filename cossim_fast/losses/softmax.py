@@ -23,6 +23,7 @@ from cossim_fast._composite import unit_rows
 from cossim_fast._cpu.blocks import BLOCK
 from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast._products import full_precision_product
+from cossim_fast.losses.alike import alike, codes, leave_out
 from cossim_fast.losses.autograd import Found, Number
 from cossim_fast.losses.tiles import BITS, Logits, log_sums, spans
 
@@ -159,6 +160,9 @@ class _Run:
         # By column: the query whose positive it is.
         self._anchors = torch.full((m,), -1, dtype=torch.int64, device="cpu")
         self._anchors[self._positives[self._valid]] = rows[self._valid]
+        self._codes: list[Tensor] | None = None
+        if loss.query_ids is not None and loss.key_ids is not None:
+            self._codes = codes(loss.query_ids, loss.key_ids)
         self.incoming: Tensor | None = None
 
     def _positive_bits(self) -> Tensor:
@@ -220,9 +224,9 @@ class _Run:
     def _exclude(self, tile: Tensor, rows: slice, columns: slice) -> None:
         """Set pairs that are no negatives to -inf: positives, and those of equal ids."""
         self._fill_positives(tile, rows, columns, None)
-        ids, others = self.loss.query_ids, self.loss.key_ids
-        if ids is not None and others is not None:
-            tile.masked_fill_(ids[rows, None] == others[columns], -INF)
+        if self._codes is not None:
+            ids, others = self._codes
+            leave_out(tile, alike(tile, ids[rows], others[columns]))
 
     def _fill_positives(
         self, tile: Tensor, rows: slice, columns: slice, by_row: Tensor | None
@@ -245,7 +249,8 @@ class _Run:
         if self.loss.margin is None:
             return tile
         most = positive + self.loss.margin * self._bits
-        return tile.masked_fill(tile > most.to(tile.dtype), -INF)
+        above = torch.gt(tile, most.to(tile.dtype), out=torch.empty_like(tile))
+        return torch.add(tile, above, alpha=-torch.finfo(tile.dtype).max, out=above)
 
     def weigh_rows(self, rows: slice, tiles: list[tuple[slice, Tensor]]) -> None:
         """Turn the logits of whole rows into the gradient by them."""

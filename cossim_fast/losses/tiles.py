@@ -138,7 +138,7 @@ class Logits:
             side //= 2
         self.rows = spans(n, side)
         if whole_rows:
-            self._across, down = len(self.columns), MEMORY // (side * size)
+            self._across, down = max(len(self.columns), 1), MEMORY // (side * size)
         else:
             tiles = BLOCK_MEMORY // (SIDE * SIDE * 4)
             self._across = min(max(len(self.columns), 1), tiles)
