@@ -15,11 +15,15 @@ def codes(*ids: Tensor) -> list[Tensor]:
         *ids: integers, (n,) each.
 
     Returns:
-        Whole numbers, float32 where there are fewer than 2^24 rows.
+        Whole numbers, (n,) each.
     """
     number = torch.unique(torch.cat(ids), return_inverse=True)[1]
-    exact = torch.float32 if len(number) < 1 << 24 else torch.float64
-    return list(number.to(exact).split([len(each) for each in ids]))
+    return list(floats(number).split([len(each) for each in ids]))
+
+
+def floats(numbers: Tensor) -> Tensor:
+    """Whole numbers below twice their count, (n,), as floats that hold them exactly."""
+    return numbers.to(torch.float32 if len(numbers) < 1 << 23 else torch.float64)
 
 
 def alike(tile: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

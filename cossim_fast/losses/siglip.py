@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ def siglip(
     normalize: bool = True,
     eps: float = 1e-8,
     precision: str = "highest",
+    group: Any = None,
 ) -> Tensor:
     r"""Return the sigmoid loss of images with their texts, and as negatives with all other texts.
 
@@ -58,6 +60,10 @@ def siglip(
         eps: the smallest norm to divide by, finite, at least 0.
         precision: the words of :func:`cossim_fast.pairwise_cosine`; here all of them give the
             products of "highest".
+        group: a process group of torch.distributed. Image and text are then this process's own
+            rows, as many as it likes, and the texts of all processes are compared with its images.
+            Its value is such that the mean over processes, which DDP takes of gradients, is the
+            loss of one process that has all rows.
 
     Returns:
         A number, or (n,) for "none", in float32, for float64 rows in float64. Without rows the mean
@@ -97,7 +103,13 @@ def siglip(
         reduction=reduction,
         eps=eps if normalize else None,
     )
-    return compute(loss, image, text, in_dtype(logit_scale, dtype), in_dtype(bias, dtype))
+    scale, bias = in_dtype(logit_scale, dtype), in_dtype(bias, dtype)
+    if group is not None:
+        # It needs torch.distributed, and this module.
+        from cossim_fast.losses.sharded import sigmoid_loss
+
+        return sigmoid_loss(loss, image, text, scale, bias, group)
+    return compute(loss, image, text, scale, bias)
 
 
 class SigLipLoss(nn.Module):
@@ -115,12 +127,14 @@ class SigLipLoss(nn.Module):
         normalize: bool = True,
         eps: float = 1e-8,
         precision: str = "highest",
+        group: Any = None,
     ) -> None:
         super().__init__()
         self.reduction = reduction
         self.normalize = normalize
         self.eps = eps
         self.precision = precision
+        self.group = group
 
     def forward(
         self,
@@ -144,6 +158,7 @@ class SigLipLoss(nn.Module):
             normalize=self.normalize,
             eps=self.eps,
             precision=self.precision,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:
