@@ -178,3 +178,18 @@ def pair_ids(
             f"{function}(): expected {names[1]} beside {names[0]}, since not every key i is the "
             "positive of query i"
         )
+
+
+def triplet_margin(function: str, margin: Any) -> None:
+    """Check a difference of cosines that is no less than 0."""
+    if isinstance(margin, bool) or not isinstance(margin, (int, float)):
+        raise TypeError(f"{function}(): expected margin to be a number, got {type(margin).__name__}")
+    if not 0 <= margin < math.inf:
+        raise ValueError(f"{function}(): expected a finite margin >= 0, got {margin}")
+
+
+def rows_with_labels(function: str, names: tuple[str, str], rows: Any, labels: Any) -> None:
+    """Refuse rows without labels, and labels without rows."""
+    if (rows is None) != (labels is None):
+        given, lacking = names[::-1] if rows is None else names
+        raise ValueError(f"{function}(): expected {lacking} with {given}, got None; give both")

@@ -68,11 +68,7 @@ def nt_xent(
     _checks.loss_options("nt_xent", reduction, eps, precision)
     _checks.loss_number("nt_xent", "temperature", temperature, z0.device, positive=True)
     n = len(z0)
-    if len(z1) != n:
-        raise ValueError(
-            f"nt_xent(): expected z1 of shape {tuple(z0.shape)} like z0, since row i of both are "
-            f"views of one item, got {tuple(z1.shape)}"
-        )
+    _checks.same_count("nt_xent", ("z0", "z1"), z0, z1)
     if ids is not None:
         _checks.loss_ids("nt_xent", "ids", ids, n)
     row = torch.arange(n, dtype=torch.int64, device=z0.device)

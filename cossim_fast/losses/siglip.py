@@ -91,11 +91,7 @@ def siglip(
     bias = 0.0 if logit_bias is None else logit_bias
     _checks.loss_number("siglip", "logit_bias", bias, image.device)
     n = len(image)
-    if len(text) != n:
-        raise ValueError(
-            f"siglip(): expected text of shape {tuple(image.shape)} like image, since text i "
-            f"belongs to image i, got {tuple(text.shape)}"
-        )
+    _checks.same_count("siglip", ("image", "text"), image, text)
     _checks.pair_ids("siglip", ("image_ids", "text_ids"), image_ids, text_ids, n, n)
     loss = SigmoidLoss(
         image_ids=text_ids if image_ids is None else image_ids,
@@ -106,7 +102,7 @@ def siglip(
     scale, bias = in_dtype(logit_scale, dtype), in_dtype(bias, dtype)
     if group is not None:
         # It needs torch.distributed, and this module.
-        from cossim_fast.losses.sharded import sigmoid_loss
+        from cossim_fast.losses.sharded import sigmoid_loss  # noqa: PLC0415
 
         return sigmoid_loss(loss, image, text, scale, bias, group)
     return compute(loss, image, text, scale, bias)

@@ -83,9 +83,7 @@ def sup_con(
     _checks.loss_options("sup_con", reduction, eps, precision)
     _checks.loss_number("sup_con", "temperature", temperature, z.device, positive=True)
     _checks.loss_ids("sup_con", "labels", labels, len(z))
-    if (ref is None) != (ref_labels is None):
-        given, lacking = ("ref_labels", "ref") if ref is None else ("ref", "ref_labels")
-        raise ValueError(f"sup_con(): expected {lacking} with {given}, got None; give both")
+    _checks.rows_with_labels("sup_con", ("ref", "ref_labels"), ref, ref_labels)
     scale = 1.0 / in_dtype(temperature, dtype)
     used = eps if normalize else None
     if ref is None or ref_labels is None:
