@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from cossim_fast import _checks
-from cossim_fast.losses.autograd import compute
-from cossim_fast.losses.info_nce import in_dtype
+from cossim_fast.losses.info_nce import in_dtype, shared_or_not
 from cossim_fast.losses.softmax import SoftmaxLoss
 
 
@@ -22,6 +23,7 @@ def clip(
     normalize: bool = True,
     eps: float = 1e-8,
     precision: str = "highest",
+    group: Any = None,
 ) -> Tensor:
     r"""Return the mean loss of finding each image's text and each text's image.
 
@@ -45,6 +47,9 @@ def clip(
         eps: the smallest norm to divide by, finite, at least 0.
         precision: the words of :func:`cossim_fast.pairwise_cosine`; here all of them give the
             products of "highest".
+        group: a process group of torch.distributed. Rows are then this process's own, as many as
+            it likes, and those of all processes are its negatives. Its value is such that the mean
+            over processes, which DDP takes of gradients, is the loss of one that has all rows.
 
     Returns:
         A number, or (n,) for "none", in float32, for float64 rows in float64.
@@ -75,7 +80,7 @@ def clip(
         reduction=reduction,
         eps=eps if normalize else None,
     )
-    found = compute(loss, image, text, in_dtype(logit_scale, dtype))
+    found = shared_or_not(loss, image, text, in_dtype(logit_scale, dtype), group)
     if logit_bias is None:
         return found
     _checks.loss_number("clip", "logit_bias", logit_bias, image.device)
@@ -100,12 +105,14 @@ class ClipLoss(nn.Module):
         normalize: bool = True,
         eps: float = 1e-8,
         precision: str = "highest",
+        group: Any = None,
     ) -> None:
         super().__init__()
         self.reduction = reduction
         self.normalize = normalize
         self.eps = eps
         self.precision = precision
+        self.group = group
 
     def forward(
         self,
@@ -129,6 +136,7 @@ class ClipLoss(nn.Module):
             normalize=self.normalize,
             eps=self.eps,
             precision=self.precision,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ def info_nce(
     normalize: bool = True,
     eps: float = 1e-8,
     precision: str = "highest",
+    group: Any = None,
 ) -> Tensor:
     r"""Return the loss of finding each query's key among all keys.
 
@@ -51,13 +54,35 @@ def info_nce(
         eps: the smallest norm to divide by, finite, at least 0.
         precision: the words of :func:`cossim_fast.pairwise_cosine`; here all of them give the
             products of "highest".
+        group: a process group of torch.distributed. Rows are then this process's own, as many as
+            it likes, and the keys of all processes are keys of its queries; numbers and ids are of
+            own rows. Its value is such that the mean over processes, which DDP takes of gradients,
+            is the loss of one process that has all rows.
 
     Returns:
         A number, or (n,) for "none", in float32, for float64 rows in float64.
 
+    A query without a positive has loss 0 and no derivative; one without negatives has loss 0, as
+    has its only key; so with one query and one key, and the mean over no queries is 0. A zero row
+    has cosine 0 with all. A row that holds NaN or an infinity makes all losses NaN that it is part
+    of: those of a query its own, unless `symmetric`; those of a key all. Rows of any magnitude
+    above eps are right.
+
+    The positive is never part of the sum over negatives, so that a loss of 1e-30 keeps its digits
+    and none overflows, whatever the temperature. Logits are float32 (float64 for float64 rows),
+    whatever autocast says; sums over tiles are float64. A logit is off by what a cosine is off by,
+    over the temperature, and a loss by as much of itself. Derivatives by rows and temperature of
+    every order exist, as do functorch's transforms and ``torch.compile``. The first ones are made
+    on CPU as the loss is, by three products of n m d multiplications, four if `symmetric`, unless
+    `reduction` is "none". Extra memory there: 64 MB beyond unit rows and derivatives. What takes
+    torch's own operations (second derivatives, transforms, other devices) makes the matrix.
+
     Raises:
         ValueError: shapes that do not match, two devices, numbers out of range.
         TypeError: no tensors, not dense ones, or dtypes that are not floating (integers, for ids).
+
+    Source: van den Oord et al., Representation Learning with Contrastive Predictive Coding (2018);
+    `query_ids` and `margin` as in sentence-transformers' ``GISTEmbedLoss`` without a guide.
 
     >>> import torch
     >>> info_nce(torch.eye(3), torch.eye(3), temperature=1.0)
@@ -82,7 +107,17 @@ def info_nce(
         reduction=reduction,
         eps=eps if normalize else None,
     )
-    return compute(loss, queries, keys, 1.0 / in_dtype(temperature, dtype))
+    return shared_or_not(loss, queries, keys, 1.0 / in_dtype(temperature, dtype), group)
+
+
+def shared_or_not(loss: SoftmaxLoss, x: Tensor, y: Tensor, scale: Number, group: Any) -> Tensor:
+    """The loss of the rows of this process, or of those that the ranks of a group own."""
+    if group is None:
+        return compute(loss, x, y, scale)
+    # It imports torch.distributed, and what imports this module.
+    from cossim_fast.losses.sharded import softmax_loss  # noqa: PLC0415
+
+    return softmax_loss(loss, x, y, scale, group)
 
 
 def in_dtype(number: Number, dtype: torch.dtype) -> Number:
@@ -126,6 +161,7 @@ class InfoNCE(nn.Module):
         normalize: bool = True,
         eps: float = 1e-8,
         precision: str = "highest",
+        group: Any = None,
     ) -> None:
         super().__init__()
         self.temperature = temperature
@@ -135,6 +171,7 @@ class InfoNCE(nn.Module):
         self.normalize = normalize
         self.eps = eps
         self.precision = precision
+        self.group = group
 
     def forward(
         self,
@@ -159,6 +196,7 @@ class InfoNCE(nn.Module):
             normalize=self.normalize,
             eps=self.eps,
             precision=self.precision,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:
