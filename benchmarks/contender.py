@@ -66,9 +66,13 @@ class Contender(NamedTuple):
         package = module.partition(".")[0]
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed"
-        if attribute and not hasattr(importlib.import_module(module), attribute):
-            return f"{module} has no {attribute}"
-        return None
+        if not attribute:
+            return None
+        try:
+            loaded = importlib.import_module(module)
+        except ImportError as error:  # of what it needs itself
+            return f"{module} does not load: {error}"
+        return None if hasattr(loaded, attribute) else f"{module} has no {attribute}"
 
 
 def calling(function: Callable[..., Any]) -> Callable[..., Call]:

@@ -1,0 +1,222 @@
+"""Contrastive losses against whom: each is timed with its gradients by both inputs.
+
+An answer is the loss and its gradients. The temperature, or its inverse, is what the library that
+the loss comes from takes by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import floors
+from cases import (
+    CACHED,
+    LIGHTLY,
+    LINEAR_CROSS_ENTROPY,
+    OPEN_CLIP,
+    OURS,
+    PLAIN,
+    PRODUCTS,
+    Case,
+    Task,
+)
+from contender import Call, Contender
+from cossim_fast import losses
+
+TEMPERATURE = 0.07
+# Of SigLIP, after some training.
+SCALE, BIAS = 50.0, -10.0
+NT_XENT_TEMPERATURE = 0.5
+# CachedMultipleNegativesRankingLoss's own scale.
+CACHED_SCALE = 20.0
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Answer = tuple[Tensor, Tensor, Tensor]
+
+
+def of_loss(loss: Loss) -> Callable[..., Call]:
+    """Time a loss and its gradients."""
+
+    def prepare(case: Case, x: Tensor, y: Tensor) -> Call:
+        leaves = [t.detach().requires_grad_() for t in (x, y)]
+
+        def call() -> Answer:
+            value = loss(*leaves)
+            dx, dy = torch.autograd.grad(value, leaves)
+            return value.detach(), dx, dy
+
+        return call
+
+    return prepare
+
+
+def _ours_one_way(x: Tensor, y: Tensor) -> Tensor:
+    return losses.info_nce(x, y, temperature=TEMPERATURE)
+
+
+def _ours_symmetric(x: Tensor, y: Tensor) -> Tensor:
+    return losses.info_nce(x, y, temperature=TEMPERATURE, symmetric=True)
+
+
+def _ours_siglip(x: Tensor, y: Tensor) -> Tensor:
+    return losses.siglip(x, y, SCALE, BIAS)
+
+
+def _ours_nt_xent(x: Tensor, y: Tensor) -> Tensor:
+    return losses.nt_xent(x, y, temperature=NT_XENT_TEMPERATURE)
+
+
+# Plain, as well as torch's operations allow: rows are scaled, which are few, not the matrix; one
+# product serves both directions.
+def _logits(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    return (F.normalize(x) * scale) @ F.normalize(y).T
+
+
+def _own(logits: Tensor) -> Tensor:
+    return torch.arange(len(logits))
+
+
+def _plain_one_way(x: Tensor, y: Tensor) -> Tensor:
+    logits = _logits(x, y, 1 / TEMPERATURE)
+    return F.cross_entropy(logits, _own(logits))
+
+
+def _plain_symmetric(x: Tensor, y: Tensor) -> Tensor:
+    logits = _logits(x, y, 1 / TEMPERATURE)
+    rows = _own(logits)
+    return (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
+
+
+def _plain_siglip(x: Tensor, y: Tensor) -> Tensor:
+    # softplus(S) summed over all pairs, but softplus(-S) = softplus(S) - S of the positives.
+    logits = _logits(x, y, SCALE).add_(BIAS)
+    return (F.softplus(logits).sum() - logits.diagonal().sum()) / len(logits)
+
+
+def _plain_nt_xent(x: Tensor, y: Tensor) -> Tensor:
+    z = F.normalize(torch.cat([x, y]))
+    logits = (z / NT_XENT_TEMPERATURE) @ z.T
+    logits.diagonal().fill_(-torch.inf)
+    return F.cross_entropy(logits, _own(logits).roll(len(x)))
+
+
+def _linear_cross_entropy(x: Tensor, y: Tensor) -> Tensor:
+    # https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.linear_cross_entropy.html,
+    # in chunks: what it is for. Its options are those it chooses itself.
+    options = torch.nn.LinearCrossEntropyOptions()
+    rows = F.normalize(x) / TEMPERATURE
+    return F.linear_cross_entropy(rows, F.normalize(y), _own(x), options=options)
+
+
+# https://github.com/mlfoundations/open_clip/blob/main/src/open_clip/loss.py: it takes unit rows,
+# which its models make by F.normalize.
+def _open_clip(x: Tensor, y: Tensor) -> Tensor:
+    from open_clip.loss import ClipLoss  # noqa: PLC0415
+
+    value: Tensor = ClipLoss()(F.normalize(x), F.normalize(y), 1 / TEMPERATURE)
+    return value
+
+
+def _open_clip_siglip(x: Tensor, y: Tensor) -> Tensor:
+    from open_clip.loss import SigLipLoss  # noqa: PLC0415
+
+    value: Tensor = SigLipLoss()(F.normalize(x), F.normalize(y), SCALE, BIAS)
+    return value
+
+
+def _lightly(x: Tensor, y: Tensor) -> Tensor:
+    # https://docs.lightly.ai/self-supervised-learning/lightly.loss.html
+    from lightly.loss import NTXentLoss  # noqa: PLC0415
+
+    value: Tensor = NTXentLoss(temperature=NT_XENT_TEMPERATURE)(x, y)
+    return value
+
+
+def _in_batches(stage: Callable[[list[list[Tensor]]], Tensor]) -> Callable[..., Call]:
+    """Time what comes after a batch was embedded in mini-batches: the loss, and its gradients."""
+
+    def prepare(case: Case, x: Tensor, y: Tensor) -> Call:
+        def call() -> Answer:
+            parts = [
+                [part.detach().requires_grad_() for part in t.split(case.batch)] for t in (x, y)
+            ]
+            value = stage(parts)
+            dx, dy = (torch.cat([_gradient(part) for part in some]) for some in parts)
+            return value, dx, dy
+
+        return call
+
+    return prepare
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    if leaf.grad is None:
+        raise RuntimeError("expected a gradient by every embedding")
+    return leaf.grad
+
+
+def _ours_cached(parts: list[list[Tensor]]) -> Tensor:
+    queries, keys = (torch.cat(some) for some in parts)
+    value = losses.info_nce(queries, keys, temperature=1 / CACHED_SCALE)
+    value.backward()  # type: ignore[no-untyped-call]
+    return value.detach()
+
+
+def _sentence_transformers(case: Case, x: Tensor, y: Tensor) -> Call:
+    # https://sbert.net/docs/package_reference/sentence_transformer/losses.html
+    from sentence_transformers.sentence_transformer.losses import (  # noqa: PLC0415
+        CachedMultipleNegativesRankingLoss,
+    )
+
+    loss: Any = CachedMultipleNegativesRankingLoss(
+        torch.nn.Sequential(torch.nn.Identity()), scale=CACHED_SCALE, mini_batch_size=case.batch
+    )
+    return _in_batches(lambda parts: loss.calculate_loss(parts, with_backward=True))(case, x, y)
+
+
+def _floor(count: int) -> Contender:
+    return Contender(PRODUCTS[count], floors.fastest_products(count), floor=True)
+
+
+CONTENDERS: dict[Task, tuple[Contender, ...]] = {
+    "one-way loss": (
+        Contender(OURS, of_loss(_ours_one_way)),
+        Contender(PLAIN, of_loss(_plain_one_way)),
+        Contender(
+            LINEAR_CROSS_ENTROPY,
+            of_loss(_linear_cross_entropy),
+            "torch.nn.functional:linear_cross_entropy",
+        ),
+        _floor(3),
+    ),
+    "symmetric loss": (
+        Contender(OURS, of_loss(_ours_symmetric)),
+        Contender(PLAIN, of_loss(_plain_symmetric)),
+        Contender(OPEN_CLIP, of_loss(_open_clip), "open_clip.loss:ClipLoss"),
+        _floor(4),
+    ),
+    "SigLIP loss": (
+        Contender(OURS, of_loss(_ours_siglip)),
+        Contender(PLAIN, of_loss(_plain_siglip)),
+        Contender(OPEN_CLIP, of_loss(_open_clip_siglip), "open_clip.loss:SigLipLoss"),
+        _floor(3),
+    ),
+    "NT-Xent loss": (
+        Contender(OURS, of_loss(_ours_nt_xent)),
+        Contender(PLAIN, of_loss(_plain_nt_xent)),
+        Contender(LIGHTLY, of_loss(_lightly), "lightly.loss:NTXentLoss"),
+        _floor(2),
+    ),
+    "cached loss": (
+        Contender(OURS, _in_batches(_ours_cached)),
+        Contender(
+            CACHED, _sentence_transformers, "sentence_transformers.sentence_transformer.losses"
+        ),
+        _floor(3),
+    ),
+}
