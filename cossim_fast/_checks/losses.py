@@ -183,7 +183,8 @@ def pair_ids(
 def triplet_margin(function: str, margin: Any) -> None:
     """Check a difference of cosines that is no less than 0."""
     if isinstance(margin, bool) or not isinstance(margin, (int, float)):
-        raise TypeError(f"{function}(): expected margin to be a number, got {type(margin).__name__}")
+        got = type(margin).__name__
+        raise TypeError(f"{function}(): expected margin to be a number, got {got}")
     if not 0 <= margin < math.inf:
         raise ValueError(f"{function}(): expected a finite margin >= 0, got {margin}")
 
