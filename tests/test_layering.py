@@ -88,8 +88,8 @@ RULES = {
     },
     "__init__": {"_ops", "diagnose", "functional", "losses", "modules", "retrieval"},
     "integrations": {
-        "__init__", "functional", "modules", "retrieval", "diagnose", "_checks", "_extras",
-        "_threads",
+        "__init__", "functional", "modules", "losses", "retrieval", "diagnose", "_checks",
+        "_extras", "_threads",
     },
     "cli": {
         "__init__", "_checks", "_escaped", "_extras", "_products", "_replacing", "_threads",
@@ -108,6 +108,9 @@ SUBCLASSES = {
     "integrations/scipy.py": {"scipy"},
     "integrations/sklearn.py": {"sklearn", "scipy"},
     "integrations/langchain.py": {"langchain_core"},
+    "integrations/lightly.py": {"lightly"},
+    "integrations/pytorch_metric_learning.py": {"pytorch_metric_learning"},
+    "integrations/sentence_transformers_losses.py": {"sentence_transformers"},
 }
 
 
