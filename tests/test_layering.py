@@ -83,8 +83,8 @@ RULES = {
     },
     "distributed": {"_extras", "files", "retrieval"},
     "diagnose": {
-        "_checks", "_escaped", "_extras", "_products", "_replacing", "functional", "modules",
-        "retrieval",
+        "_checks", "_escaped", "_extras", "_products", "_replacing", "functional", "losses",
+        "modules", "retrieval",
     },
     "__init__": {"_ops", "diagnose", "functional", "losses", "modules", "retrieval"},
     "integrations": {

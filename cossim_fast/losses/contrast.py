@@ -8,7 +8,7 @@ cancel, and what is left keeps its digits however small it is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast._products import full_precision_product
 from cossim_fast.losses.alike import alike, floats, leave_out
 from cossim_fast.losses.autograd import Found, Number
+from cossim_fast.losses.sums import Sums
 from cossim_fast.losses.symmetric import Triangle
 from cossim_fast.losses.tiles import BITS, add_logs, log_sums
 
@@ -35,12 +36,14 @@ class ContrastLoss:
         partner: int64 (n,), each row's positive; None makes positives of all of equal code.
         reduction: "mean" over the rows that have a positive, "sum" or "none".
         eps: the smallest norm to divide by; None leaves rows as they are.
+        sums: what its passes note, the last one last, where each row has one positive.
     """
 
     code: Tensor
     partner: Tensor | None = None
     reduction: str = "mean"
     eps: float | None = 1e-8
+    sums: list[Sums] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def is_scalar(self) -> bool:
@@ -63,6 +66,8 @@ class ContrastLoss:
         count = run.of.count
         factor = 1 / max(int((count > 0).sum()), 1) if self.reduction == "mean" else 1.0
         dx, ds = run.gradient(incoming, factor)
+        if self.partner is not None and incoming is None:
+            self.sums.append(run.sums())
         return self._reduced(run.losses(), count).to(run.tiles.dtype), (dx, None, ds, 0.0)
 
     def _reduced(self, losses: Tensor, count: Tensor) -> Tensor:
@@ -195,6 +200,10 @@ class _Run:
     def _add(self, sums: Tensor, i: int, j: int, tile: Tensor) -> None:
         for place, dim in self._places(sums, i, j):
             place.copy_(add_logs(place, log_sums(tile, dim)))
+
+    def sums(self) -> Sums:
+        """What was summed, for those who watch the loss."""
+        return Sums(self._sums, self._negatives)
 
     def losses(self) -> Tensor:
         """L (n,), float64, in natural units."""

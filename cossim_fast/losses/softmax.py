@@ -12,7 +12,7 @@ has a loss and gradients as exact as any other's. All vectors of logarithms are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -25,6 +25,7 @@ from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast._products import full_precision_product
 from cossim_fast.losses.alike import alike, codes, leave_out
 from cossim_fast.losses.autograd import Found, Number
+from cossim_fast.losses.sums import Sums
 from cossim_fast.losses.tiles import BITS, Logits, log_sums, spans
 
 # [strips] Whose sums over columns are merged at a time.
@@ -47,6 +48,7 @@ class SoftmaxLoss:
         symmetric: the mean with the loss of each positive among the queries.
         reduction: "mean" over the queries that have a positive, "sum" or "none".
         eps: the smallest norm to divide by; None leaves rows as they are.
+        sums: what its passes note, the last one last.
     """
 
     positives: Tensor | None = None
@@ -56,6 +58,7 @@ class SoftmaxLoss:
     symmetric: bool = False
     reduction: str = "mean"
     eps: float | None = 1e-8
+    sums: list[Sums] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def is_scalar(self) -> bool:
@@ -84,6 +87,8 @@ class SoftmaxLoss:
             weigh = run.weigh_rows
         run.incoming = None if incoming is None else incoming.to(run.logits.dtype)
         dx, dy, ds = run.logits.gradients(weigh, by_x, by_y, factor)
+        if incoming is None:
+            self.sums.append(run.sums())
         return self._reduced(run), (dx, dy, ds, 0.0)
 
     def _reduced(self, run: _Run) -> Tensor:
@@ -187,6 +192,12 @@ class _Run:
             sums = self._column_sums[chosen] if len(self._column_sums) else self._row_sums
             found = (found + _loss(sums, self._positive)) / 2
         return torch.where(self._valid, found, 0.0)
+
+    def sums(self) -> Sums:
+        """What was summed, for those who watch the loss."""
+        return Sums(
+            self._positive, self._row_sums, self._column_sums if self.loss.symmetric else None
+        )
 
     def _row_losses(self, rows: slice) -> Tensor:
         return _loss(self._row_sums[rows], self._positive[rows])
