@@ -69,13 +69,14 @@ class _Function(torch.autograd.Function):
         value, (dx, dy, ds, db) = loss.gradients(
             x.detach(), y.detach(), _float(scale), _float(bias), None, by_x, by_y
         )
-        ctx.save_for_backward(*kept, dx, dy)
+        ctx.save_for_backward(*kept)
+        ctx.by_rows = dx, dy
         ctx.by_numbers = ds, db
         return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, scale, bias, *found = ctx.saved_tensors
+        x, y, scale, bias = ctx.saved_tensors
         scale, bias = (
             t if number is None else number
             for t, number in zip((scale, bias), ctx.numbers, strict=True)
@@ -86,16 +87,26 @@ class _Function(torch.autograd.Function):
             if graph_is_wanted(grad):
                 return None, *_composite_gradients(ctx.loss, inputs, needed, grad)
             if ctx.loss.is_scalar:
-                dx, dy = (None if t is None else t * grad for t in found)
+                # Handed out, so that they need no second memory, and made again if asked for again.
+                made, ctx.by_rows = ctx.by_rows, None
+                if made is None:
+                    made = _made(ctx.loss, inputs, None, needed)[:2]
+                dx, dy = (None if t is None else t.mul_(grad) for t in made)
                 ds, db = (number * grad for number in ctx.by_numbers)
             else:
-                (dx, dy, *by_numbers) = ctx.loss.gradients(
-                    x.detach(), y.detach(), _float(scale), _float(bias), grad, *needed[:2]
-                )[1]
+                dx, dy, *by_numbers = _made(ctx.loss, inputs, grad, needed)
                 ds, db = (grad.new_tensor(number) for number in by_numbers)
         derivatives = zip((dx, dy, ds, db), needed, inputs, strict=True)
         return None, *(t.to(like.dtype).view(like.shape) if need else None
                        for t, need, like in derivatives)  # fmt: skip
+
+
+def _made(
+    loss: Loss, inputs: tuple[Any, ...], incoming: Tensor | None, needed: tuple[bool, ...]
+) -> Found:
+    x, y, scale, bias = inputs
+    rows = x.detach(), y.detach()
+    return loss.gradients(*rows, _float(scale), _float(bias), incoming, *needed[:2])[1]
 
 
 def _composite_gradients(

@@ -26,12 +26,17 @@ from cossim_fast._products import full_precision_product
 from cossim_fast.losses.alike import alike, codes, leave_out
 from cossim_fast.losses.autograd import Found, Number
 from cossim_fast.losses.sums import Sums
-from cossim_fast.losses.tiles import BITS, Logits, log_sums, spans
+from cossim_fast.losses.tiles import BITS, Kept, Logits, log_sums, powers, spans, within
 
 # [strips] Whose sums over columns are merged at a time.
 STRIPS = 16
 # [natural units] Above it, softplus(x) is x in float64.
 LINEAR = 40.0
+# [bits] How far a row's or a column's sum may lie below the largest logit of a tile if one power of
+# 2 serves both: float32 has powers down to 2^-126.
+RANGE = 60.0
+# [bytes] Of tiles that the first pass of both directions keeps for the second.
+KEPT = 56 << 20
 INF = torch.inf
 
 
@@ -81,12 +86,12 @@ class SoftmaxLoss:
         if self.reduction == "mean":
             factor /= run.count
         if self.symmetric:
-            run.look()
+            run.look(keep=run.logits.tiles_of(KEPT))
             weigh = run.weigh_both
         else:
             weigh = run.weigh_rows
         run.incoming = None if incoming is None else incoming.to(run.logits.dtype)
-        dx, dy, ds = run.logits.gradients(weigh, by_x, by_y, factor)
+        dx, dy, ds = run.logits.gradients(weigh, by_x, by_y, factor, run.kept)
         if incoming is None:
             self.sums.append(run.sums())
         return self._reduced(run), (dx, dy, ds, 0.0)
@@ -169,6 +174,9 @@ class _Run:
         if loss.query_ids is not None and loss.key_ids is not None:
             self._codes = codes(loss.query_ids, loss.key_ids)
         self.incoming: Tensor | None = None
+        self.kept: Kept = {}
+        # Of kept tiles that hold powers.
+        self._shifts: dict[tuple[int, int], float] = {}
 
     def _positive_bits(self) -> Tensor:
         """The positives' logits in bits, +inf for rows without."""
@@ -202,28 +210,60 @@ class _Run:
     def _row_losses(self, rows: slice) -> Tensor:
         return _loss(self._row_sums[rows], self._positive[rows])
 
-    def look(self) -> None:
-        """Sum over the negatives of each row and, if symmetric, of each column."""
-        strips = self.logits.rows
+    def look(self, keep: int = 0) -> None:
+        """Sum over the negatives of each row and, if symmetric, of each column.
+
+        Args:
+            keep: how many tiles to keep for `weigh_both`: what it says that they hold.
+        """
+        strips = list(enumerate(self.logits.rows))
         for some in (strips[i : i + STRIPS] for i in range(0, len(strips), STRIPS)):
-            for sums in self.logits.run([partial(self._look_at, rows) for rows in some]):
+            parts = [
+                partial(self._look_at, rows, keep - i * len(self.logits.columns))
+                for i, rows in some
+            ]
+            for sums in self.logits.run(parts):
                 self._column_sums = torch.logaddexp2(self._column_sums, sums)
 
-    def _look_at(self, rows: slice) -> Tensor:
+    def _look_at(self, rows: slice, keep: int) -> Tensor:
         strip = self.logits.strip(rows)
-        columns_sums = torch.full_like(self._column_sums, -INF)
-        for columns in self.logits.columns:
-            tile = self.logits.tile(strip, rows, columns)
+        by_column = torch.full_like(self._column_sums, -INF)
+        for j, columns in enumerate(self.logits.columns):
+            whole = self.logits.padded_tile(strip, columns)
+            tile = within(whole, rows, columns)
             self._exclude(tile, rows, columns)
-            seen = self._within_margin(tile, self._positive[rows, None])
-            self._add(rows, log_sums(seen, 1))
             if self.loss.symmetric:
-                seen = self._within_margin(tile, self._anchored(self._positive, columns))
-                columns_sums[columns] = log_sums(seen, 0)
-        return columns_sums
+                sums, by_column[columns], shift = self._sums(tile, rows, columns, j < keep)
+            else:
+                sums = log_sums(self._within_margin(tile, self._positive[rows, None]), 1)
+                shift = None
+            self._row_sums[rows] = torch.logaddexp2(self._row_sums[rows], sums)
+            if j < keep:
+                self.kept[rows.start, columns.start] = whole
+                if shift is not None:
+                    self._shifts[rows.start, columns.start] = shift
+        return by_column
 
-    def _add(self, rows: slice, sums: Tensor) -> None:
-        self._row_sums[rows] = torch.logaddexp2(self._row_sums[rows], sums)
+    def _sums(
+        self, tile: Tensor, rows: slice, columns: slice, keep: bool
+    ) -> tuple[Tensor, Tensor, float | None]:
+        """Logarithms of the sums over a tile's rows and columns, and a shift.
+
+        The tile, if it is to be kept, then holds 2^(logit - shift): one power serves both
+        directions, unless a row or a column is so far below the largest logit that it would lose
+        its digits; the shift is then None.
+        """
+        if self.loss.margin is None:
+            shift = float(tile.amax())
+            powers = (tile - shift).exp2_()
+            by_row, by_column = powers.sum(1), powers.sum(0)
+            if min(float(by_row.min()), float(by_column.min())) >= 2.0**-RANGE:
+                if keep:
+                    tile.copy_(powers)
+                return by_row.double().log2_() + shift, by_column.double().log2_() + shift, shift
+        seen = self._within_margin(tile, self._positive[rows, None])
+        others = self._within_margin(tile, self._anchored(self._positive, columns))
+        return log_sums(seen, 1), log_sums(others, 0), None
 
     def _anchored(self, by_row: Tensor, columns: slice) -> Tensor:
         """What belongs to the queries of some columns; +inf for columns without."""
@@ -265,42 +305,74 @@ class _Run:
 
     def weigh_rows(self, rows: slice, tiles: list[tuple[slice, Tensor]]) -> None:
         """Turn the logits of whole rows into the gradient by them."""
+        shifts = []
         for columns, tile in tiles:
             self._exclude(tile, rows, columns)
-            tile.copy_(self._within_margin(tile, self._positive[rows, None]))
-            self._add(rows, log_sums(tile, 1))
+            if self.loss.margin is not None:
+                tile.copy_(self._within_margin(tile, self._positive[rows, None]))
+            shift, sums = powers(tile)
+            shifts.append(shift)
+            self._row_sums[rows] = torch.logaddexp2(self._row_sums[rows], sums)
         losses = self._row_losses(rows)
         total = self._positive[rows] + losses * BITS
         by_positive = torch.where(self._valid[rows], losses.neg().expm1(), 0.0)
-        for columns, tile in tiles:
-            _weigh(tile, total[:, None])
-            self._fill_positives(tile, rows, columns, by_positive)
+        if self.incoming is not None:
+            by_positive = by_positive * self.incoming[rows]
+        for (columns, tile), shift in zip(tiles, shifts, strict=True):
+            factor = torch.exp2(shift - total)
             if self.incoming is not None:
-                tile.mul_(self.incoming[rows, None])
+                factor = factor * self.incoming[rows]
+            tile.mul_(factor.to(tile.dtype)[:, None])
+            self._fill_positives(tile, rows, columns, by_positive)
 
     def weigh_both(self, rows: slice, tiles: list[tuple[slice, Tensor]]) -> None:
-        """Turn logits into the gradient by them, given the sums over rows and columns."""
+        """Turn logits, or their powers of 2 (`_shifts`), into the gradient by the logits."""
         losses = self._row_losses(rows)
         total = self._positive[rows] + losses * BITS
         chosen = self._positives[rows].clamp_min(0)
         other_losses = _loss(self._column_sums[chosen], self._positive[rows])
         by_positive = losses.neg().expm1() + other_losses.neg().expm1()
         by_positive = torch.where(self._valid[rows], by_positive, 0.0)
-        if self.incoming is not None:
-            by_positive = by_positive * self.incoming[rows]
+        incoming = None if self.incoming is None else self.incoming[rows]
+        if incoming is not None:
+            by_positive = by_positive * incoming
         for columns, tile in tiles:
-            self._exclude(tile, rows, columns)
             anchored = self._anchored(self._positive, columns)
-            others = _loss(self._column_sums[columns], anchored)
-            by_column = self._within_margin(tile, anchored).clone()
-            _weigh(by_column, anchored + others * BITS)
-            tile.copy_(self._within_margin(tile, self._positive[rows, None]))
-            _weigh(tile, total[:, None])
+            other_total = anchored + _loss(self._column_sums[columns], anchored) * BITS
+            others = None
             if self.incoming is not None:
-                tile.mul_(self.incoming[rows, None])
-                by_column.mul_(torch.nan_to_num(self._anchored(self.incoming, columns), posinf=0.0))
-            tile.add_(by_column)
+                others = torch.nan_to_num(self._anchored(self.incoming, columns), posinf=0.0)
+            shift = self._shifts.pop((rows.start, columns.start), None)
+            if shift is None:
+                self._exclude(tile, rows, columns)
+                shift = self._shift(tile, rows, columns)
+            if shift is not None:
+                factors = _factors(shift, total, incoming), _factors(shift, other_total, others)
+                tile.mul_(factors[0].to(tile.dtype)[:, None] + factors[1].to(tile.dtype))
+            else:
+                by_column = self._within_margin(tile, anchored)
+                by_column = _weights(by_column, other_total, others)
+                by_row = self._within_margin(tile, self._positive[rows, None])
+                by_row = _weights(
+                    by_row, total[:, None], None if incoming is None else incoming[:, None]
+                )
+                torch.add(by_row, by_column, out=tile)
             self._fill_positives(tile, rows, columns, by_positive)
+
+    def _shift(self, tile: Tensor, rows: slice, columns: slice) -> float | None:
+        """Turn logits into 2^(logit - shift) and return it, where that keeps digits (`_sums`)."""
+        shift = float(self._row_sums[rows].max())
+        least = min(float(self._row_sums[rows].min()), float(self._column_sums[columns].min()))
+        if self.loss.margin is not None or not shift - least <= RANGE:
+            return None
+        tile.sub_(shift).exp2_()
+        return shift
+
+
+def _factors(shift: float, total: Tensor, incoming: Tensor | None) -> Tensor:
+    """2^(shift - total), float64, times what comes in."""
+    found = torch.exp2(shift - total)
+    return found if incoming is None else found * incoming
 
 
 def _loss(sums: Tensor, positive: Tensor) -> Tensor:
@@ -308,6 +380,7 @@ def _loss(sums: Tensor, positive: Tensor) -> Tensor:
     return softplus((sums - positive) / BITS, threshold=LINEAR)
 
 
-def _weigh(tile: Tensor, total: Tensor) -> None:
-    """2^(tile - total), in place."""
-    tile.sub_(total.to(tile.dtype)).exp2_()
+def _weights(tile: Tensor, total: Tensor, incoming: Tensor | None) -> Tensor:
+    """2^(tile - total), times what comes in, in new memory."""
+    found = (tile - total.to(tile.dtype)).exp2_()
+    return found if incoming is None else found.mul_(incoming.to(tile.dtype))

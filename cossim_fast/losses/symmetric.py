@@ -6,8 +6,10 @@ place, and sums have one order, whatever the number of threads. A tile serves bo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,10 +18,10 @@ from cossim_fast import _products, _threads
 from cossim_fast._cpu.matrix import SIDE, independent_threads
 from cossim_fast._cpu.products import OneDnnProduct, PlainProduct, by_onednn
 from cossim_fast._dtypes import accumulation_dtype
-from cossim_fast.losses.tiles import BITS, UnitRows, _Sums, spans
+from cossim_fast.losses.tiles import BITS, GradientSums, UnitRows, spans
 
 # [bytes] Of tiles that the first pass keeps for the second.
-KEPT = 32 << 20
+KEPT = 48 << 20
 
 # Does something with the blocks i <= j.
 Work = Callable[[int, int], None]
@@ -45,24 +47,46 @@ def rounds(count: int) -> list[list[tuple[int, int]]]:
     return found
 
 
+class Stacked:
+    """Matrices (.., d), one below the other as (n, d), of which slices of rows are read."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self._parts = parts
+        self.shape = (sum(len(part) for part in parts), parts[0].shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        found, first = [], 0
+        for part in self._parts:
+            some = part[max(rows.start - first, 0) : max(rows.stop - first, 0)]
+            found += [some] if len(some) else []
+            first += len(part)
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
 class Triangle:
     """log2(e) scale û ûᵀ of rows (n, d) on CPU, tile by tile, each pair of blocks once.
 
     Args:
-        x: (n, d) of float16, bfloat16, float32 or float64.
+        parts: of the rows, (.., d) each, of float16, bfloat16, float32 or float64.
         scale: factor of the cosines.
         eps: the smallest norm to divide by; None leaves rows as they are.
     """
 
-    def __init__(self, x: Tensor, scale: float, eps: float | None) -> None:
-        n, d = x.shape
+    def __init__(self, parts: Sequence[Tensor], scale: float, eps: float | None) -> None:
+        rows = Stacked([part.detach() for part in parts])
+        n, d = rows.shape
         work = n * n * d // 2
-        self.dtype = accumulation_dtype(x.dtype)
+        self.dtype = accumulation_dtype(
+            functools.reduce(torch.promote_types, (part.dtype for part in parts))
+        )
         self.scale = scale
         self.threads = independent_threads(work)
         self._fast = self.dtype == torch.float32 and by_onednn(work)
         product = OneDnnProduct() if self._fast else PlainProduct(self.dtype)
-        self.units = UnitRows(x.detach(), eps, self.dtype, product, self.threads)
+        self.units = UnitRows(cast(Tensor, rows), eps, self.dtype, product, self.threads)
         self.spans = spans(n, SIDE)
         self._kept: dict[tuple[int, int], Tensor] = {}
         self._room = KEPT
@@ -83,11 +107,8 @@ class Triangle:
         kept = self._kept.pop((i, j), None)
         if kept is not None:
             return kept
-        total: Tensor | None = None
         rows, columns = self.spans[i], self.spans[j]
-        for a, b in zip(self.units.strip(rows), self.units.strip(columns), strict=True):
-            total = self._multiply(a, b, total)
-        assert total is not None
+        total = self._multiply(self.units.strip(rows), self.units.strip(columns), None)
         total.mul_(self.scale * BITS)
         tile = total[: rows.stop - rows.start, : columns.stop - columns.start]
         size = total.numel() * total.element_size()
@@ -113,7 +134,7 @@ class Triangle:
             more: gives what to add to W û, for some rows.
             factor: of the result.
         """
-        sums = _Sums(self.units, self.spans, transposed=False)
+        sums = GradientSums(self.units, transposed=False)
 
         def work(i: int, j: int) -> None:
             tile = self.tile(i, j)
@@ -124,18 +145,17 @@ class Triangle:
                 self._add(sums, j, tile.T.contiguous(), i)
 
         def add(rows: slice) -> None:
-            places = [place[: rows.stop - rows.start] for place in sums.places(rows)]
-            parts = more(rows).split([place.shape[1] for place in places], 1)
-            for place, part in zip(places, parts, strict=True):
-                place.add_(part)
+            total = sums.begun(rows)
+            if total is not None:
+                total[: rows.stop - rows.start].add_(more(rows))
+                sums.put(rows, total, done=True)
 
         self.each(work)
         _threads.run_independent(self.threads, [partial(add, rows) for rows in self.spans])
-        found, along = sums.finish(self.scale, factor, self.threads)
+        found, along = sums.result(self.scale, factor)
         return found, along / 2
 
-    def _add(self, sums: _Sums, block: int, weights: Tensor, other: int) -> None:
+    def _add(self, sums: GradientSums, block: int, weights: Tensor, other: int) -> None:
         """Sums of a block += weights times the rows of another."""
-        rows = self.units.strip(self.spans[other])
-        for place, piece in zip(sums.places(self.spans[block]), rows, strict=True):
-            place.copy_(self._multiply(weights, piece.T, place))
+        rows, others = self.spans[block], self.units.strip(self.spans[other])
+        sums.put(rows, self._multiply(weights, others.T, sums.begun(rows)), done=False)

@@ -22,7 +22,7 @@ from cossim_fast import _products, _threads
 from cossim_fast._cpu.blocks import BLOCK
 from cossim_fast._cpu.gradients import project
 from cossim_fast._cpu.matrix import SIDE, independent_threads
-from cossim_fast._cpu.products import OneDnnProduct, Operand, PlainProduct, by_onednn
+from cossim_fast._cpu.products import OneDnnProduct, PlainProduct, by_onednn
 from cossim_fast._cpu.units import normalize
 from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast._threads import Result
@@ -34,6 +34,8 @@ MEMORY = 48 << 20
 # [bytes] Of the tiles of a block, unless it spans whole rows.
 BLOCK_MEMORY = 16 << 20
 
+# Padded tiles, by their first row and first column.
+Kept = dict[tuple[int, int], Tensor]
 # Turns the tiles of a strip, (columns, tile) each, into those of the gradient by S, in place.
 Weigh = Callable[[slice, "list[tuple[slice, Tensor]]"], None]
 
@@ -47,13 +49,13 @@ class Gradients(NamedTuple):
 
 
 class UnitRows:
-    """Rows divided by their norms, in the pieces of their width that a product takes.
+    """Rows divided by their norms.
 
     Args:
         x: (n, d), detached.
         eps: the smallest norm to divide by; None leaves rows as they are.
         dtype: float32 or float64, of what is computed.
-        product: whose operand is made.
+        product: whose padding the rows have.
         threads: how many share the work.
     """
 
@@ -62,43 +64,35 @@ class UnitRows:
         product: PlainProduct | OneDnnProduct, threads: int,
     ) -> None:  # fmt: skip
         n, d = x.shape
-        self.x, self.eps, self.dtype, self.product = x, eps, dtype, product
+        self.x, self.eps, self.dtype = x, eps, dtype
+        # (n, 1).
         self.norm = torch.ones((n, 1), dtype=dtype, device="cpu")
-        self.pieces: Operand = product.empty(product.padded(n, SIDE), d)
-        for piece in self.pieces:
-            piece[n:] = 0
+        padded = product.padded(n, SIDE)
+        # (n, d), and rows of zeros.
+        self.unit = torch.empty((padded, d), dtype=dtype, device="cpu")
+        self.unit[n:] = 0
         parts = [partial(self._prepare, rows) for rows in spans(n, max(BLOCK // max(d, 1), 1))]
         _threads.run_independent(threads, parts)
 
     def _prepare(self, rows: slice) -> None:
-        x = self.x[rows]
-        unit = torch.empty(x.shape, dtype=self.dtype, device="cpu")
         if self.eps is None:
-            unit.copy_(x)
+            self.unit[rows] = self.x[rows]
         else:
-            self.norm[rows] = normalize(x, self.eps, unit)
-        widths = [piece.shape[1] for piece in self.pieces]
-        for piece, part in zip(self.pieces, unit.split(widths, 1), strict=True):
-            piece[rows] = part
+            self.norm[rows] = normalize(self.x[rows], self.eps, self.unit[rows])
 
     def padded(self, rows: slice) -> slice:
         """The rows with those of zeros behind the last, where it is among them."""
-        return slice(rows.start, len(self.pieces[0])) if rows.stop == len(self.x) else rows
+        return slice(rows.start, len(self.unit)) if rows.stop == len(self.x) else rows
 
-    def strip(self, rows: slice) -> Operand:
-        """The pieces of some rows, padded."""
-        some = self.padded(rows)
-        return [piece[some] for piece in self.pieces]
+    def strip(self, rows: slice) -> Tensor:
+        """Some unit rows, padded."""
+        return self.unit[self.padded(rows)]
 
-    def whole(self, rows: slice) -> Tensor:
-        """Unit rows (r, d) in new memory, unless they are in one piece."""
-        if len(self.pieces) == 1:
-            return self.pieces[0][rows]
-        return torch.cat([piece[rows] for piece in self.pieces], 1)
-
-    def at(self, rows: Tensor) -> Tensor:
+    def at(self, rows: slice | Tensor) -> Tensor:
         """Unit rows of these numbers (r, d)."""
-        return torch.cat([piece[rows] for piece in self.pieces], 1)
+        return self.unit[rows]
+
+    whole = at
 
 
 def spans(length: int, step: int) -> list[slice]:
@@ -145,24 +139,26 @@ class Logits:
             down = tiles // self._across
         self._down = max(down, 1)
 
+    def tiles_of(self, memory: int) -> int:
+        """How many tiles fit into so many bytes, unless rows are whole."""
+        return memory // (SIDE * SIDE * torch.finfo(self.dtype).bits // 8)
+
     def run(self, parts: Sequence[Callable[[], Result]]) -> list[Result]:
         """Run parts, one for each strip, say, on the threads that this much work is worth."""
         return _threads.run_independent(self._threads, parts)
 
-    def strip(self, rows: slice) -> Operand:
+    def strip(self, rows: slice) -> Tensor:
         """What `tile` takes for some of `rows`, in new memory; for all tiles of the strip."""
-        return [piece * (self.scale * BITS) for piece in self.x.strip(rows)]
+        return self.x.strip(rows) * (self.scale * BITS)
 
-    def tile(self, strip: Operand, rows: slice, columns: slice) -> Tensor:
+    def tile(self, strip: Tensor, rows: slice, columns: slice) -> Tensor:
         """log2(e) S of the rows of a strip and some of `columns`, (r, c), in memory of its own."""
-        return _within(self._padded_tile(strip, columns), rows, columns)
+        return within(self.padded_tile(strip, columns), rows, columns)
 
-    def _padded_tile(self, strip: Operand, columns: slice) -> Tensor:
-        total: Tensor | None = None
-        for a, b in zip(strip, self.y.strip(columns), strict=True):
-            total = self._multiply(a, b, total)
-        assert total is not None  # an operand has at least one piece
-        return total.add_(self.bias * BITS) if self.bias else total
+    def padded_tile(self, strip: Tensor, columns: slice) -> Tensor:
+        """The same, and finite numbers in padding rows and columns, whose gradient is not used."""
+        tile = self._multiply(strip, self.y.strip(columns), None)
+        return tile.add_(self.bias * BITS) if self.bias else tile
 
     def _multiply(self, a: Tensor, b: Tensor, start: Tensor | None) -> Tensor:
         """A @ b.T (+ start), in memory of its own."""
@@ -171,7 +167,9 @@ class Logits:
         product = _products.mm(a, b.T)
         return product if start is None else product.add_(start)
 
-    def gradients(self, weigh: Weigh, by_x: bool, by_y: bool, factor: float = 1.0) -> Gradients:
+    def gradients(
+        self, weigh: Weigh, by_x: bool, by_y: bool, factor: float = 1.0, kept: Kept | None = None
+    ) -> Gradients:
         """Derivatives of a loss by x, y and the scale.
 
         Args:
@@ -179,73 +177,72 @@ class Logits:
             by_x: whether the derivative by x is wanted.
             by_y: whether that by y is.
             factor: of the loss: what it is multiplied by after what `weigh` gives.
+            kept: tiles from `padded_tile`, by the first row and the first column, to take instead
+                of computing them once more; they are removed.
 
         Returns:
             Derivatives in `dtype`.
         """
         # The derivative by the scale is the sum of <û, T>.
-        t = _Sums(self.x, self.rows, transposed=False) if by_x or not by_y else None
-        r = _Sums(self.y, self.columns, transposed=True) if by_y else None
-        for down in _groups(self.rows, self._down):
-            for across in _groups(self.columns, self._across):
-                self._add_block(weigh, down, across, t, r)
+        t = GradientSums(self.x, transposed=False) if by_x or not by_y else None
+        r = GradientSums(self.y, transposed=True) if by_y else None
+        kept = {} if kept is None else kept
+        downs, acrosses = _groups(self.rows, self._down), _groups(self.columns, self._across)
+        for down in downs:
+            for across in acrosses:
+                tiles = self.run(
+                    [partial(self._weighed, weigh, rows, across, kept) for rows in down]
+                )
+                parts: list[Callable[[], None]] = []
+                if t is not None:
+                    others = [self.y.strip(columns).T for columns in across]
+                    done = across is acrosses[-1]
+                    parts += [
+                        partial(self._add, t, rows, list(zip(strip, others, strict=True)), done)
+                        for rows, strip in zip(down, tiles, strict=True)
+                    ]
+                if r is not None:
+                    ours = [self.x.strip(rows).T.contiguous() for rows in down]
+                    done = down is downs[-1]
+                    parts += [
+                        partial(self._add, r, columns,
+                                [(own, strip[j].T) for own, strip in zip(ours, tiles, strict=True)],
+                                done)
+                        for j, columns in enumerate(across)
+                    ]  # fmt: skip
+                self.run(parts)
         found = [
-            (None, 0.0) if sums is None else sums.finish(self.scale, factor, self._threads)
-            for sums in (t, r)
+            (None, 0.0) if sums is None else sums.result(self.scale, factor) for sums in (t, r)
         ]
         (dx, along), (dy, other) = found
         return Gradients(dx if by_x else None, dy, along if t is not None else other)
 
-    def _add_block(
-        self, weigh: Weigh, down: list[slice], across: list[slice],
-        t: _Sums | None, r: _Sums | None,
-    ) -> None:  # fmt: skip
-        tiles = _threads.run_independent(
-            self._threads, [partial(self._weighed, weigh, rows, across) for rows in down]
-        )
-        parts: list[Callable[[], None]] = []
-        if t is not None:
-            others = [self.y.strip(columns) for columns in across]
-            parts += [
-                partial(self._add, t, rows, strip, others)
-                for rows, strip in zip(down, tiles, strict=True)
-            ]
-        if r is not None:
-            ours = [[piece.T.contiguous() for piece in self.x.strip(rows)] for rows in down]
-            parts += [
-                partial(self._add_transposed, r, columns, ours, [strip[j] for strip in tiles])
-                for j, columns in enumerate(across)
-            ]
-        _threads.run_independent(self._threads, parts)
-
-    def _weighed(self, weigh: Weigh, rows: slice, across: list[slice]) -> list[Tensor]:
+    def _weighed(self, weigh: Weigh, rows: slice, across: list[slice], kept: Kept) -> list[Tensor]:
         """The tiles of a strip of a block, weighed, in their padded memory."""
-        strip = self.strip(rows)
-        tiles = [self._padded_tile(strip, columns) for columns in across]
-        seen = [_within(tile, rows, some) for tile, some in zip(tiles, across, strict=True)]
+        strip: Tensor | None = None
+        tiles = []
+        for columns in across:
+            tile = kept.pop((rows.start, columns.start), None)
+            if tile is None:
+                strip = self.strip(rows) if strip is None else strip
+                tile = self.padded_tile(strip, columns)
+            tiles.append(tile)
+        seen = [within(tile, rows, some) for tile, some in zip(tiles, across, strict=True)]
         weigh(rows, list(zip(across, seen, strict=True)))
         return tiles
 
-    def _add(self, t: _Sums, rows: slice, tiles: list[Tensor], others: list[Operand]) -> None:
-        """T of a strip += its tiles times the rows of y that belong to them."""
-        for p, place in enumerate(t.places(rows)):
-            total: Tensor = place
-            for tile, other in zip(tiles, others, strict=True):
-                total = self._multiply(tile, other[p].T, total)
-            place.copy_(total)
-
-    def _add_transposed(
-        self, r: _Sums, columns: slice, ours: list[Operand], tiles: list[Tensor]
+    def _add(
+        self, sums: GradientSums, rows: slice, factors: list[tuple[Tensor, Tensor]], done: bool
     ) -> None:
-        """Rᵀ of some columns += the transposed rows of x times their tiles."""
-        for p, place in enumerate(r.places(columns)):
-            total: Tensor = place
-            for tile, own in zip(tiles, ours, strict=True):
-                total = self._multiply(own[p], tile.T, total)
-            place.copy_(total)
+        """Add products a @ b.T to the sums of some rows."""
+        total = sums.begun(rows)
+        for a, b in factors:
+            total = self._multiply(a, b, total)
+        if total is not None:
+            sums.put(rows, total, done)
 
 
-def _within(tile: Tensor, rows: slice, columns: slice) -> Tensor:
+def within(tile: Tensor, rows: slice, columns: slice) -> Tensor:
     """The part of a padded tile that belongs to rows and columns."""
     return tile[: rows.stop - rows.start, : columns.stop - columns.start]
 
@@ -254,39 +251,54 @@ def _groups(parts: list[slice], size: int) -> list[list[slice]]:
     return [parts[i : i + size] for i in range(0, len(parts), size)]
 
 
-class _Sums:
-    """T (n, d), or R, while it is summed: strip by strip, each in the pieces of its width."""
+class GradientSums:
+    """T (n, d), or R, while it is summed strip by strip, and the derivative that it becomes.
 
-    def __init__(self, units: UnitRows, strips: list[slice], transposed: bool) -> None:
-        self._units, self._strips, self._transposed = units, strips, transposed
-        n, d = len(units.pieces[0]), sum(piece.shape[1] for piece in units.pieces)
-        self._memory = torch.zeros((n, d), dtype=units.dtype, device="cpu")
+    Args:
+        units: the rows x that T belongs to.
+        transposed: whether a strip is summed as (d, r).
+    """
 
-    def places(self, rows: slice) -> list[Tensor]:
-        """The pieces (r, w) of the sums of a strip, or (w, r), each contiguous."""
+    def __init__(self, units: UnitRows, transposed: bool) -> None:
+        self._units, self._transposed = units, transposed
+        self._memory = torch.empty_like(units.unit)
+        # By the first row of a strip: whether it holds sums, and its sum of <û, T> at the end.
+        self._begun: set[int] = set()
+        self._along: dict[int, float] = {}
+
+    def _place(self, rows: slice) -> Tensor:
+        """The sums of a strip, (r, d) or (d, r), contiguous."""
         some = self._memory[self._units.padded(rows)]
-        r = len(some)
-        widths = [piece.shape[1] for piece in self._units.pieces]
-        flat = some.view(-1).split([r * width for width in widths])
-        shapes = [(width, r) if self._transposed else (r, width) for width in widths]
-        return [piece.view(shape) for piece, shape in zip(flat, shapes, strict=True)]
+        return some.view(some.shape[::-1]) if self._transposed else some
 
-    def finish(self, scale: float, factor: float, threads: int) -> tuple[Tensor, float]:
-        """Turn sums into derivatives by the rows; return them and that by the scale."""
-        parts = [partial(self._finish, rows, scale, factor) for rows in self._strips]
-        along = math.fsum(_threads.run_independent(threads, parts)) * factor
-        return self._memory[: len(self._units.x)], along
+    def begun(self, rows: slice) -> Tensor | None:
+        """The sums of a strip, (r, d) or (d, r); None if there are none yet."""
+        return self._place(rows) if rows.start in self._begun else None
 
-    def _finish(self, rows: slice, scale: float, factor: float) -> float:
-        count = rows.stop - rows.start
-        places = [p.T if self._transposed else p for p in self.places(rows)]
-        t = torch.cat(places, 1)[:count]
-        unit = self._units.whole(rows)
-        along = float(torch.linalg.vecdot(unit, t).sum(dtype=torch.float64))
+    def put(self, rows: slice, sums: Tensor, done: bool) -> None:
+        """Keep sums of a strip in memory of their own; if it is done, what its derivative needs.
+
+        That is (T - û <û, T>) / |x| in place of T (`_cpu.gradients.project`).
+        """
+        if not done:
+            self._place(rows).copy_(sums)
+            self._begun.add(rows.start)
+            return
+        t = (sums.T.contiguous() if self._transposed else sums)[: rows.stop - rows.start]
+        unit = self._units.unit[rows]
+        along = torch.linalg.vecdot(unit, t).sum(dtype=torch.float64)
+        self._along[rows.start] = float(along)
         if self._units.eps is not None:
             project(t, unit, self._units.norm[rows], self._units.eps)
-        torch.mul(t, scale * factor, out=self._memory[rows])
-        return along
+        self._memory[rows] = t
+
+    def result(self, scale: float, factor: float) -> tuple[Tensor, float]:
+        """The derivatives by the rows, (n, d), and by the scale."""
+        found = self._memory[: len(self._units.x)]
+        if not self._along:
+            return found.zero_(), 0.0
+        along = math.fsum(self._along[start] for start in sorted(self._along))
+        return found.mul_(scale * factor), along * factor
 
 
 def log_sums(tile: Tensor, dim: int) -> Tensor:
@@ -295,6 +307,14 @@ def log_sums(tile: Tensor, dim: int) -> Tensor:
     largest = tile.amax(dim, keepdim=True).clamp_min_(torch.finfo(tile.dtype).min)
     sums = (tile - largest).exp2_().sum(dim)
     return sums.double().log2_().add_(largest.squeeze(dim))
+
+
+def powers(tile: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn a tile into 2^(tile - shift), a shift for each row; return that and `log_sums`."""
+    largest = tile.amax(1, keepdim=True).clamp_min_(torch.finfo(tile.dtype).min)
+    sums = tile.sub_(largest).exp2_().sum(1)
+    shift = largest.squeeze(1).double()
+    return shift, sums.double().log2_().add_(shift)
 
 
 def add_logs(a: Tensor, b: Tensor) -> Tensor:
