@@ -67,3 +67,39 @@ def differentiated(loss: nn.Module, x: Tensor, y: Tensor) -> Arrays:
 def share(x: Tensor) -> Tensor:
     """This rank's part of rows."""
     return x.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def ranking_losses(_: Any, name: str, count: int, options: dict[str, Any]) -> tuple[Arrays, Arrays]:
+    """Ours and theirs of this rank's part of `count` columns, and their gradients."""
+    from sentence_transformers.sentence_transformer import losses as theirs
+
+    from cossim_fast.integrations import sentence_transformers_losses as mine
+
+    columns = [*loss_batches.pairs("random"), loss_batches.pairs("random", seed=1)[0]]
+    found = []
+    for one in (mine, theirs):
+        leaves = [share(t).clone().requires_grad_() for t in columns[:count]]
+        loss = getattr(one, name)(SmallModel(), **options)
+        if hasattr(loss, "calculate_loss"):
+            value = loss.calculate_loss([[t] for t in leaves], with_backward=True)
+        else:
+            value = loss.compute_loss_from_embeddings(leaves, None)
+            value.backward()
+        found.append([np.asarray(t) for t in (value.detach(), *(leaf.grad for leaf in leaves))])
+    return found[0], found[1]
+
+
+class SmallModel(nn.Sequential):
+    """Means of words' embeddings, by the interface that losses of sentence-transformers need."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__(nn.Dropout(dropout))
+        numbers = torch.Generator().manual_seed(0)
+        self.words = nn.Embedding(40, 16, dtype=torch.float64)
+        with torch.no_grad():
+            self.words.weight.normal_(generator=numbers)
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        """Add the embedding of each text to its features."""
+        words = self[0](self.words(features["input_ids"]))
+        return {**features, "sentence_embedding": words.mean(1)}
