@@ -63,7 +63,7 @@ class CachedMultipleNegativesRankingLoss(theirs.CachedMultipleNegativesRankingLo
             return found
         loss = _loss(self, [torch.cat(column) for column in reps])
         if with_backward:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         return loss.detach() if with_backward else loss
 
 
