@@ -185,7 +185,7 @@ def _chosen_of(unit: Tensor, labels: Tensor, rows: slice) -> tuple[Tensor, Tenso
 
 def _chosen_in_tiles(z: Tensor, labels: Tensor, eps: float | None) -> _Chosen:
     # A logit in bits is then the cosine.
-    tiles = Triangle(z, 1 / BITS, eps)
+    tiles = Triangle([z], 1 / BITS, eps)
     (code,) = codes(labels)
     nearest, farthest = _Best(len(z), tiles.dtype), _Best(len(z), tiles.dtype)
 

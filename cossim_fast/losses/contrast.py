@@ -29,7 +29,9 @@ LINEAR = 40.0
 
 @dataclass(frozen=True)
 class ContrastLoss:
-    """The loss of rows x (n, d) with each other, as `losses.autograd.Loss` wants it; y is unused.
+    """The loss of rows (n, d) with each other, as `losses.autograd.Loss` wants it.
+
+    These are the rows of x and then those of y, if partners are given, else those of x alone.
 
     Args:
         code: integers (n,); rows of equal code are not each other's negatives.
@@ -52,7 +54,7 @@ class ContrastLoss:
 
     def value(self, x: Tensor, y: Tensor, scale: float, bias: float) -> Tensor:
         """The loss, in tiles."""
-        run = _Run(self, x, scale)
+        run = _Run(self, self._parts(x, y), scale)
         run.look(again=False)
         return self._reduced(run.losses(), run.of.count).to(run.tiles.dtype)
 
@@ -61,14 +63,18 @@ class ContrastLoss:
         by_x: bool, by_y: bool,
     ) -> tuple[Tensor, Found]:  # fmt: skip
         """The loss and its derivatives, in tiles."""
-        run = _Run(self, x, scale)
+        run = _Run(self, self._parts(x, y), scale)
         run.look(again=True)
         count = run.of.count
         factor = 1 / max(int((count > 0).sum()), 1) if self.reduction == "mean" else 1.0
         dx, ds = run.gradient(incoming, factor)
         if self.partner is not None and incoming is None:
             self.sums.append(run.sums())
-        return self._reduced(run.losses(), count).to(run.tiles.dtype), (dx, None, ds, 0.0)
+        value = self._reduced(run.losses(), count).to(run.tiles.dtype)
+        return value, (dx[: len(x)], dx[len(x) :] if by_y else None, ds, 0.0)
+
+    def _parts(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        return [x] if self.partner is None else [x, y]
 
     def _reduced(self, losses: Tensor, count: Tensor) -> Tensor:
         if self.reduction == "none":
@@ -78,6 +84,7 @@ class ContrastLoss:
 
     def composite(self, x: Tensor, y: Tensor, scale: Number, bias: Number) -> Tensor:
         """The loss by differentiable torch operations."""
+        x = torch.cat(self._parts(x, y))
         unit = x.to(accumulation_dtype(x.dtype))
         if self.eps is not None:
             unit = unit_rows(unit, -1, self.eps)
@@ -136,11 +143,11 @@ def _positives(code: Tensor, partner: Tensor | None) -> _Positives:
 class _Run:
     """One computation of a loss on CPU. All logarithms and logits are in bits."""
 
-    def __init__(self, loss: ContrastLoss, x: Tensor, scale: float) -> None:
-        self.tiles = Triangle(x, scale, loss.eps)
+    def __init__(self, loss: ContrastLoss, parts: list[Tensor], scale: float) -> None:
+        self.tiles = Triangle(parts, scale, loss.eps)
         self.of = of = _positives(loss.code, loss.partner)
         self._has_several = bool(of.several.any())
-        n = len(x)
+        n = len(loss.code)
         row = torch.arange(n, 2 * n, dtype=torch.int64, device="cpu")
         self._code = floats(of.code)
         # Equal for pairs that are compared apart from the tiles, and for a row with itself.

@@ -51,7 +51,7 @@ def nt_xent(
     A zero row has cosine 0 with all. A row that holds NaN or an infinity makes the losses of all
     rows NaN that it is compared with. Derivatives by rows and temperature of every order exist; the
     first of a mean or a sum are made in the forward pass. Extra memory on CPU: 64 MB beyond the
-    rows in one piece, as unit rows, and the derivatives.
+    unit rows and the derivatives.
 
     Raises:
         ValueError: shapes that do not match, two devices, numbers out of range.
@@ -78,8 +78,7 @@ def nt_xent(
         reduction=reduction,
         eps=eps if normalize else None,
     )
-    z = torch.cat([z0, z1])
-    return compute(loss, z, z.detach(), 1.0 / in_dtype(temperature, dtype))
+    return compute(loss, z0, z1, 1.0 / in_dtype(temperature, dtype))
 
 
 class NTXentLoss(nn.Module):

@@ -69,7 +69,8 @@ def pass_of(value: Tensor) -> Pass | None:
     if not loss.sums:
         return None
     if isinstance(loss, ContrastLoss):
-        y, positives, others = x, loss.partner, max(len(x) - 2, 0)
+        x = y = torch.cat([x, y])
+        positives, others = loss.partner, max(len(x) - 2, 0)
     else:
         positives, others = loss.positives, max(len(y) - 1, 0)
     positives = row if positives is None else positives
