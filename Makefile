@@ -139,6 +139,10 @@ $(OLDEST_VENV)/.core: $(PACKAGING)
 
 $(VENV)/.adapters: $(BIN)/python $(PACKAGING)
 	$(INSTALL) ".[test,adapters]"
+	# What they ask for includes a torchvision, which PyPI has for one torch alone, built for CUDA;
+	# their losses need none of it (tests/helpers/bare_packages.py).
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps \
+		lightly open_clip_torch
 	touch $@
 
 $(VENV)/.docs: $(BIN)/python $(PACKAGING)

