@@ -26,17 +26,13 @@ from cossim_fast._products import full_precision_product
 from cossim_fast.losses.alike import alike, codes, leave_out
 from cossim_fast.losses.autograd import Found, Number
 from cossim_fast.losses.sums import Sums
-from cossim_fast.losses.tiles import BITS, Kept, Logits, log_sums, powers, spans, within
+from cossim_fast.losses.tiles import BITS, MEMORY, Kept, Logits, log_sums, powers, spans, within
 
-# [strips] Whose sums over columns are merged at a time.
-STRIPS = 16
 # [natural units] Above it, softplus(x) is x in float64.
 LINEAR = 40.0
 # [bits] How far a row's or a column's sum may lie below the largest logit of a tile if one power of
 # 2 serves both: float32 has powers down to 2^-126.
 RANGE = 60.0
-# [bytes] Of tiles that the first pass of both directions keeps for the second.
-KEPT = 56 << 20
 INF = torch.inf
 
 
@@ -86,7 +82,7 @@ class SoftmaxLoss:
         if self.reduction == "mean":
             factor /= run.count
         if self.symmetric:
-            run.look(keep=run.logits.tiles_of(KEPT))
+            run.look(keep=run.logits.tiles_of(MEMORY))
             weigh = run.weigh_both
         else:
             weigh = run.weigh_rows
@@ -217,7 +213,9 @@ class _Run:
             keep: how many tiles to keep for `weigh_both`: what it says that they hold.
         """
         strips = list(enumerate(self.logits.rows))
-        for some in (strips[i : i + STRIPS] for i in range(0, len(strips), STRIPS)):
+        # As many at a time as there are threads: each has a sum for every column.
+        step = self.logits.threads
+        for some in (strips[i : i + step] for i in range(0, len(strips), step)):
             parts = [
                 partial(self._look_at, rows, keep - i * len(self.logits.columns))
                 for i, rows in some
