@@ -10,11 +10,16 @@ import pytest
 
 import cossim_fast
 
+# Tested in tests/adapters, beside the libraries that they import.
+SUBCLASSES = {
+    f"cossim_fast.integrations.{name}"
+    for name in ("langchain", "lightly", "pytorch_metric_learning", "sentence_transformers_losses")
+}
 MODULES = ["cossim_fast"] + [
     found.name
     for found in pkgutil.walk_packages(cossim_fast.__path__, "cossim_fast.")
     if not found.name.startswith("cossim_fast.kernels.")  # need Triton, and a device
-    and found.name != "cossim_fast.integrations.langchain"  # in tests/adapters, with the library
+    and found.name not in SUBCLASSES
 ]
 
 
