@@ -8,18 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from cossim_fast import _checks
-from cossim_fast._composite import unit_rows
 from cossim_fast._dispatch import Executor, choose_executor, without_autocast
 from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast._products import full_precision_product
 from cossim_fast._threads import one_thread_after_fork
 from cossim_fast.functional import cosine_similarity
 from cossim_fast.losses.alike import alike, codes, leave_out
+from cossim_fast.losses.strips import strips_of, wide_rows
 from cossim_fast.losses.symmetric import Triangle
-from cossim_fast.losses.tiles import BITS, spans
-
-# [numbers] Of a strip of the matrix where no tiles are.
-_STRIP = 1 << 24
+from cossim_fast.losses.tiles import BITS
 
 
 def batch_hard_triplet(
@@ -162,11 +159,8 @@ def _chosen(z: Tensor, labels: Tensor, eps: float | None) -> _Chosen:
     z = z.detach()
     if choose_executor(z, z)[0] is Executor.BLOCKED:
         return _chosen_in_tiles(z, labels, eps)
-    unit = z.to(accumulation_dtype(z.dtype))
-    if eps is not None:
-        unit = unit_rows(unit, -1, eps)
-    n = len(z)
-    found = [_chosen_of(unit, labels, rows) for rows in spans(n, max(_STRIP // max(n, 1), 1))]
+    unit, n = wide_rows(z, eps), len(z)
+    found = [_chosen_of(unit, labels, rows) for rows in strips_of(n, n)]
     if not found:
         return _Chosen(labels.long(), labels.long(), torch.zeros_like(labels, dtype=torch.bool))
     return _Chosen(*(torch.cat(parts) for parts in zip(*found, strict=True)))

@@ -14,17 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from cossim_fast._composite import unit_rows
-from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast._products import full_precision_product
 from cossim_fast.losses.alike import alike, floats, leave_out
 from cossim_fast.losses.autograd import Found, Number
+from cossim_fast.losses.strips import LINEAR, class_losses, in_strips, log_sum, wide_rows
 from cossim_fast.losses.sums import Sums
 from cossim_fast.losses.symmetric import Triangle
 from cossim_fast.losses.tiles import BITS, add_logs, log_sums
-
-# Above it softplus(x) is x, in float64.
-LINEAR = 40.0
 
 
 @dataclass(frozen=True)
@@ -84,28 +80,30 @@ class ContrastLoss:
 
     def composite(self, x: Tensor, y: Tensor, scale: Number, bias: Number) -> Tensor:
         """The loss by differentiable torch operations."""
-        x = torch.cat(self._parts(x, y))
-        unit = x.to(accumulation_dtype(x.dtype))
-        if self.eps is not None:
-            unit = unit_rows(unit, -1, self.eps)
-        logits = scale * full_precision_product(unit, unit.mT)
-        same = self.code[:, None] == self.code
-        if len(x) == 0:
-            return self._reduced(logits.sum(1), same.sum(1))
-        # Not of -inf, whose softmax would be NaN in a row of nothing else.
-        least = torch.finfo(logits.dtype).min / 4
-        negatives = logits.masked_fill(same, least).logsumexp(1)
-        if self.partner is not None:
-            count = torch.ones_like(self.partner)
-            mean = positives = scale * (unit * unit[self.partner]).sum(1)
-        else:
-            among = same & ~torch.eye(len(x), dtype=torch.bool, device=x.device)
-            count = among.sum(1)
-            mean = torch.where(among, logits, 0.0).sum(1) / count.clamp_min(1)
-            sums = logits.masked_fill(~among, least).logsumexp(1)
-            positives = torch.where(count == 1, mean, sums)
-        losses = softplus(negatives - positives, threshold=LINEAR) + (positives - mean)
-        return self._reduced(torch.where(count > 0, losses, 0.0), count)
+        unit = wide_rows(torch.cat(self._parts(x, y)), self.eps)
+        n = len(unit)
+        if n == 0:
+            return self._reduced(unit.sum(1), unit[:, :0].sum(1))
+        strip = self._strip_of_pairs if self.partner is not None else self._strip_of_classes
+        losses, count = in_strips(strip, n, n, unit, scale).unbind(1)
+        return self._reduced(losses, count)
+
+    def _strip_of_pairs(self, rows: slice, unit: Tensor, scale: Number) -> Tensor:
+        assert self.partner is not None
+        logits, same = self._strip(rows, unit, scale)
+        positives = scale * (unit[rows] * unit[self.partner[rows]]).sum(1)
+        losses = softplus(log_sum(logits, same) - positives, threshold=LINEAR)
+        return torch.stack([losses, torch.ones_like(losses)], 1)
+
+    def _strip_of_classes(self, rows: slice, unit: Tensor, scale: Number) -> Tensor:
+        logits, same = self._strip(rows, unit, scale)
+        row = torch.arange(len(unit), device=unit.device)
+        return class_losses(logits, same, same & (row[rows, None] != row))
+
+    def _strip(self, rows: slice, unit: Tensor, scale: Number) -> tuple[Tensor, Tensor]:
+        """Logits of some rows with all, and whether codes are equal, (r, n)."""
+        logits = scale * full_precision_product(unit[rows], unit.mT)
+        return logits, self.code[rows, None] == self.code
 
 
 @dataclass(frozen=True)

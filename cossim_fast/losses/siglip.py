@@ -11,17 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
 from cossim_fast import _checks
-from cossim_fast._composite import unit_rows
 from cossim_fast._cpu.blocks import Scratch
-from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast._products import full_precision_product
 from cossim_fast.losses.alike import alike, codes, leave_out
 from cossim_fast.losses.autograd import Found, Number, compute
 from cossim_fast.losses.info_nce import in_dtype
+from cossim_fast.losses.strips import LINEAR, in_strips, wide_rows
 from cossim_fast.losses.tiles import BITS, Logits
-
-# Above it softplus(x) is x, in float64.
-_LINEAR = 40.0
 
 
 def siglip(
@@ -202,21 +198,23 @@ class SigmoidLoss:
 
     def composite(self, x: Tensor, y: Tensor, scale: Number, bias: Number) -> Tensor:
         """The loss by differentiable torch operations."""
-        wide = accumulation_dtype(torch.promote_types(x.dtype, y.dtype))
-        x, y = x.to(wide), y.to(wide)
-        if self.eps is not None:
-            x, y = unit_rows(x, -1, self.eps), unit_rows(y, -1, self.eps)
-        logits = scale * full_precision_product(x, y.mT) + bias
-        n = logits.shape[0]
-        positive = torch.eye(n, dtype=torch.bool, device=x.device)
-        losses = -logsigmoid(torch.where(positive, logits, -logits))
-        if self.image_ids is not None and self.text_ids is not None:
-            same = self.image_ids[:, None] == self.text_ids
-            losses = torch.where(same & ~positive, 0.0, losses)
-        losses = losses.sum(1)
+        wide = torch.promote_types(x.dtype, y.dtype)
+        x, y = wide_rows(x.to(wide), self.eps), wide_rows(y.to(wide), self.eps)
+        n = len(x)
+        losses = in_strips(self._strip, n, n, x, y, scale, bias)
         if self.reduction == "none":
             return losses
         return losses.sum() if self.reduction == "sum" else losses.sum() / max(n, 1)
+
+    def _strip(self, rows: slice, x: Tensor, y: Tensor, scale: Number, bias: Number) -> Tensor:
+        logits = scale * full_precision_product(x[rows], y.mT) + bias
+        row = torch.arange(len(y), device=x.device)
+        positive = row[rows, None] == row
+        losses = -logsigmoid(torch.where(positive, logits, -logits))
+        if self.image_ids is not None and self.text_ids is not None:
+            same = self.image_ids[rows, None] == self.text_ids
+            losses = torch.where(same & ~positive, 0.0, losses)
+        return losses.sum(1)
 
 
 class _Run:
@@ -270,7 +268,7 @@ class _Run:
         sums += torch.clamp_min(tile, 0.0, out=terms).sum(1) / BITS
         self.losses[rows] += sums
         first = max(rows.start, columns.start)
-        self.losses[first : first + len(positive)] += softplus(-positive, threshold=_LINEAR)
+        self.losses[first : first + len(positive)] += softplus(-positive, threshold=LINEAR)
         return positive
 
 

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from cossim_fast import _checks
-from cossim_fast._composite import unit_rows
-from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast._products import full_precision_product
 from cossim_fast.losses.alike import alike, codes, leave_out
 from cossim_fast.losses.autograd import Found, Number, compute
-from cossim_fast.losses.contrast import LINEAR, ContrastLoss
+from cossim_fast.losses.contrast import ContrastLoss
 from cossim_fast.losses.info_nce import in_dtype
+from cossim_fast.losses.strips import LINEAR, class_losses, in_strips, wide_rows
 from cossim_fast.losses.tiles import BITS, Logits, add_logs, log_sums
 
 
@@ -185,23 +184,18 @@ class LabelsLoss:
 
     def composite(self, x: Tensor, y: Tensor, scale: Number, bias: Number) -> Tensor:
         """The loss by differentiable torch operations."""
-        wide = accumulation_dtype(torch.promote_types(x.dtype, y.dtype))
-        x, y = x.to(wide), y.to(wide)
-        if self.eps is not None:
-            x, y = unit_rows(x, -1, self.eps), unit_rows(y, -1, self.eps)
-        logits = scale * full_precision_product(x, y.mT)
-        among = self.labels[:, None] == self.ref_labels
-        count = among.sum(1)
-        if len(y) == 0:
-            return self._reduced(logits.sum(1), count)
-        # Not of -inf, whose softmax would be NaN in a row of nothing else.
-        least = torch.finfo(wide).min / 4
-        negatives = logits.masked_fill(among, least).logsumexp(1)
-        mean = torch.where(among, logits, 0.0).sum(1) / count.clamp_min(1)
-        sums = logits.masked_fill(~among, least).logsumexp(1)
-        positives = torch.where(count == 1, mean, sums)
-        losses = softplus(negatives - positives, threshold=LINEAR) + (positives - mean)
-        return self._reduced(torch.where(count > 0, losses, 0.0), count)
+        wide = torch.promote_types(x.dtype, y.dtype)
+        x, y = wide_rows(x.to(wide), self.eps), wide_rows(y.to(wide), self.eps)
+        n, m = len(x), len(y)
+        if m == 0:
+            return self._reduced(x.sum(1) * 0.0, torch.zeros_like(self.labels))
+        losses, count = in_strips(self._strip, n, m, x, y, scale).unbind(1)
+        return self._reduced(losses, count)
+
+    def _strip(self, rows: slice, x: Tensor, y: Tensor, scale: Number) -> Tensor:
+        logits = scale * full_precision_product(x[rows], y.mT)
+        among = self.labels[rows, None] == self.ref_labels
+        return class_losses(logits, among, among)
 
 
 class _Run:
