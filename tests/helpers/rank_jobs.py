@@ -8,12 +8,11 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cossim_fast import losses
 from cossim_fast.losses import sharded
 from cossim_fast.losses.group import Group
-from cossim_fast.losses.siglip import SigmoidLoss
-from cossim_fast.losses.softmax import SoftmaxLoss
 
 Arrays = list[Any]
 
@@ -63,7 +62,7 @@ def batch(
 
 
 def contrast(group: Any, made: Batch, dtype: torch.dtype, pieces: int, options: Any) -> Arrays:
-    """Of the softmax loss this rank's value, and the gradients of its rows, keys and scale."""
+    """Of `info_nce` this rank's value, and the gradients of its rows, its keys and the scale."""
     rank = torch.distributed.get_rank(group)
     rows, keys, scale, _ = made.leaves()
     options = dict(options)
@@ -74,22 +73,26 @@ def contrast(group: Any, made: Batch, dtype: torch.dtype, pieces: int, options: 
     if options.pop("with_ids", False):
         options["query_ids"] = made.ids[: sum(made.row_counts)][made.own(rank)]
         options["key_ids"] = made.ids[made.own(rank, rows=False)]
-    sharded.PIECE, sharded.TILE = pieces, 4 * pieces
     mine = rows[made.own(rank)].to(dtype), keys[made.own(rank, rows=False)].to(dtype)
-    value = sharded.softmax_loss(SoftmaxLoss(**options), *mine, scale, group)
+    _set_sizes(pieces)
+    value = losses.info_nce(*mine, temperature=1 / scale, group=group, **options)
     return _differentiated(value, [rows, keys, scale])
 
 
-def sigmoid(group: Any, made: Batch, dtype: torch.dtype, pieces: int, with_ids: bool) -> Arrays:
-    """The same of SigLIP's loss, and the gradient of the bias."""
-    rank = torch.distributed.get_rank(group)
-    rows, keys, scale, bias = made.leaves()
-    ids = made.ids[made.own(rank)] if with_ids else None
-    loss = SigmoidLoss(image_ids=ids, text_ids=ids)
+def pairs(group: Any, name: str, made: Batch, pieces: int, with_ids: bool) -> Arrays:
+    """The same of `clip` or `siglip`, and the gradient of the bias."""
+    own = made.own(torch.distributed.get_rank(group))
+    leaves = rows, keys, scale, bias = made.leaves()
+    ids = made.ids[own] if with_ids else None
+    _set_sizes(pieces)
+    loss = getattr(losses, name)
+    value = loss(rows[own], keys[own], scale, bias, image_ids=ids, text_ids=ids, group=group)
+    return _differentiated(value, leaves)
+
+
+def _set_sizes(pieces: int) -> None:
+    """Let pieces have so many keys, and tiles four rows of them."""
     sharded.PIECE, sharded.TILE = pieces, 4 * pieces
-    mine = rows[made.own(rank)].to(dtype), keys[made.own(rank, rows=False)].to(dtype)
-    value = sharded.sigmoid_loss(loss, *mine, scale, bias, group)
-    return _differentiated(value, [rows, keys, scale, bias])
 
 
 def _differentiated(value: Tensor, leaves: list[Tensor]) -> Arrays:
@@ -122,3 +125,29 @@ def most_rows_passed(group: Any, made: Batch, pieces: int) -> int:
 def group_of(_: Any, given: Any) -> None:
     """Ask for a group by something else."""
     Group(given, torch.device("cpu"))
+
+
+class TwoTowers(nn.Module):
+    """Encoders of both sides, and a scale that is learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = (nn.Linear(7, 5, dtype=torch.float64) for _ in range(2))
+        self.scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+        numbers = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in (*self.left.parameters(), *self.right.parameters()):
+                parameter.normal_(generator=numbers)
+
+    def forward(self, rows: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode both sides."""
+        return self.left(rows), self.right(keys), self.scale.exp()
+
+
+def by_ddp(group: Any, made: Batch) -> Arrays:
+    """The gradients of parameters that DistributedDataParallel has averaged."""
+    own = made.own(torch.distributed.get_rank(group))
+    model = nn.parallel.DistributedDataParallel(TwoTowers(), process_group=group)
+    value = losses.clip(*model(made.rows[own], made.keys[own]), group=group)
+    value.backward()
+    return [np.asarray(parameter.grad) for parameter in model.parameters()]

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize, softplus
 
 import rank_jobs
 from cossim_fast.losses.group import Group
-from rank_jobs import Batch
+from rank_jobs import Batch, TwoTowers
 from ranks import RankError, Ranks
 
 # One process for all of them, where tests run in several.
@@ -49,7 +49,9 @@ def plain_contrast(
         others = logits.masked_fill(~kept, -torch.inf).logsumexp(axis)
         return softplus(others - scale * positive)
 
-    return losses(1), losses(0) if len(rows) == len(keys) else rows.new_empty(0)
+    of_rows = losses(1)
+    logits, negative, cosines = logits[:, positives], negative[:, positives], cosines[:, positives]
+    return of_rows, losses(0)
 
 
 def averaged(found: list[list[np.ndarray]]) -> list[np.ndarray]:
@@ -67,7 +69,7 @@ def assert_close(found: list[np.ndarray], expected: list[Tensor], limit: float) 
 @pytest.mark.parametrize("margin", [None, 0.1])
 @pytest.mark.parametrize("ids", [False, True])
 def test_contrast_is_that_of_one_process(ranks, counts, symmetric, margin, ids):
-    made = rank_jobs.batch(len(counts), counts, more=0 if symmetric else 2)
+    made = rank_jobs.batch(len(counts), counts, more=2)
     options = {"symmetric": symmetric, "margin": margin, "with_ids": ids}
     job = (rank_jobs.contrast, made, torch.float64, 4, options)
     found = averaged(ranks.run(*job, size=len(counts)))
@@ -82,8 +84,7 @@ def test_contrast_is_that_of_one_process(ranks, counts, symmetric, margin, ids):
 @pytest.mark.parametrize("ids", [False, True])
 def test_siglip_is_that_of_one_process(ranks, counts, ids):
     made = rank_jobs.batch(len(counts), counts)
-    job = (rank_jobs.sigmoid, made, torch.float64, 4, ids)
-    found = averaged(ranks.run(*job, size=len(counts)))
+    found = averaged(ranks.run(rank_jobs.pairs, "siglip", made, 4, ids, size=len(counts)))
     rows, keys, scale, bias = made.leaves()
     logits = scale * normalize(rows, dim=1) @ normalize(keys, dim=1).T + bias
     signs = 1 - 2 * torch.eye(len(rows), dtype=torch.float64)
@@ -94,6 +95,29 @@ def test_siglip_is_that_of_one_process(ranks, counts, ids):
     loss = terms.sum(1).mean()
     gradients = torch.autograd.grad(loss, (rows, keys, scale, bias))
     assert_close(found, [loss, *gradients], 1e-12)
+
+
+@pytest.mark.parametrize("counts", SPREADS)
+@pytest.mark.parametrize("ids", [False, True])
+def test_clip_is_that_of_one_process(ranks, counts, ids):
+    made = rank_jobs.batch(len(counts), counts)
+    found = averaged(ranks.run(rank_jobs.pairs, "clip", made, 4, ids, size=len(counts)))
+    leaves = made.leaves()
+    loss = torch.stack(plain_contrast(made, *leaves[:3], None, ids)).mean()
+    gradients = torch.autograd.grad(loss, leaves, materialize_grads=True, allow_unused=True)
+    assert_close(found, [loss, *gradients], 1e-12)
+
+
+@pytest.mark.parametrize("counts", [(5, 3), (2, 4, 3)])
+def test_ddp_gives_parameters_the_gradients_of_one_process(ranks, counts):
+    made = rank_jobs.batch(3, counts)
+    found = ranks.run(rank_jobs.by_ddp, made, size=len(counts))
+    model = TwoTowers()
+    left, right, scale = model(made.rows, made.keys)
+    loss = torch.stack(plain_contrast(made, left, right, scale, None, False)).mean()
+    loss.backward()
+    for one in found:
+        assert_close(one, [parameter.grad for parameter in model.parameters()], 1e-12)
 
 
 def test_losses_of_rows_are_weighed_by_each_rank_as_it_likes(ranks):
