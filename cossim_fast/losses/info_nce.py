@@ -75,7 +75,8 @@ def info_nce(
     every order exist, as do functorch's transforms and ``torch.compile``. The first ones are made
     on CPU as the loss is, by three products of n m d multiplications, four if `symmetric`, unless
     `reduction` is "none". Extra memory there: 64 MB beyond unit rows and derivatives. What takes
-    torch's own operations (second derivatives, transforms, other devices) makes the matrix.
+    torch's own operations (second derivatives, other devices) goes through strips of 64 MB, whose
+    logits are computed once more for derivatives; under transforms and tracing it makes the matrix.
 
     Raises:
         ValueError: shapes that do not match, two devices, numbers out of range.

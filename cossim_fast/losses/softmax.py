@@ -19,17 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from cossim_fast._composite import unit_rows
 from cossim_fast._cpu.blocks import BLOCK
-from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast._products import full_precision_product
 from cossim_fast.losses.alike import alike, codes, leave_out
 from cossim_fast.losses.autograd import Found, Number
+from cossim_fast.losses.strips import LINEAR, in_strips, log_sum, wide_rows
 from cossim_fast.losses.sums import Sums
 from cossim_fast.losses.tiles import BITS, MEMORY, Kept, Logits, log_sums, powers, spans, within
 
-# [natural units] Above it, softplus(x) is x in float64.
-LINEAR = 40.0
 # [bits] How far a row's or a column's sum may lie below the largest logit of a tile if one power of
 # 2 serves both: float32 has powers down to 2^-126.
 RANGE = 60.0
@@ -102,48 +99,44 @@ class SoftmaxLoss:
 
     def composite(self, x: Tensor, y: Tensor, scale: Number, bias: Number) -> Tensor:
         """The loss by differentiable torch operations; the bias is the same in every logit."""
-        wide = accumulation_dtype(torch.promote_types(x.dtype, y.dtype))
-        x, y = x.to(wide), y.to(wide)
-        if self.eps is not None:
-            x, y = unit_rows(x, -1, self.eps), unit_rows(y, -1, self.eps)
-        cosines = full_precision_product(x, y.mT)
-        n, m = cosines.shape
+        wide = torch.promote_types(x.dtype, y.dtype)
+        x, y = wide_rows(x.to(wide), self.eps), wide_rows(y.to(wide), self.eps)
+        n, m = len(x), len(y)
         row, column = (torch.arange(size, device=x.device) for size in (n, m))
         positives = row if self.positives is None else self.positives
         valid = positives >= 0
         if n == 0 or m == 0:
-            losses = cosines.sum(1)
+            losses = full_precision_product(x, y.mT).sum(1)
         else:
             at = positives.clamp_min(0)
-            positive = cosines.gather(1, at[:, None])
-            excluded = (positives[:, None] == column) | self._alike(self.query_ids, self.key_ids)
-            by_row = excluded if self.margin is None else excluded | (
-                cosines > positive + self.margin
-            )  # fmt: skip
-            losses = _softplus_of_sum(scale * cosines, by_row, scale * positive)
+            ids, others = self.query_ids, self.key_ids
+            chosen = y[at]
+            positive = (x * chosen).sum(1)
+            sides = positives, column, ids, others
+            losses = in_strips(self._strip, n, m, x, y, positive, scale, *sides)
             if self.symmetric:
-                chosen = cosines[:, at].mT
-                others = excluded[:, at].mT
-                if self.margin is not None:
-                    others = others | (chosen > positive + self.margin)
-                losses = (losses + _softplus_of_sum(scale * chosen, others, scale * positive)) / 2
+                sides = at, positives, None if others is None else others[at], ids
+                by_key = in_strips(self._strip, n, n, chosen, x, positive, scale, *sides)
+                losses = (losses + by_key) / 2
         losses = torch.where(valid, losses, 0.0)
         if self.reduction == "none":
             return losses
         total = losses.sum()
         return total if self.reduction == "sum" else total / valid.sum().clamp_min(1)
 
-    @staticmethod
-    def _alike(ids: Tensor | None, others: Tensor | None) -> Tensor | bool:
-        return False if ids is None or others is None else ids[:, None] == others
-
-
-def _softplus_of_sum(logits: Tensor, excluded: Tensor, positive: Tensor) -> Tensor:
-    """Log(1 + the sum over the rest of each row of exp(logit - positive (n, 1))), (n,)."""
-    # Not of -inf, whose softmax would be NaN in a row without negatives.
-    least = torch.finfo(logits.dtype).min / 4
-    total = (logits - positive).masked_fill(excluded, least).logsumexp(1)
-    return softplus(total, threshold=LINEAR)
+    def _strip(
+        self, rows: slice, x: Tensor, y: Tensor, positive: Tensor, scale: Number,
+        of_rows: Tensor, of_columns: Tensor, ids: Tensor | None, others: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """Losses of some rows of x among y, but for pairs of equal ids of either kind."""
+        cosines = full_precision_product(x[rows], y.mT)
+        excluded = of_rows[rows, None] == of_columns
+        if ids is not None and others is not None:
+            excluded = excluded | (ids[rows, None] == others)
+        own = positive[rows, None]
+        if self.margin is not None:
+            excluded = excluded | (cosines > own + self.margin)
+        return softplus(log_sum(scale * (cosines - own), excluded), threshold=LINEAR)
 
 
 class _Run:

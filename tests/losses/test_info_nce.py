@@ -1,5 +1,7 @@
 """`info_nce` beside the definition in float64, and beside a plain cross-entropy."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cossim_fast import _reference
-from cossim_fast.losses import InfoNCE, info_nce
+from cossim_fast.losses import InfoNCE, info_nce, strips
 from cossim_fast.testing import make_inputs
 from loss_cases import check
 
@@ -270,6 +272,48 @@ def test_the_module_learns_its_temperature():
     assert [name for name, _ in module.named_parameters()] == ["temperature"]
     module(queries, keys).backward()
     assert module.temperature.grad.isfinite()
+
+
+OPTIONS = {
+    "plain": {},
+    "positives": {"positives": torch.tensor([4, -1, 0, 3])},
+    "ids": {"key_ids": torch.tensor([0, 1, 1, 0, 2])},
+    "margin": {"margin": 0.1},
+    "for each row": {"reduction": "none"},
+    "as they are": {"normalize": False},
+}
+
+
+@BOTH
+@pytest.mark.parametrize("most", [1 << 24, 10])
+@pytest.mark.parametrize("settings", OPTIONS.values(), ids=OPTIONS)
+def test_graphs_of_gradients(settings, symmetric, most, monkeypatch):
+    """By torch operations, in one strip or several: first derivatives are those of tiles."""
+    monkeypatch.setattr(strips, "STRIP", most)
+    queries, keys = make_inputs((4, 3), (5, 3), dtype=torch.float64, requires_grad=True)
+    temperature = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    inputs = queries, keys, temperature
+
+    def loss(x, y, t):
+        return info_nce(x, y, temperature=t, symmetric=symmetric, **settings).sum()
+
+    tiles = torch.autograd.grad(loss(*inputs), inputs)
+    graph = torch.autograd.grad(loss(*inputs), inputs, create_graph=True)
+    for mine, wanted in zip(graph, tiles, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-9, atol=1e-12)
+    assert torch.autograd.gradgradcheck(loss, inputs)
+
+
+def test_the_composite_form_of_every_option_is_the_oracles():
+    """What other devices get, which this machine may lack."""
+    queries, keys = make_inputs((4, 3), (5, 3))
+    for settings in OPTIONS.values():
+        loss = partial(info_nce, temperature=0.4, **settings)
+        with torch.autograd.forward_ad.dual_level():  # takes torch operations
+            found = loss(queries, keys)
+        expected = loss(queries, keys)
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0.0)
 
 
 ROWS = torch.ones(3, 2)
