@@ -44,6 +44,10 @@ CALLS = {
     "symmetric": "lambda x, y, ids: info_nce(x, y, symmetric=True)",
     "clip": "lambda x, y, ids: clip(x, y, 100.0, image_ids=ids)",
     "siglip": "lambda x, y, ids: siglip(x, y, 10.0, -10.0)",
+    "nt_xent": "lambda x, y, ids: nt_xent(*x.chunk(2))",
+    "sup_con": "lambda x, y, ids: sup_con(x, ids // 3)",
+    "sup_con of others": "lambda x, y, ids: sup_con(x, ids, ref=y, ref_labels=ids)",
+    "batch_hard_triplet": "lambda x, y, ids: batch_hard_triplet(x, ids, margin=0.5)",
 }
 PLAIN = "lambda x, y, ids: F.cross_entropy(F.normalize(x) @ F.normalize(y).T, torch.arange(len(x)))"
 SIZES = (3000, 9000)
