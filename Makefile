@@ -155,4 +155,6 @@ $(VENV)/.bench: $(BIN)/python $(PACKAGING)
 	# every peer; a Python that it does not install on does without.
 	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps \
 		chunkdot llvmlite numba numba-progress psutil
+	# Of it the losses alone are loaded, which need no torchvision.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps open_clip_torch
 	touch $@

@@ -59,6 +59,7 @@ class Contender(NamedTuple):
     takes: Callable[[Case], bool] = _always
     too_slow: Callable[[Case], bool] = _never  # it would take minutes: left out with a line
     devices: tuple[str, ...] = ("cpu",)
+    preloaded: bool = True  # its module is imported once, and not in each child
 
     def missing(self) -> str | None:
         """Say what it lacks to run here."""
@@ -70,7 +71,7 @@ class Contender(NamedTuple):
             return None
         try:
             loaded = importlib.import_module(module)
-        except ImportError as error:  # of what it needs itself
+        except (ImportError, RuntimeError) as error:  # of what it needs itself
             return f"{module} does not load: {error}"
         return None if hasattr(loaded, attribute) else f"{module} has no {attribute}"
 

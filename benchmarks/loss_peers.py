@@ -6,7 +6,10 @@ the loss comes from takes by default.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -116,17 +119,31 @@ def _linear_cross_entropy(x: Tensor, y: Tensor) -> Tensor:
 # https://github.com/mlfoundations/open_clip/blob/main/src/open_clip/loss.py: it takes unit rows,
 # which its models make by F.normalize.
 def _open_clip(x: Tensor, y: Tensor) -> Tensor:
-    from open_clip.loss import ClipLoss  # noqa: PLC0415
-
-    value: Tensor = ClipLoss()(F.normalize(x), F.normalize(y), 1 / TEMPERATURE)
+    value: Tensor = _open_clip_losses().ClipLoss()(F.normalize(x), F.normalize(y), 1 / TEMPERATURE)
     return value
 
 
 def _open_clip_siglip(x: Tensor, y: Tensor) -> Tensor:
-    from open_clip.loss import SigLipLoss  # noqa: PLC0415
-
-    value: Tensor = SigLipLoss()(F.normalize(x), F.normalize(y), SCALE, BIAS)
+    value: Tensor = _open_clip_losses().SigLipLoss()(F.normalize(x), F.normalize(y), SCALE, BIAS)
     return value
+
+
+@functools.cache
+def _open_clip_losses() -> Any:
+    """Load its module of losses alone.
+
+    The whole package needs torchvision, which PyPI has for a torch that was built for CUDA.
+    """
+    package = importlib.util.find_spec("open_clip")
+    if package is None or not package.submodule_search_locations:
+        raise RuntimeError("open_clip is not installed")
+    path = Path(package.submodule_search_locations[0], "loss.py")
+    spec = importlib.util.spec_from_file_location("open_clip_losses", path)
+    if spec is None or spec.loader is None:
+        raise RuntimeError(f"expected open_clip's losses in {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _lightly(x: Tensor, y: Tensor) -> Tensor:
@@ -197,13 +214,13 @@ CONTENDERS: dict[Task, tuple[Contender, ...]] = {
     "symmetric loss": (
         Contender(OURS, of_loss(_ours_symmetric)),
         Contender(PLAIN, of_loss(_plain_symmetric)),
-        Contender(OPEN_CLIP, of_loss(_open_clip), "open_clip.loss:ClipLoss"),
+        Contender(OPEN_CLIP, of_loss(_open_clip), "open_clip", preloaded=False),
         _floor(4),
     ),
     "SigLIP loss": (
         Contender(OURS, of_loss(_ours_siglip)),
         Contender(PLAIN, of_loss(_plain_siglip)),
-        Contender(OPEN_CLIP, of_loss(_open_clip_siglip), "open_clip.loss:SigLipLoss"),
+        Contender(OPEN_CLIP, of_loss(_open_clip_siglip), "open_clip", preloaded=False),
         _floor(3),
     ),
     "NT-Xent loss": (
