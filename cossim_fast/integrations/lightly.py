@@ -19,8 +19,6 @@ from cossim_fast import losses
 
 # The smallest norm that F.normalize divides by.
 _EPS = 1e-12
-# More rows than a rank has.
-_FAR = 1 << 40
 
 
 class NTXentLoss(_NTXentLoss):
@@ -40,9 +38,9 @@ class NTXentLoss(_NTXentLoss):
         """
         if self.memory_bank.size[0]:
             return self._among_bank(out0, out1)
-        if self.gather_distributed and dist.is_initialized() and dist.get_world_size() > 1:
-            return self._among_all_ranks(out0, out1)
-        return losses.nt_xent(out0, out1, temperature=self.temperature, eps=_EPS)
+        several = self.gather_distributed and dist.is_initialized() and dist.get_world_size() > 1
+        group = dist.group.WORLD if several else None
+        return losses.nt_xent(out0, out1, temperature=self.temperature, eps=_EPS, group=group)
 
     def _among_bank(self, out0: Tensor, out1: Tensor) -> Tensor:
         _, bank = self.memory_bank(normalize(out1, dim=1), update=out0.requires_grad)
@@ -57,20 +55,4 @@ class NTXentLoss(_NTXentLoss):
             query_ids=ids[: len(out0)],
             key_ids=ids,
             eps=_EPS,
-        )
-
-    def _among_all_ranks(self, out0: Tensor, out1: Tensor) -> Tensor:
-        z, n = torch.cat([out0, out1]), len(out0)
-        row = torch.arange(2 * n, device=z.device)
-        # No row is its own negative: it has an id of its own among all ranks' rows.
-        ids = row + dist.get_rank() * _FAR
-        return losses.info_nce(
-            z,
-            z,
-            temperature=self.temperature,
-            positives=row.roll(n),
-            query_ids=ids,
-            key_ids=ids,
-            eps=_EPS,
-            group=dist.group.WORLD,
         )

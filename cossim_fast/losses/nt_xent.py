@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ def nt_xent(
     normalize: bool = True,
     eps: float = 1e-8,
     precision: str = "highest",
+    group: Any = None,
 ) -> Tensor:
     r"""Return the loss of finding each row's other view among the rows of both views.
 
@@ -41,6 +44,10 @@ def nt_xent(
         eps: the smallest norm to divide by, finite, at least 0.
         precision: the words of :func:`cossim_fast.pairwise_cosine`; here all of them give the
             products of "highest".
+        group: a process group of torch.distributed. Rows are then this process's own, as many as
+            it likes, and the rows of all processes are compared; ids are alike in all of them. Its
+            value is such that the mean over processes, which DDP takes of gradients, is the loss of
+            one process that has all rows.
 
     Returns:
         A number, or (2 n,) for "none", the rows of z0 first; in float32, for float64 rows in
@@ -70,15 +77,21 @@ def nt_xent(
     n = len(z0)
     _checks.same_count("nt_xent", ("z0", "z1"), z0, z1)
     if ids is not None:
-        _checks.loss_ids("nt_xent", "ids", ids, n)
+        _checks.loss_ids("nt_xent", "ids", ids, n, z0.device)
+    scale, used = 1.0 / in_dtype(temperature, dtype), eps if normalize else None
+    if group is not None:
+        # It imports torch.distributed, and what imports this module.
+        from cossim_fast.losses.sharded import views_loss  # noqa: PLC0415
+
+        return views_loss(z0, z1, ids, scale, reduction, used, group)
     row = torch.arange(n, dtype=torch.int64, device=z0.device)
     loss = ContrastLoss(
         code=(row if ids is None else ids).repeat(2),
         partner=torch.cat([row + n, row]),
         reduction=reduction,
-        eps=eps if normalize else None,
+        eps=used,
     )
-    return compute(loss, z0, z1, 1.0 / in_dtype(temperature, dtype))
+    return compute(loss, z0, z1, scale)
 
 
 class NTXentLoss(nn.Module):
@@ -97,6 +110,7 @@ class NTXentLoss(nn.Module):
         normalize: bool = True,
         eps: float = 1e-8,
         precision: str = "highest",
+        group: Any = None,
     ) -> None:
         super().__init__()
         self.temperature = temperature
@@ -104,6 +118,7 @@ class NTXentLoss(nn.Module):
         self.normalize = normalize
         self.eps = eps
         self.precision = precision
+        self.group = group
 
     def forward(self, z0: Tensor, z1: Tensor, *, ids: Tensor | None = None) -> Tensor:
         """Return the loss of both views (n, d) of n items."""
@@ -116,6 +131,7 @@ class NTXentLoss(nn.Module):
             normalize=self.normalize,
             eps=self.eps,
             precision=self.precision,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ def sup_con(
     normalize: bool = True,
     eps: float = 1e-8,
     precision: str = "highest",
+    group: Any = None,
 ) -> Tensor:
     r"""Return the loss of finding the rows of each row's class among all other rows.
 
@@ -52,6 +54,10 @@ def sup_con(
         eps: the smallest norm to divide by, finite, at least 0.
         precision: the words of :func:`cossim_fast.pairwise_cosine`; here all of them give the
             products of "highest".
+        group: a process group of torch.distributed. Rows, and those of `ref`, are then this
+            process's own, as many as it likes, and are compared with those of all processes, where
+            labels are alike. Its value is such that the mean over processes, which DDP takes of
+            gradients, is the loss of one process that has all rows.
 
     Returns:
         A number, or (n,) for "none", in float32, for float64 rows in float64. A row without a
@@ -81,14 +87,20 @@ def sup_con(
     dtype = _checks.loss_rows("sup_con", ("z", "ref")[: len(rows)], *rows)
     _checks.loss_options("sup_con", reduction, eps, precision)
     _checks.loss_number("sup_con", "temperature", temperature, z.device, positive=True)
-    _checks.loss_ids("sup_con", "labels", labels, len(z))
+    _checks.loss_ids("sup_con", "labels", labels, len(z), z.device)
     _checks.rows_with_labels("sup_con", ("ref", "ref_labels"), ref, ref_labels)
     scale = 1.0 / in_dtype(temperature, dtype)
     used = eps if normalize else None
+    if ref is not None and ref_labels is not None:
+        _checks.loss_ids("sup_con", "ref_labels", ref_labels, len(ref), z.device)
+    if group is not None:
+        # It imports torch.distributed, and what imports this module.
+        from cossim_fast.losses.sharded import classes_loss  # noqa: PLC0415
+
+        return classes_loss(z, labels, ref, ref_labels, scale, reduction, used, group)
     if ref is None or ref_labels is None:
         loss = ContrastLoss(labels, reduction=reduction, eps=used)
         return compute(loss, z, z.detach(), scale)
-    _checks.loss_ids("sup_con", "ref_labels", ref_labels, len(ref))
     return compute(LabelsLoss(labels, ref_labels, reduction, used), z, ref, scale)
 
 
@@ -108,6 +120,7 @@ class SupConLoss(nn.Module):
         normalize: bool = True,
         eps: float = 1e-8,
         precision: str = "highest",
+        group: Any = None,
     ) -> None:
         super().__init__()
         self.temperature = temperature
@@ -115,6 +128,7 @@ class SupConLoss(nn.Module):
         self.normalize = normalize
         self.eps = eps
         self.precision = precision
+        self.group = group
 
     def forward(
         self,
@@ -135,6 +149,7 @@ class SupConLoss(nn.Module):
             normalize=self.normalize,
             eps=self.eps,
             precision=self.precision,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:

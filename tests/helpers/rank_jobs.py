@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cossim_fast import losses
-from cossim_fast.losses import sharded
+from cossim_fast.losses import sharded_tiles
 from cossim_fast.losses.group import Group
 
 Arrays = list[Any]
@@ -90,9 +90,38 @@ def pairs(group: Any, name: str, made: Batch, pieces: int, with_ids: bool) -> Ar
     return _differentiated(value, leaves)
 
 
+def views(group: Any, made: Batch, pieces: int, with_ids: bool) -> Arrays:
+    """The same of `nt_xent`, by both views and the scale."""
+    own = made.own(torch.distributed.get_rank(group))
+    rows, keys, scale, _ = made.leaves()
+    ids = made.ids[own] if with_ids else None
+    _set_sizes(pieces)
+    value = losses.nt_xent(rows[own], keys[own], temperature=1 / scale, ids=ids, group=group)
+    return _differentiated(value, [rows, keys, scale])
+
+
+def classes(group: Any, made: Batch, pieces: int, reduction: str, others: bool) -> Arrays:
+    """The same of `sup_con`, by rows, what they are compared with, and the scale."""
+    rank = torch.distributed.get_rank(group)
+    rows, keys, scale, _ = made.leaves()
+    own, own_keys = made.own(rank), made.own(rank, rows=False)
+    labels = made.ids[: len(rows)] // 2
+    _set_sizes(pieces)
+    value = losses.sup_con(
+        rows[own],
+        labels[own],
+        temperature=1 / scale,
+        ref=keys[own_keys] if others else None,
+        ref_labels=(made.ids // 2)[own_keys] if others else None,
+        reduction=reduction,
+        group=group,
+    )
+    return _differentiated(value, [rows, keys, scale] if others else [rows, scale])
+
+
 def _set_sizes(pieces: int) -> None:
     """Let pieces have so many keys, and tiles four rows of them."""
-    sharded.PIECE, sharded.TILE = pieces, 4 * pieces
+    sharded_tiles.PIECE, sharded_tiles.TILE = pieces, 4 * pieces
 
 
 def _differentiated(value: Tensor, leaves: list[Tensor]) -> Arrays:

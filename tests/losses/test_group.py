@@ -108,6 +108,44 @@ def test_clip_is_that_of_one_process(ranks, counts, ids):
     assert_close(found, [loss, *gradients], 1e-12)
 
 
+@pytest.mark.parametrize("counts", SPREADS)
+@pytest.mark.parametrize("ids", [False, True])
+def test_nt_xent_is_that_of_one_process(ranks, counts, ids):
+    made = rank_jobs.batch(len(counts), counts)
+    found = averaged(ranks.run(rank_jobs.views, made, 4, ids, size=len(counts)))
+    rows, keys, scale, _ = made.leaves()
+    n = len(rows)
+    unit = normalize(torch.cat([rows, keys]), dim=1)
+    logits, partner = scale * unit @ unit.T, torch.arange(2 * n).roll(n)
+    item = (made.ids[:n] if ids else torch.arange(n)).repeat(2)
+    others = logits.masked_fill(item[:, None] == item, -torch.inf).logsumexp(1)
+    loss = softplus(others - logits[torch.arange(2 * n), partner]).mean()
+    assert_close(found, [loss, *torch.autograd.grad(loss, (rows, keys, scale))], 1e-12)
+
+
+@pytest.mark.parametrize("counts", SPREADS)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("others", [False, True])
+def test_sup_con_is_that_of_one_process(ranks, counts, reduction, others):
+    made = rank_jobs.batch(len(counts), counts, more=2)
+    job = (rank_jobs.classes, made, 4, reduction, others)
+    found = averaged(ranks.run(*job, size=len(counts)))
+    rows, keys, scale, _ = made.leaves()
+    labels = made.ids // 2
+    itself = torch.eye(len(rows), len(keys) if others else len(rows), dtype=torch.bool) & (
+        not others
+    )
+    unit, ref = (normalize(t, dim=1) for t in (rows, keys if others else rows))
+    logits = (scale * unit @ ref.T).masked_fill(itself, -torch.inf)
+    among = (labels[: len(rows), None] == labels[: len(ref)]) & ~itself
+    count = among.sum(1)
+    means = torch.where(among, logits, 0).sum(1) / count.clamp_min(1)
+    loss = torch.where(count > 0, logits.logsumexp(1) - means, 0).sum()
+    loss = loss / (count > 0).sum() if reduction == "mean" else loss
+    leaves = (rows, keys, scale) if others else (rows, scale)
+    assert_close(found, [loss, *torch.autograd.grad(loss, leaves)], 1e-12)
+
+
 @pytest.mark.parametrize("counts", [(5, 3), (2, 4, 3)])
 def test_ddp_gives_parameters_the_gradients_of_one_process(ranks, counts):
     made = rank_jobs.batch(3, counts)
