@@ -97,8 +97,8 @@ def loss_number(
         raise ValueError(f"{function}(): expected {name} to be a finite {what[2:]}, got {value}")
 
 
-def loss_ids(function: str, name: str, ids: Any, count: int) -> None:
-    """Check integers, one for each row."""
+def loss_ids(function: str, name: str, ids: Any, count: int, device: torch.device) -> None:
+    """Check integers, one for each row, on the device of the rows."""
     if not isinstance(ids, Tensor) or ids.dtype.is_floating_point or ids.dtype.is_complex:
         got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
         raise TypeError(
@@ -108,6 +108,11 @@ def loss_ids(function: str, name: str, ids: Any, count: int) -> None:
         raise ValueError(
             f"{function}(): expected {name} of shape ({count},), one for each row, "
             f"got {tuple(ids.shape)}"
+        )
+    if ids.device != device:
+        raise ValueError(
+            f"{function}(): expected {name} on {device} like the rows, got {ids.device}; "
+            "move it with .to()"
         )
 
 
@@ -122,12 +127,7 @@ def positives_of(
                 f"i's positive, got {n} queries and {m} keys; give positives="
             )
         return
-    loss_ids(function, "positives", positives, n)
-    if positives.device != device:
-        raise ValueError(
-            f"{function}(): expected positives on {device} like the rows, got {positives.device}; "
-            "move it with .to()"
-        )
+    loss_ids(function, "positives", positives, n, device)
     if not positives.is_cpu or torch.compiler.is_compiling() or positives.numel() == 0:
         return
     low, high = int(positives.min()), int(positives.max())
@@ -167,12 +167,12 @@ def loss_margin(function: str, margin: Any) -> None:
 
 def pair_ids(
     function: str, names: tuple[str, str], ids: Any, others: Any, n: int, m: int,
-    *, diagonal: bool = True,
+    device: torch.device, *, diagonal: bool = True,
 ) -> None:  # fmt: skip
     """Check ids of both sides; the first side's alone are both's, where row i belongs to row i."""
     for name, given, count in ((names[0], ids, n), (names[1], others, m)):
         if given is not None:
-            loss_ids(function, name, given, count)
+            loss_ids(function, name, given, count, device)
     if ids is not None and others is None and not (diagonal and n == m):
         raise ValueError(
             f"{function}(): expected {names[1]} beside {names[0]}, since not every key i is the "

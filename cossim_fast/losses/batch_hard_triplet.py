@@ -73,7 +73,7 @@ def batch_hard_triplet(
     """
     _checks.loss_rows("batch_hard_triplet", ("z",), z)
     _checks.loss_options("batch_hard_triplet", reduction, eps, precision)
-    _checks.loss_ids("batch_hard_triplet", "labels", labels, len(z))
+    _checks.loss_ids("batch_hard_triplet", "labels", labels, len(z), z.device)
     _checks.triplet_margin("batch_hard_triplet", margin)
     one_thread_after_fork()
     used = eps if normalize else None

@@ -72,7 +72,8 @@ def clip(
     _checks.loss_options("clip", reduction, eps, precision)
     _checks.loss_number("clip", "logit_scale", logit_scale, image.device)
     _checks.same_count("clip", ("image", "text"), image, text)
-    _checks.pair_ids("clip", ("image_ids", "text_ids"), image_ids, text_ids, len(image), len(text))
+    n = len(image)
+    _checks.pair_ids("clip", ("image_ids", "text_ids"), image_ids, text_ids, n, n, image.device)
     loss = SoftmaxLoss(
         query_ids=text_ids if image_ids is None else image_ids,
         key_ids=image_ids if text_ids is None else text_ids,

@@ -96,8 +96,9 @@ def info_nce(
     n, m = len(queries), len(keys)
     _checks.positives_of("info_nce", positives, n, m, queries.device, symmetric=symmetric)
     _checks.pair_ids(
-        "info_nce", ("query_ids", "key_ids"), query_ids, key_ids, n, m, diagonal=positives is None
-    )
+        "info_nce", ("query_ids", "key_ids"), query_ids, key_ids, n, m, queries.device,
+        diagonal=positives is None,
+    )  # fmt: skip
     query_ids, key_ids = _ids_of_both(query_ids, key_ids, positives, n)
     loss = SoftmaxLoss(
         positives=None if positives is None else positives.long(),

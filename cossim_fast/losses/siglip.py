@@ -89,7 +89,7 @@ def siglip(
     _checks.loss_number("siglip", "logit_bias", bias, image.device)
     n = len(image)
     _checks.same_count("siglip", ("image", "text"), image, text)
-    _checks.pair_ids("siglip", ("image_ids", "text_ids"), image_ids, text_ids, n, n)
+    _checks.pair_ids("siglip", ("image_ids", "text_ids"), image_ids, text_ids, n, n, image.device)
     loss = SigmoidLoss(
         image_ids=text_ids if image_ids is None else image_ids,
         text_ids=image_ids if text_ids is None else text_ids,

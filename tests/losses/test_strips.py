@@ -73,3 +73,21 @@ def test_triplets_are_chosen_in_strips(monkeypatch):
     row = torch.arange(12)
     by_tiles = 9 + cosines[row, expected.negative] - cosines[row, expected.positive]
     torch.testing.assert_close(found, torch.where(expected.counted, by_tiles, 0.0))
+
+
+LEFT = {
+    "info_nce": lambda z, ids: losses.info_nce(z, z, key_ids=ids),
+    "clip": lambda z, ids: losses.clip(z, z, 1.0, image_ids=ids),
+    "siglip": lambda z, ids: losses.siglip(z, z, 1.0, text_ids=ids),
+    "nt_xent": lambda z, ids: losses.nt_xent(z, z, ids=ids),
+    "sup_con": losses.sup_con,
+    "batch_hard_triplet": lambda z, ids: losses.batch_hard_triplet(z, ids, margin=0.1),
+}
+
+
+@pytest.mark.parametrize("loss", LEFT.values(), ids=LEFT)
+def test_numbers_of_rows_on_another_device_are_refused(loss):
+    z = torch.ones(3, 2, device="meta")
+    assert loss(z, torch.arange(3, device="meta")).is_meta
+    with pytest.raises(ValueError, match="on meta like the rows, got cpu"):
+        loss(z, torch.arange(3))
