@@ -33,7 +33,7 @@ def rounds(count: int) -> list[list[tuple[int, int]]]:
     """All pairs (i, j), i <= j < count, in rounds in which each number occurs once at most.
 
     >>> rounds(3)
-    [[(0, 0), (1, 1), (2, 2)], [(1, 2)], [(0, 1)], [(0, 2)]]
+    [[(0, 0), (1, 1), (2, 2)], [(1, 2)], [(0, 2)], [(0, 1)]]
     """
     found = [[(i, i) for i in range(count)]]
     # The circle method of tournaments; of an odd number, one rests in each round.
