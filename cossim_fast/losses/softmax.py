@@ -23,6 +23,7 @@ from cossim_fast._cpu.blocks import BLOCK
 from cossim_fast._products import full_precision_product
 from cossim_fast.losses.alike import alike, codes, leave_out
 from cossim_fast.losses.autograd import Found, Number
+from cossim_fast.losses.positives import Positives
 from cossim_fast.losses.strips import LINEAR, in_strips, log_sum, wide_rows
 from cossim_fast.losses.sums import Sums
 from cossim_fast.losses.tiles import BITS, MEMORY, Kept, Logits, log_sums, powers, spans, within
@@ -148,17 +149,12 @@ class _Run:
         self.loss = loss
         self.logits = Logits(x, y, scale, eps=loss.eps, whole_rows=whole_rows)
         n, m = len(x), len(y)
-        rows = torch.arange(n, device="cpu")
-        self._positives = rows if loss.positives is None else loss.positives
-        self._valid = self._positives >= 0
-        self.count = max(int(self._valid.sum()), 1)
+        self.positives = Positives(loss.positives, n, m)
+        self.count = max(self.positives.count, 1)
         self._bits = scale * BITS
-        self._positive = self._positive_bits()
+        self._positive = self._positive_bits(n)
         self._row_sums = torch.full((n,), -INF, dtype=torch.float64, device="cpu")
         self._column_sums = torch.full((m,), -INF, dtype=torch.float64, device="cpu")
-        # By column: the query whose positive it is.
-        self._anchors = torch.full((m,), -1, dtype=torch.int64, device="cpu")
-        self._anchors[self._positives[self._valid]] = rows[self._valid]
         self._codes: list[Tensor] | None = None
         if loss.query_ids is not None and loss.key_ids is not None:
             self._codes = codes(loss.query_ids, loss.key_ids)
@@ -167,28 +163,27 @@ class _Run:
         # Of kept tiles that hold powers.
         self._shifts: dict[tuple[int, int], float] = {}
 
-    def _positive_bits(self) -> Tensor:
-        """The positives' logits in bits, +inf for rows without."""
-        x, y, positives = self.logits.x, self.logits.y, self._positives
-        bits = torch.full(positives.shape, INF, dtype=torch.float64, device="cpu")
+    def _positive_bits(self, n: int) -> Tensor:
+        """The positives' logits in bits, (n,), +inf for rows without."""
+        x, y, pairs = self.logits.x, self.logits.y, self.positives
+        bits = torch.full((n,), INF, dtype=torch.float64, device="cpu")
 
         def fill(rows: slice) -> None:
-            chosen = rows.start + self._valid[rows].nonzero().squeeze(1)
-            both = x.at(chosen).double(), y.at(positives[chosen]).double()
-            bits[chosen] = torch.linalg.vecdot(*both) * self._bits
+            known = pairs.known(rows)
+            both = x.at(known).double(), y.at(pairs.keys(known)).double()
+            bits[known] = torch.linalg.vecdot(*both) * self._bits
 
         width = max(x.x.shape[1], 1)
-        self.logits.run([partial(fill, rows) for rows in spans(len(bits), BLOCK // width or 1)])
+        self.logits.run([partial(fill, rows) for rows in spans(n, BLOCK // width or 1)])
         return bits
 
     def losses(self) -> Tensor:
         """L (n,), in float64."""
-        found = self._row_losses(slice(None))
+        every = slice(0, len(self._positive))
+        found = self._row_losses(every)
         if self.loss.symmetric:
-            chosen = self._positives.clamp_min(0)
-            sums = self._column_sums[chosen] if len(self._column_sums) else self._row_sums
-            found = (found + _loss(sums, self._positive)) / 2
-        return torch.where(self._valid, found, 0.0)
+            found = (found + self._key_losses(every)) / 2
+        return self.positives.or_zero(found, every)
 
     def sums(self) -> Sums:
         """What was summed, for those who watch the loss."""
@@ -198,6 +193,11 @@ class _Run:
 
     def _row_losses(self, rows: slice) -> Tensor:
         return _loss(self._row_sums[rows], self._positive[rows])
+
+    def _key_losses(self, rows: slice) -> Tensor:
+        """The losses of the positives of some rows."""
+        sums = self.positives.to_queries(self._column_sums, rows)
+        return _loss(sums, self._positive[rows])
 
     def look(self, keep: int = 0) -> None:
         """Sum over the negatives of each row and, if symmetric, of each column.
@@ -253,35 +253,15 @@ class _Run:
                     tile.copy_(powers)
                 return by_row.double().log2_() + shift, by_column.double().log2_() + shift, shift
         seen = self._within_margin(tile, self._positive[rows, None])
-        others = self._within_margin(tile, self._anchored(self._positive, columns))
+        others = self._within_margin(tile, self.positives.to_keys(self._positive, columns, INF))
         return log_sums(seen, 1), log_sums(others, 0), None
-
-    def _anchored(self, by_row: Tensor, columns: slice) -> Tensor:
-        """What belongs to the queries of some columns; +inf for columns without."""
-        anchors = self._anchors[columns]
-        if len(by_row) == 0:
-            return torch.full(anchors.shape, INF, dtype=by_row.dtype, device="cpu")
-        return torch.where(anchors >= 0, by_row[anchors.clamp_min(0)], INF)
 
     def _exclude(self, tile: Tensor, rows: slice, columns: slice) -> None:
         """Set pairs that are no negatives to -inf: positives, and those of equal ids."""
-        self._fill_positives(tile, rows, columns, None)
+        self.positives.put(tile, rows, columns, -INF)
         if self._codes is not None:
             ids, others = self._codes
             leave_out(tile, alike(tile, ids[rows], others[columns]))
-
-    def _fill_positives(
-        self, tile: Tensor, rows: slice, columns: slice, by_row: Tensor | None
-    ) -> None:
-        """Set the positives in a tile to what belongs to its rows, or to -inf."""
-        at = self._positives[rows]
-        here = ((at >= columns.start) & (at < columns.stop)).nonzero().squeeze(1)
-        if len(here):
-            tile[here, at[here] - columns.start] = (
-                torch.tensor(-INF, dtype=tile.dtype, device="cpu")
-                if by_row is None
-                else by_row[here].to(tile.dtype)
-            )
 
     def _within_margin(self, tile: Tensor, positive: Tensor) -> Tensor:
         """The tile, or a copy without what exceeds the positive's cosine by more than the margin.
@@ -306,7 +286,7 @@ class _Run:
             self._row_sums[rows] = torch.logaddexp2(self._row_sums[rows], sums)
         losses = self._row_losses(rows)
         total = self._positive[rows] + losses * BITS
-        by_positive = torch.where(self._valid[rows], losses.neg().expm1(), 0.0)
+        by_positive = self.positives.or_zero(losses.neg().expm1(), rows)
         if self.incoming is not None:
             by_positive = by_positive * self.incoming[rows]
         for (columns, tile), shift in zip(tiles, shifts, strict=True):
@@ -314,25 +294,23 @@ class _Run:
             if self.incoming is not None:
                 factor = factor * self.incoming[rows]
             tile.mul_(factor.to(tile.dtype)[:, None])
-            self._fill_positives(tile, rows, columns, by_positive)
+            self.positives.put(tile, rows, columns, by_positive)
 
     def weigh_both(self, rows: slice, tiles: list[tuple[slice, Tensor]]) -> None:
         """Turn logits, or their powers of 2 (`_shifts`), into the gradient by the logits."""
         losses = self._row_losses(rows)
         total = self._positive[rows] + losses * BITS
-        chosen = self._positives[rows].clamp_min(0)
-        other_losses = _loss(self._column_sums[chosen], self._positive[rows])
-        by_positive = losses.neg().expm1() + other_losses.neg().expm1()
-        by_positive = torch.where(self._valid[rows], by_positive, 0.0)
+        by_positive = losses.neg().expm1() + self._key_losses(rows).neg().expm1()
+        by_positive = self.positives.or_zero(by_positive, rows)
         incoming = None if self.incoming is None else self.incoming[rows]
         if incoming is not None:
             by_positive = by_positive * incoming
         for columns, tile in tiles:
-            anchored = self._anchored(self._positive, columns)
+            anchored = self.positives.to_keys(self._positive, columns, INF)
             other_total = anchored + _loss(self._column_sums[columns], anchored) * BITS
             others = None
             if self.incoming is not None:
-                others = torch.nan_to_num(self._anchored(self.incoming, columns), posinf=0.0)
+                others = self.positives.to_keys(self.incoming, columns, 0.0)
             shift = self._shifts.pop((rows.start, columns.start), None)
             if shift is None:
                 self._exclude(tile, rows, columns)
@@ -348,7 +326,7 @@ class _Run:
                     by_row, total[:, None], None if incoming is None else incoming[:, None]
                 )
                 torch.add(by_row, by_column, out=tile)
-            self._fill_positives(tile, rows, columns, by_positive)
+            self.positives.put(tile, rows, columns, by_positive)
 
     def _shift(self, tile: Tensor, rows: slice, columns: slice) -> float | None:
         """Turn logits into 2^(logit - shift) and return it, where that keeps digits (`_sums`)."""

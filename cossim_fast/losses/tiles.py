@@ -4,8 +4,7 @@ S = s û v̂ᵀ + b is never whole in memory. Tiles of it are in bits, log2(e) S
 0.13 ns an element and torch.exp 0.61 (one core of Zen 5, AVX512). Both products of a gradient G
 follow a block of its tiles, T = G v̂ and Rᵀ = ûᵀ G, and every product has the form a bᵀ that oneDNN
 is fast at, for a contiguous a: 250 G operations a second, where torch.mm makes 112. Threads share
-tiles in the first step and rows of T and R in the second, so that no two of them write to one place
-and sums have one order, whatever the number of threads.
+tiles in the first step and rows of T and R in the second: no two of them write to one place.
 """
 
 from __future__ import annotations
