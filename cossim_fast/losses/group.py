@@ -36,7 +36,7 @@ class Group:
     """
 
     def __init__(self, group: Any, device: torch.device) -> None:
-        if not dist.is_initialized():
+        if not (dist.is_available() and dist.is_initialized()):
             raise ValueError(
                 "expected group=None, since torch.distributed has no processes here; "
                 "call torch.distributed.init_process_group first"

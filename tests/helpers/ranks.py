@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 # [s] For a call, and for what one rank waits for another within it.
-PATIENCE, WAIT = 120, 100
+PATIENCE, WAIT = 200, 150
 
 
 class RankError(Exception):

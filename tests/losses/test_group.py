@@ -158,6 +158,15 @@ def test_ddp_gives_parameters_the_gradients_of_one_process(ranks, counts):
         assert_close(one, [parameter.grad for parameter in model.parameters()], 1e-12)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_no_rows_at_all(ranks, symmetric):
+    made = rank_jobs.batch(3, (0, 0))
+    options = {"symmetric": symmetric}
+    for value, *gradients in ranks.run(rank_jobs.contrast, made, torch.float64, 4, options, size=2):
+        assert value == 0
+        assert not any(gradient.any() for gradient in gradients)
+
+
 def test_losses_of_rows_are_weighed_by_each_rank_as_it_likes(ranks):
     made = rank_jobs.batch(3, (3, 4))
     options = {"symmetric": True, "reduction": "none"}
