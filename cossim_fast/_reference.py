@@ -46,9 +46,10 @@ def info_nce(
     """Each query's loss, log(1 + sum over negatives exp(s - s_p)), in float64, one by one."""
     cosines = _rows(queries, normalize, eps) @ _rows(keys, normalize, eps).T
     n, m = cosines.shape
-    chosen = torch.arange(n) if positives is None else positives
-    by_row = torch.zeros((n, m), dtype=torch.bool)
-    by_row[torch.arange(n)[chosen >= 0], chosen[chosen >= 0]] = True
+    row = torch.arange(n, device=cosines.device)
+    chosen = row if positives is None else positives
+    by_row = torch.zeros((n, m), dtype=torch.bool, device=cosines.device)
+    by_row[row[chosen >= 0], chosen[chosen >= 0]] = True
     if query_ids is not None and key_ids is not None:
         by_row = by_row | _equal(query_ids, key_ids)
     losses = [cosines.sum() * 0.0] * n
@@ -91,7 +92,7 @@ def clip(
     if logit_bias is not None:
         logits = logits + logit_bias
     own = logits.diagonal()
-    excluded = torch.eye(len(logits), dtype=torch.bool)
+    excluded = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     if image_ids is not None and text_ids is not None:
         excluded = excluded | _equal(image_ids, text_ids)
     by_image = _softplus_of_sum(logits, excluded, own)
