@@ -24,10 +24,9 @@ _EPS = 1e-12
 class NTXentLoss(_NTXentLoss):
     """The loss of finding each row's other view (SimCLR), or among a memory bank (MoCo).
 
-    Args:
-        temperature: what logits are divided by, > 0.
-        memory_bank_size: (rows, width) of the bank; 0 for none.
-        gather_distributed: whether the rows of other processes are negatives too.
+    It takes the library's arguments: `temperature`, what cosines are divided by, > 0;
+    `memory_bank_size`, (rows, width) of the bank, or 0; and `gather_distributed`, whether the rows
+    of other processes are negatives too.
     """
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:

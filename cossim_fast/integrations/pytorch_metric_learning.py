@@ -32,9 +32,8 @@ class NTXentLoss(_NTXentLoss):
 
     Other positives of a row are no part of its sum, as in the library.
 
-    Args:
-        temperature: what cosines are divided by, > 0.
-        **kwargs: `distance`, `reducer`, `embedding_regularizer` and what else the library takes.
+    It takes the library's arguments: `temperature`, what cosines are divided by, > 0; `distance`,
+    `reducer`, `embedding_regularizer` and others.
     """
 
     def compute_loss(
@@ -78,9 +77,8 @@ class NTXentLoss(_NTXentLoss):
 class SupConLoss(_SupConLoss):
     """The loss of finding the rows of each row's class among all other rows.
 
-    Args:
-        temperature: what cosines are divided by, > 0.
-        **kwargs: `distance`, `reducer`, `embedding_regularizer` and what else the library takes.
+    It takes the library's arguments: `temperature`, what cosines are divided by, > 0; `distance`,
+    `reducer`, `embedding_regularizer` and others.
     """
 
     def compute_loss(
