@@ -91,7 +91,9 @@ class _Function(torch.autograd.Function):
                 made, ctx.by_rows = ctx.by_rows, None
                 if made is None:
                     made = _made(ctx.loss, inputs, None, needed)[:2]
-                dx, dy = (None if t is None else t.mul_(grad) for t in made)
+                # Mostly it is 1.
+                by = float(grad)
+                dx, dy = (t if t is None or by == 1 else t.mul_(by) for t in made)
                 ds, db = (number * grad for number in ctx.by_numbers)
             else:
                 dx, dy, *by_numbers = _made(ctx.loss, inputs, grad, needed)

@@ -134,7 +134,7 @@ class Triangle:
             more: gives what to add to W û, for some rows.
             factor: of the result.
         """
-        sums = GradientSums(self.units, transposed=False)
+        sums = GradientSums(self.units, self.scale, factor)
 
         def work(i: int, j: int) -> None:
             tile = self.tile(i, j)
@@ -152,7 +152,7 @@ class Triangle:
 
         self.each(work)
         _threads.run_independent(self.threads, [partial(add, rows) for rows in self.spans])
-        found, along = sums.result(self.scale, factor)
+        found, along = sums.result()
         return found, along / 2
 
     def _add(self, sums: GradientSums, block: int, weights: Tensor, other: int) -> None:
