@@ -44,6 +44,7 @@ def small_tiles(request, monkeypatch):
     for module in (symmetric, tiles):
         monkeypatch.setattr(module, "SIDE", 16)
         monkeypatch.setattr(module, "by_onednn", lambda _: by_onednn)
+    monkeypatch.setattr(tiles, "COLUMNS", 24)
     monkeypatch.setattr(symmetric, "KEPT", 4 * 64 * 64 * 4)
     monkeypatch.setattr(tiles, "BLOCK_MEMORY", 1 << 12)
 
