@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, softplus
 
 from cossim_fast._composite import unit_rows
+from cossim_fast._dispatch import without_autocast
 from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast.losses.group import Group, Shares
 from cossim_fast.losses.sharded_tiles import (
@@ -66,7 +67,7 @@ def softmax_loss(
         loss.margin,
         loss.symmetric,
     )
-    with torch.autocast(u.device.type, enabled=False):
+    with without_autocast(u):
         losses, of_keys = _Contrast.apply(u, v, scale, job)  # type: ignore[no-untyped-call]
     if loss.symmetric:
         losses = (losses + of_keys) / 2
@@ -90,7 +91,7 @@ def sigmoid_loss(
     ids = None if loss.image_ids is None else loss.image_ids.long()
     key_ids = None if loss.text_ids is None else shares.of_all(loss.text_ids.long())
     job = Job(shares, positives, ids, key_ids)
-    with torch.autocast(u.device.type, enabled=False):
+    with without_autocast(u):
         losses = _Sigmoid.apply(u, v, scale, bias, job)  # type: ignore[no-untyped-call]
     return _reduced(losses, loss.reduction, total, shares.ranks.size).to(u.dtype)
 
@@ -139,7 +140,7 @@ def classes_loss(
         labels.long(),
         shares.of_all((labels if ref_labels is None else ref_labels).long()),
     )
-    with torch.autocast(u.device.type, enabled=False):
+    with without_autocast(u):
         losses, counts = _Classes.apply(u, v, scale, job)  # type: ignore[no-untyped-call]
     total = int(shares.ranks.sum((counts > 0).sum()))
     return _reduced(losses, reduction, total, shares.ranks.size).to(u.dtype)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cossim_fast._dispatch import without_autocast
 from cossim_fast._products import full_precision_product, mm
 from cossim_fast.losses.group import Piece, Shares
 
@@ -52,7 +53,11 @@ class Tile(NamedTuple):
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
-    return mm(a, b) if a.is_cpu else full_precision_product(a, b)
+    if a.is_cpu:
+        return mm(a, b)
+    # The backward pass may run under autocast.
+    with without_autocast(a):
+        return full_precision_product(a, b)
 
 
 def tiles(u: Tensor, v: Tensor, job: Job) -> Iterator[Tile]:

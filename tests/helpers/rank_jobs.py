@@ -156,6 +156,18 @@ def group_of(_: Any, given: Any) -> None:
     Group(given, torch.device("cpu"))
 
 
+def under_autocast(group: Any, made: Batch) -> list[Arrays]:
+    """`clip` in float32, without autocast and with it in both passes."""
+    own = made.own(torch.distributed.get_rank(group))
+    found = []
+    for enabled in (False, True):
+        rows, keys, scale, _ = (t.float().detach().requires_grad_() for t in made.leaves())
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            value = losses.clip(rows[own], keys[own], scale, group=group)
+            found.append(_differentiated(value, [rows, keys, scale]))
+    return found
+
+
 class TwoTowers(nn.Module):
     """Encoders of both sides, and a scale that is learnt."""
 

@@ -229,6 +229,14 @@ def test_narrower_rows(ranks, scale, dtype):
         assert abs(one - other.numpy()).max() <= limit * other.abs().max()
 
 
+def test_autocast_changes_nothing(ranks):
+    # Products of as many numbers as torch forms.
+    made = rank_jobs.batch(10, (150, 90), width=40)
+    for plain, autocast in ranks.run(rank_jobs.under_autocast, made, size=2):
+        for one, other in zip(plain, autocast, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_frozen_keys(ranks):
     made = rank_jobs.batch(7, (3, 4))
     every, frozen = (
