@@ -28,9 +28,9 @@ from cossim_fast._threads import Result
 
 # Bits of a natural unit.
 BITS = math.log2(math.e)
-# [columns] Of a tile, which has SIDE rows. Rows of a power of two bytes map to few cache lines: with
-# 512 columns the product that transposes a tile ran at 229 G operations a second and the other one
-# at 230, with 448 at 240 and 236 (one core of Zen 5, d = 768).
+# [columns] Of a tile, which has SIDE rows. Rows of a power of two bytes map to few cache lines:
+# with 512 columns the product that transposes a tile ran at 229 G operations a second and the other
+# one at 230, with 448 at 240 and 236 (one core of Zen 5, d = 768).
 COLUMNS = 448
 # [bytes] Of all tiles that are in memory at a time; with what else is, and what the C library keeps
 # between them, losses took at most 55 MiB beyond unit rows and derivatives (`test_loss_memory`).
