@@ -170,7 +170,7 @@ class _Run:
 
         def work(i: int, j: int) -> None:
             tile = self.tiles.tile(i, j, again=again)
-            rest = tile.clone()
+            rest = tile.clone()  # what is kept is not written to
             leave_out(rest, alike(tile, *self._both(self._code, i, j)))
             self._add(self._negatives, i, j, rest)
             if self._has_several:

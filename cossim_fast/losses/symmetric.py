@@ -20,8 +20,9 @@ from cossim_fast._cpu.products import OneDnnProduct, PlainProduct, by_onednn
 from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast.losses.tiles import BITS, GradientSums, UnitRows, spans
 
-# [bytes] Of tiles that the first pass keeps for the second.
+# [bytes] Of tiles that the first pass keeps for the second, less what each thread but one takes.
 KEPT = 48 << 20
+PER_THREAD = 6 << 20
 
 # Does something with the blocks i <= j.
 Work = Callable[[int, int], None]
@@ -76,7 +77,8 @@ class Triangle:
     """
 
     def __init__(self, parts: Sequence[Tensor], scale: float, eps: float | None) -> None:
-        rows = Stacked([part.detach() for part in parts])
+        # It has what UnitRows asks of rows.
+        rows = cast(Tensor, Stacked([part.detach() for part in parts]))
         n, d = rows.shape
         work = n * n * d // 2
         self.dtype = accumulation_dtype(
@@ -86,10 +88,10 @@ class Triangle:
         self.threads = independent_threads(work)
         self._fast = self.dtype == torch.float32 and by_onednn(work)
         product = OneDnnProduct() if self._fast else PlainProduct(self.dtype)
-        self.units = UnitRows(cast(Tensor, rows), eps, self.dtype, product, self.threads)
+        self.units = UnitRows(rows, eps, self.dtype, product, self.threads)
         self.spans = spans(n, SIDE)
         self._kept: dict[tuple[int, int], Tensor] = {}
-        self._room = KEPT
+        self._room = KEPT - PER_THREAD * (self.threads - 1)
 
     def each(self, work: Work) -> None:
         """Call work(i, j) for all pairs of blocks, i <= j, each at a time for other blocks."""
