@@ -216,11 +216,11 @@ class _Contrast(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_rows: Tensor, by_keys: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, by_rows: Tensor, by_keys: Tensor) -> tuple[Tensor | None, ...]:
         u, v, scale, by_key, log_sums, key_log_sums = ctx.saved_tensors
         job: Job = ctx.job
         s = float(scale)
-        pairs, derivatives = own_pairs(u, v, job), Derivatives(u, v, job)
+        pairs, derivatives = own_pairs(u, v, job), Derivatives(u, v, job, ctx.needs_input_grad[1])
         weights = _weights(by_rows, log_sums, pairs, s)
         pulls, key_weights = weights, None
         if job.symmetric:
@@ -260,11 +260,11 @@ class _Sigmoid(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, by_rows: Tensor) -> tuple[Tensor | None, ...]:
         u, v, scale, bias = ctx.saved_tensors
         job: Job = ctx.job
         s, b = float(scale), float(bias)
-        pairs, derivatives = own_pairs(u, v, job), Derivatives(u, v, job)
+        pairs, derivatives = own_pairs(u, v, job), Derivatives(u, v, job, ctx.needs_input_grad[1])
         by_bias = torch.zeros((), dtype=torch.float64, device=u.device)
         for tile in tiles(u, v, job):
             logits = masked((tile.cosines * s).add_(b), tile.negative)
@@ -311,10 +311,10 @@ class _Classes(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_rows: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, by_rows: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         u, v, scale, log_sums, log_positives, counts = ctx.saved_tensors
         job: Job = ctx.job
-        s, derivatives = float(scale), Derivatives(u, v, job)
+        s, derivatives = float(scale), Derivatives(u, v, job, ctx.needs_input_grad[1])
         by_rows = torch.where(counts > 0, by_rows, 0.0)
         totals = torch.logaddexp(log_sums, log_positives)
         # By S of a row's only positive, what the negatives weigh: 1 less their share cancels.

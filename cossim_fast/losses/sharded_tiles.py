@@ -144,16 +144,26 @@ def own_pairs(u: Tensor, v: Tensor, job: Job) -> Pairs:
 
 
 class Derivatives:
-    """Derivatives by unit rows, as a tile after the other says which pairs are pushed apart."""
+    """Derivatives by unit rows, as a tile after the other says which pairs are pushed apart.
 
-    def __init__(self, u: Tensor, v: Tensor, job: Job) -> None:
+    Args:
+        u: own rows.
+        v: own keys.
+        job: what is compared.
+        of_keys: whether those by the keys are wanted, on every rank or on none.
+    """
+
+    def __init__(self, u: Tensor, v: Tensor, job: Job, of_keys: bool) -> None:
         self.u, self.v, self.job = u, v, job
-        self.by_u, self.by_v = torch.zeros_like(u), torch.zeros_like(v)
+        self.by_u = torch.zeros_like(u)
+        self.by_v = torch.zeros_like(v) if of_keys else None
         self.part: Tensor | None = None
 
     def push(self, tile: Tile, by_logits: Tensor) -> None:
         """Add a tile's derivatives by S; of the keys' after a piece's last tile, over the ranks."""
         self.by_u[tile.rows] += _mm(by_logits, tile.right)
+        if self.by_v is None:
+            return
         part = _mm(by_logits.T, tile.left)
         self.part = part if self.part is None else self.part.add_(part)
         if tile.last:
@@ -164,12 +174,13 @@ class Derivatives:
         """Add those by S of the positives, -pulls (own rows,)."""
         by_positive = -pulls[pairs.rows].to(self.u.dtype)[:, None]
         self.by_u.index_add_(0, pairs.rows, by_positive * self.v[pairs.keys])
-        self.by_v.index_add_(0, pairs.keys, by_positive * self.u[pairs.rows])
+        if self.by_v is not None:
+            self.by_v.index_add_(0, pairs.keys, by_positive * self.u[pairs.rows])
 
-    def through(self, s: float, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def through(self, s: float, scale: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """The derivatives by u, v and the scale s, since S is s times the cosine."""
-        by_scale = (self.u.double() * self.by_u).sum()
-        return self.by_u.mul_(s), self.by_v.mul_(s), by_scale.to(scale.dtype)
+        by_scale = (self.u.double() * self.by_u).sum().to(scale.dtype)
+        return self.by_u.mul_(s), None if self.by_v is None else self.by_v.mul_(s), by_scale
 
 
 def masked(logits: Tensor, kept: Tensor) -> Tensor:

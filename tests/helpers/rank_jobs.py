@@ -132,23 +132,23 @@ def _differentiated(value: Tensor, leaves: list[Tensor]) -> Arrays:
     return [np.asarray(t.detach()) for t in (value, *gradients)]
 
 
-def most_rows_passed(group: Any, made: Batch, pieces: int) -> int:
-    """The most rows that are passed on at a time, in both directions of a symmetric loss."""
-    passed = []
+def rows_passed(group: Any, made: Batch, pieces: int, options: Any) -> dict[str, list[int]]:
+    """How many rows are passed on at a time, there and back."""
+    passed: dict[str, list[int]] = {}
 
     def watched(name: str) -> Any:
         real = getattr(torch.distributed, name)
 
         def call(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
             if tensor.dim() == 2:
-                passed.append(len(tensor))
+                passed.setdefault(name, []).append(len(tensor))
             return real(tensor, *arguments, **options)
 
         return mock.patch.object(torch.distributed, name, call)
 
     with watched("broadcast"), watched("reduce"), watched("all_reduce"):
-        contrast(group, made, torch.float32, pieces, {"symmetric": True})
-    return max(passed)
+        contrast(group, made, torch.float32, pieces, options)
+    return passed
 
 
 def group_of(_: Any, given: Any) -> None:

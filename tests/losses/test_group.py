@@ -248,9 +248,19 @@ def test_frozen_keys(ranks):
             np.testing.assert_array_equal(a, b)
 
 
-def test_no_rank_is_handed_more_than_a_piece(ranks):
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_no_rank_is_handed_more_than_a_piece(ranks, symmetric):
     made = rank_jobs.batch(8, (40, 9, 30))
-    assert ranks.run(rank_jobs.most_rows_passed, made, 16) == [16, 16, 16]
+    pieces = [16, 16, 8, 9, 16, 14]
+    options = {"symmetric": symmetric}
+    for passed in ranks.run(rank_jobs.rows_passed, made, 16, options):
+        assert passed == {"broadcast": 2 * pieces, "reduce": pieces}
+
+
+def test_frozen_keys_get_nothing_back(ranks):
+    made = rank_jobs.batch(8, (40, 9, 30))
+    for passed in ranks.run(rank_jobs.rows_passed, made, 16, {"learnt_keys": False}):
+        assert set(passed) == {"broadcast"}
 
 
 @pytest.mark.parametrize(
