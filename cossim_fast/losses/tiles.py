@@ -32,6 +32,8 @@ BITS = math.log2(math.e)
 # with 512 columns the product that transposes a tile ran at 229 G operations a second and the other
 # one at 230, with 448 at 240 and 236 (one core of Zen 5, d = 768).
 COLUMNS = 448
+# How often a loss of rows of one shape is computed, at least: oneDNN makes code for each shape.
+OFTEN = 8
 # [bytes] Of all tiles that are in memory at a time; with what else is, and what the C library keeps
 # between them, losses took at most 55 MiB beyond unit rows and derivatives (`test_loss_memory`).
 MEMORY = 48 << 20
@@ -125,7 +127,7 @@ class Logits:
         self.dtype = accumulation_dtype(torch.promote_types(x.dtype, y.dtype))
         self.scale, self.bias = scale, bias
         self.threads = independent_threads(n * m * d)
-        self._fast = self.dtype == torch.float32 and by_onednn(n * m * d)
+        self._fast = self.dtype == torch.float32 and by_onednn(OFTEN * n * m * d)
         product = OneDnnProduct() if self._fast else PlainProduct(self.dtype)
         make = partial(UnitRows, eps=eps, dtype=self.dtype, product=product, threads=self.threads)
         self.x, self.y = make(x.detach()), make(y.detach())

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from cossim_fast import _reference
+from cossim_fast import _fp32_setting, _reference
 from cossim_fast.losses import autograd, info_nce, softmax, tiles
 from cossim_fast.losses.positives import Positives
 from cossim_fast.losses.tiles import BITS, Logits, add_logs, log_sums, powers, within
 from cossim_fast.testing import assert_close, make_inputs
+from old_torch import set_setting
 
 BOTH = pytest.mark.parametrize("symmetric", [False, True])
 
@@ -129,6 +130,45 @@ def test_kept_tiles_change_nothing(symmetric, temperature, keep, monkeypatch):
     monkeypatch.setattr(softmax, "MEMORY", keep << 20)
     for mine, wanted in zip(derivatives(), expected, strict=True):
         assert_close(mine, wanted, scale=4 * wanted.abs().max().item())
+
+
+@pytest.fixture
+def unwritten():
+    """New memory is filled with NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@BOTH
+@pytest.mark.parametrize("temperature", [0.004, 0.05])
+@pytest.mark.parametrize(("n", "m"), [(300, 520), (513, 513)])
+def test_padding_and_unwritten_memory_are_not_seen(n, m, temperature, symmetric, unwritten):
+    """In the fast product's padded tiles, and in several of them."""
+    x, y = leaves(n, m, 300)
+    x.data[0], y.data[1] = 1e30, 1e-30
+    settings = {"temperature": temperature, "symmetric": symmetric}
+    found = info_nce(x, y, **settings)
+    gradients = torch.autograd.grad(found, (x, y))
+    wide = [t.detach().double().requires_grad_() for t in (x, y)]
+    expected = _reference.info_nce(*wide, **settings)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6 / temperature)
+    for mine, wanted in zip(gradients, torch.autograd.grad(expected, wide), strict=True):
+        assert_close(mine, wanted, scale=wanted.abs().max().item() / temperature)
+
+
+@BOTH
+def test_settings_of_torchs_products_are_not_followed(symmetric):
+    x, y = leaves(700, 700, 200)
+    exact = _reference.info_nce(x, y, temperature=0.01, symmetric=symmetric)
+    before = _fp32_setting.get("mkldnn")
+    set_setting("mkldnn", "bf16")
+    try:
+        found = info_nce(x, y, temperature=0.01, symmetric=symmetric)
+    finally:
+        set_setting("mkldnn", before)
+    assert found.item() == pytest.approx(exact.item(), rel=1e-4)
 
 
 @BOTH
