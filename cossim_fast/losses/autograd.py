@@ -7,6 +7,7 @@ backward pass. A graph of the gradient takes the composite form.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, Protocol
 
 import torch
@@ -70,6 +71,8 @@ class _Function(torch.autograd.Function):
             x.detach(), y.detach(), _float(scale), _float(bias), None, by_x, by_y
         )
         ctx.save_for_backward(*kept)
+        # For `seen.pass_of`: to look at saved tensors may have them recomputed or loaded.
+        ctx.inputs = weakref.ref(x), weakref.ref(y), (x._version, y._version), _float(scale)
         ctx.by_rows = dx, dy
         ctx.by_numbers = ds, db
         return value

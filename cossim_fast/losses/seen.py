@@ -1,7 +1,7 @@
 """What a loss leaves behind for those who watch it: `diagnose.CollapseMonitor` needs no product.
 
-A softmax loss notes the sums of its pass in `Sums`, and the graph of its value keeps them until the
-backward pass, with the rows and the derivative by the scale. `pass_of` reads them.
+A softmax loss notes the sums of its pass in `Sums`, and the graph of its value keeps them, with the
+derivative by the scale and weak references to the rows. `pass_of` reads them.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Pass(NamedTuple):
 
 
 def pass_of(value: Tensor) -> Pass | None:
-    """The pass that made a loss, before its backward pass; None where it cannot be read.
+    """The pass that made a loss; None where it cannot be read.
 
     Read are `info_nce`, `clip`, `siglip` and `nt_xent` of rows on CPU in one process, reduced to
-    one number, with a gradient to come.
+    one number, with a gradient to come, as long as its rows are there and were not changed.
     """
     node: Any = value.grad_fn
     for _ in range(_DEEPEST):
@@ -60,9 +60,11 @@ def pass_of(value: Tensor) -> Pass | None:
     loss = getattr(node, "loss", None)
     if not isinstance(loss, SoftmaxLoss | SigmoidLoss | ContrastLoss) or not loss.is_scalar:
         return None
-    x, y, scale, *_ = node.saved_tensors
+    *refs, versions, scale = node.inputs
+    x, y = (ref() for ref in refs)
+    if x is None or y is None or (x._version, y._version) != versions:
+        return None
     x, y = x.detach(), y.detach()
-    scale = float(node.numbers[0] if scale is None else scale.detach())
     row = torch.arange(len(x), dtype=torch.int64, device="cpu")
     if isinstance(loss, SigmoidLoss):
         return Pass(x, y, row, scale, max(len(y) - 1, 0), None, 0.0)

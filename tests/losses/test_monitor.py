@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from cossim_fast.diagnose import CollapseMonitor, CollapseWarning
 from cossim_fast.losses import ClipLoss, InfoNCE, NTXentLoss, SigLipLoss, clip, info_nce
@@ -104,7 +105,7 @@ def test_nt_xent_clip_and_siglip():
     assert "saturated" not in record
 
 
-def test_the_number_itself_can_be_observed_before_its_backward_pass():
+def test_the_number_itself_can_be_observed():
     x, y = pairs()
     monitor = CollapseMonitor(every=1)
     loss = info_nce(x, y)
@@ -112,9 +113,14 @@ def test_the_number_itself_can_be_observed_before_its_backward_pass():
     monitor.observe(2 * clip(x, y, 5.0))
     loss.backward()
     monitor.observe(loss)
+    assert [each["temperature"] for each in monitor.records] == pytest.approx([0.07, 0.2, 0.07])
+    assert monitor.records[0] | {"step": 2} == monitor.records[2]
     monitor.observe(info_nce(x.detach(), y.detach()))
     monitor.observe(F.mse_loss(x, y))
-    assert [record["temperature"] for record in monitor.records] == pytest.approx([0.07, 0.2])
+    changed = 1 * x
+    loss = info_nce(changed, y)
+    changed.add_(1)
+    monitor.observe(loss)
     assert sum(monitor.skipped.values()) == 3
     assert "a loss that made its gradients" in monitor.summary()
 
@@ -158,6 +164,22 @@ def watched(loss, calls):
             call()
     texts = [str(each.message) for each in caught if each.category is CollapseWarning]
     return [record["verdict"] for record in monitor.records], texts
+
+
+@pytest.mark.parametrize("watch", [False, True])
+def test_nothing_is_recomputed_for_it(watch):
+    x, y = pairs()
+    calls = []
+    loss = InfoNCE()
+
+    def step(x, y):
+        calls.append(1)
+        return loss(2 * x, 3 * y)
+
+    monitor = CollapseMonitor(loss if watch else None, every=1)
+    checkpoint(step, x, y, use_reentrant=False).backward()
+    assert len(calls) == 2
+    assert [each["verdict"] for each in monitor.records] == ["healthy"] * watch
 
 
 def test_a_temperature_that_freezes_is_told_once_with_what_it_did():
