@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, softplus
 
+from cossim_fast._autograd import graph_is_wanted
 from cossim_fast._composite import unit_rows
 from cossim_fast._dispatch import without_autocast
 from cossim_fast._dtypes import accumulation_dtype
@@ -215,8 +215,8 @@ class _Contrast(torch.autograd.Function):
         return losses, of_keys
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, by_rows: Tensor, by_keys: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_graph(by_rows)
         u, v, scale, by_key, log_sums, key_log_sums = ctx.saved_tensors
         job: Job = ctx.job
         s = float(scale)
@@ -259,8 +259,8 @@ class _Sigmoid(torch.autograd.Function):
         return losses
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, by_rows: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_graph(by_rows)
         u, v, scale, bias = ctx.saved_tensors
         job: Job = ctx.job
         s, b = float(scale), float(bias)
@@ -310,8 +310,8 @@ class _Classes(torch.autograd.Function):
         return losses, counts
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, by_rows: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_graph(by_rows)
         u, v, scale, log_sums, log_positives, counts = ctx.saved_tensors
         job: Job = ctx.job
         s, derivatives = float(scale), Derivatives(u, v, job, ctx.needs_input_grad[1])
@@ -331,6 +331,15 @@ class _Classes(torch.autograd.Function):
             pushes -= torch.where(positive, pulls[tile.rows, None].to(pushes.dtype), 0.0)
             derivatives.push(tile, pushes)
         return *derivatives.through(s, scale), None
+
+
+def _refuse_graph(by_losses: Tensor) -> None:
+    """Refuse a graph of the gradient, which would lack what other ranks' rows contribute."""
+    if graph_is_wanted(by_losses):
+        raise RuntimeError(
+            "expected create_graph=False and no is_grads_batched, since a loss with a group has "
+            "first derivatives only; gather the rows, and call it with group=None"
+        )
 
 
 def _of_label(tile: Tile, job: Job) -> Tensor:

@@ -96,26 +96,41 @@ def test_narrow_rows_are_no_further_from_float64_than_theirs(name, option, kind,
         assert error <= 2 * limit + 2 * rounding * max(right.abs().max(), 1e-3)
 
 
+def features(count):
+    """Words of texts: queries, their documents, and negatives of each."""
+    numbers = torch.Generator().manual_seed(0)
+    words = [torch.randint(0, 40, (12, 6), generator=numbers) for _ in range(count)]
+    return [{"input_ids": each, "attention_mask": torch.ones_like(each)} for each in words]
+
+
 @pytest.mark.parametrize("name", [PLAIN, CACHED])
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_model_gets_the_gradients_of_theirs(name, count):
     """From features to parameters: with dropout, which the second pass of a cache repeats."""
-    torch.manual_seed(0)
-    features = [
-        {"input_ids": torch.randint(0, 40, (12, 6)), "attention_mask": torch.ones(12, 6).long()}
-        for _ in range(count)
-    ]
     results = []
     for one in (mine, theirs):
         model = SmallModel(dropout=0.3)
         torch.manual_seed(1)
         loss = getattr(one, name)(model, **({} if name == PLAIN else {"mini_batch_size": 5}))
-        value = loss([dict(column) for column in features], None)
+        value = loss(features(count), None)
         (2 * value).backward()
         with torch.no_grad():
             model.eval()
-            rated = loss([dict(column) for column in features], None)
+            rated = loss(features(count), None)
         results.append((value.detach(), model.words.weight.grad, rated))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [PLAIN, CACHED])
+def test_inside_a_loss_of_several_widths(name):
+    results = []
+    for one in (mine, theirs):
+        model = SmallModel()
+        loss = theirs.MatryoshkaLoss(model, getattr(one, name)(model), [16, 8, 4])
+        value = loss(features(3), None)
+        value.backward()
+        results.append((value.detach(), model.words.weight.grad))
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 

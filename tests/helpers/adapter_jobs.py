@@ -99,6 +99,10 @@ class SmallModel(nn.Sequential):
         with torch.no_grad():
             self.words.weight.normal_(generator=numbers)
 
+    def get_embedding_dimension(self) -> int:
+        """The width of embeddings."""
+        return self.words.embedding_dim
+
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
         """Add the embedding of each text to its features."""
         words = self[0](self.words(features["input_ids"]))

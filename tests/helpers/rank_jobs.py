@@ -168,6 +168,19 @@ def under_autocast(group: Any, made: Batch) -> list[Arrays]:
     return found
 
 
+def many_derivatives(group: Any, made: Batch, twice: bool) -> None:
+    """Ask for a second derivative, or for several first ones at once."""
+    own = made.own(torch.distributed.get_rank(group))
+    rows, keys, scale, _ = made.leaves()
+    value = losses.clip(rows[own], keys[own], scale, group=group)
+    if twice:
+        (gradient,) = torch.autograd.grad(value, rows, create_graph=True)
+        torch.autograd.grad(gradient.sum(), rows)
+    else:
+        weights = torch.ones(2, dtype=value.dtype)
+        torch.autograd.grad(value, rows, weights, is_grads_batched=True)
+
+
 class TwoTowers(nn.Module):
     """Encoders of both sides, and a scale that is learnt."""
 

@@ -229,6 +229,13 @@ def test_narrower_rows(ranks, scale, dtype):
         assert abs(one - other.numpy()).max() <= limit * other.abs().max()
 
 
+@pytest.mark.parametrize("twice", [False, True])
+def test_more_than_first_derivatives_are_refused(ranks, twice):
+    made = rank_jobs.batch(1, (3, 4))
+    with pytest.raises(RankError, match="RuntimeError: expected create_graph=False"):
+        ranks.run(rank_jobs.many_derivatives, made, twice, size=2)
+
+
 def test_autocast_changes_nothing(ranks):
     # Products of as many numbers as torch forms.
     made = rank_jobs.batch(10, (150, 90), width=40)
