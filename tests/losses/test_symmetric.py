@@ -6,7 +6,8 @@ from itertools import chain
 import pytest
 import torch
 
-from cossim_fast import _reference, losses
+import rounding
+from cossim_fast import _products, _reference, losses
 from cossim_fast.losses import symmetric, tiles
 from cossim_fast.losses.symmetric import rounds
 from cossim_fast.testing import make_inputs
@@ -74,6 +75,18 @@ def test_the_number_of_threads_changes_no_bit(name, monkeypatch):
     assert torch.equal(value, other)
     for key, gradient in gradients.items():
         assert torch.equal(gradient, others[key]), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("small_tiles")
+def test_products_that_round_their_factors_are_not_used(name, monkeypatch):
+    monkeypatch.setattr(_products, "_FEW", 0)  # fewer are numpy's, which rounds none
+    monkeypatch.setattr(_products, "_tried", {})
+    rows, numbers, settings = case(name)
+    function, settings = name.partition(" ")[0], {**settings, "reduction": "none"}
+    with rounding.rounding(rounding.to_bfloat16):
+        check(getattr(losses, function), getattr(_reference, function), rows, numbers, settings,
+              scale=10.0, bias=5.0)  # fmt: skip
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 8, 9])
