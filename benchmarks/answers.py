@@ -53,7 +53,7 @@ def check(
         answer = answer(inputs[0][exact.rows], BUILT_K)
     answer = contender.read(answer, case)
     if case.task in LOSSES:
-        return Checked(loss_answers.error(answer, exact.answer))
+        return Checked(loss_answers.error(case, answer, exact.answer))
     if case.task in ("top-k", "one shot", "mapped", "build"):
         scores, found = (torch.as_tensor(part).cpu() for part in answer)
         if case.task != "build":

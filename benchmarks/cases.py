@@ -33,9 +33,19 @@ Task = Literal[
     "symmetric loss",
     "SigLIP loss",
     "NT-Xent loss",
+    "SupCon loss",
+    "batch-hard loss",
     "cached loss",
 ]
-LOSSES = ("one-way loss", "symmetric loss", "SigLIP loss", "NT-Xent loss", "cached loss")
+LOSSES = (
+    "one-way loss",
+    "symmetric loss",
+    "SigLIP loss",
+    "NT-Xent loss",
+    "SupCon loss",
+    "batch-hard loss",
+    "cached loss",
+)
 TITLES: dict[str, str] = {
     "rows": "paired rows",
     "rows gradient": "paired rows, forward + backward",
@@ -52,6 +62,8 @@ TITLES: dict[str, str] = {
     "symmetric loss": "contrastive loss, both directions, and gradients",
     "SigLIP loss": "SigLIP loss and gradients",
     "NT-Xent loss": "NT-Xent loss and gradients",
+    "SupCon loss": "SupCon loss and gradient",
+    "batch-hard loss": "batch-hard triplet loss and gradient",
     "cached loss": "loss of a batch embedded in mini-batches, and gradients",
 }
 
@@ -173,6 +185,7 @@ PLAIN = "plain loss"
 OPEN_CLIP = "open_clip"
 LINEAR_CROSS_ENTROPY = "F.linear_cross_entropy"
 LIGHTLY = "lightly"
+METRIC_LEARNING = "pytorch-metric-learning"
 CACHED = "CachedMultipleNegativesRankingLoss"
 PRODUCTS = {count: f"{count} products" for count in (2, 3, 4)}
 # The fastest contender that is neither ours, nor a floor, nor approximate.
@@ -473,6 +486,22 @@ def _losses() -> list[Case]:
             some = some if rows > 1024 else ()
             quick = rows == 1024
             cases.append(_loss(task, n, 768, some, headline=not quick, quick=quick))
+    for task in ("SupCon loss", "batch-hard loss"):
+        for rows in (1024, 4096):
+            some = (Target("speed", 1, FASTEST), _loss_memory(rows // 2, 768))
+            quick = rows == 1024
+            cases.append(
+                Case(
+                    task,
+                    ((rows, 768),),
+                    torch.float32,
+                    1,
+                    () if quick else some,
+                    data="views",
+                    headline=not quick,
+                    quick=quick,
+                )
+            )
     for batch, times in ((32, 6), (256, 2)):
         some = (Target("speed", times, CACHED), _loss_memory(4096, 768))
         cases.append(_loss("cached loss", 4096, 768, some, batch=batch, quick=False))

@@ -73,7 +73,8 @@ def products_of_gradient(case: Case, x: Tensor, y: Tensor) -> Part:
 def fastest_products(count: int) -> Callable[..., Part]:
     """Multiply every row by every row, so many times, by the faster of torch's two ways."""
 
-    def prepare(case: Case, x: Tensor, y: Tensor) -> Part:
+    def prepare(case: Case, x: Tensor, y: Tensor | None = None) -> Part:
+        y = x if y is None else y
         if case.task == "NT-Xent loss":
             x = y = torch.cat([x, y])
         x, y, times = _slice(x, y, torch.float32)

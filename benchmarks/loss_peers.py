@@ -1,4 +1,4 @@
-"""Contrastive losses against whom: each is timed with its gradients by both inputs.
+"""Contrastive losses against whom: each is timed with its gradients by its inputs.
 
 An answer is the loss and its gradients. The temperature, or its inverse, is what the library that
 the loss comes from takes by default.
@@ -21,6 +21,7 @@ from cases import (
     CACHED,
     LIGHTLY,
     LINEAR_CROSS_ENTROPY,
+    METRIC_LEARNING,
     OPEN_CLIP,
     OURS,
     PLAIN,
@@ -35,6 +36,9 @@ TEMPERATURE = 0.07
 # Of SigLIP, after some training.
 SCALE, BIAS = 50.0, -10.0
 NT_XENT_TEMPERATURE = 0.5
+SUP_CON_TEMPERATURE = 0.1
+# Of the triplet loss: large enough that no row's loss is 0.
+MARGIN = 0.9
 # CachedMultipleNegativesRankingLoss's own scale.
 CACHED_SCALE = 20.0
 
@@ -196,6 +200,73 @@ def _sentence_transformers(case: Case, x: Tensor, y: Tensor) -> Call:
     return _in_batches(lambda parts: loss.calculate_loss(parts, with_backward=True))(case, x, y)
 
 
+def of_classes(loss: Loss) -> Callable[..., Call]:
+    """Time a loss of rows and their labels, and its gradient."""
+
+    def prepare(case: Case, x: Tensor) -> Call:
+        leaf, labels = x.detach().requires_grad_(), labels_of(len(x))
+
+        def call() -> tuple[Tensor, ...]:
+            value = loss(leaf, labels)
+            return value.detach(), *torch.autograd.grad(value, leaf)
+
+        return call
+
+    return prepare
+
+
+def labels_of(n: int) -> Tensor:
+    """Four rows to a class: of rows that are views, two items in two views each."""
+    return torch.arange(n) % max(n // 4, 1)
+
+
+def _ours_sup_con(x: Tensor, labels: Tensor) -> Tensor:
+    return losses.sup_con(x, labels, temperature=SUP_CON_TEMPERATURE)
+
+
+def _ours_batch_hard(x: Tensor, labels: Tensor) -> Tensor:
+    return losses.batch_hard_triplet(x, labels, margin=MARGIN)
+
+
+def plain_sup_con(x: Tensor, labels: Tensor) -> Tensor:
+    """The loss from the whole matrix."""
+    unit = F.normalize(x)
+    logits = (unit / SUP_CON_TEMPERATURE) @ unit.T
+    positive = (labels[:, None] == labels).fill_diagonal_(False)
+    logits.diagonal().fill_(-torch.inf)
+    each = torch.where(positive, logits, 0.0).sum(1) / positive.sum(1)
+    return (logits.logsumexp(1) - each).mean()
+
+
+def _plain_batch_hard(x: Tensor, labels: Tensor) -> Tensor:
+    """The loss from the whole matrix."""
+    unit = F.normalize(x)
+    cosines = unit @ unit.T
+    same = labels[:, None] == labels
+    others = (~same).fill_diagonal_(True)
+    nearest = cosines.masked_fill(same, -torch.inf).amax(1)
+    farthest = cosines.masked_fill(others, torch.inf).amin(1)
+    return (MARGIN + nearest - farthest).relu().mean()
+
+
+# https://kevinmusgrave.github.io/pytorch-metric-learning/
+def _pml_sup_con(x: Tensor, labels: Tensor) -> Tensor:
+    from pytorch_metric_learning.losses import SupConLoss  # noqa: PLC0415
+
+    value: Tensor = SupConLoss(temperature=SUP_CON_TEMPERATURE)(x, labels)
+    return value
+
+
+def _pml_batch_hard(x: Tensor, labels: Tensor) -> Tensor:
+    from pytorch_metric_learning import distances, losses, miners, reducers  # noqa: PLC0415
+
+    cosine = distances.CosineSimilarity()
+    hard = miners.BatchHardMiner(distance=cosine)(x, labels)
+    loss = losses.TripletMarginLoss(MARGIN, distance=cosine, reducer=reducers.MeanReducer())
+    value: Tensor = loss(x, labels, hard)
+    return value
+
+
 def _floor(count: int) -> Contender:
     return Contender(PRODUCTS[count], floors.fastest_products(count), floor=True)
 
@@ -228,6 +299,18 @@ CONTENDERS: dict[Task, tuple[Contender, ...]] = {
         Contender(PLAIN, of_loss(_plain_nt_xent)),
         Contender(LIGHTLY, of_loss(_lightly), "lightly.loss:NTXentLoss"),
         _floor(2),
+    ),
+    "SupCon loss": (
+        Contender(OURS, of_classes(_ours_sup_con)),
+        Contender(PLAIN, of_classes(plain_sup_con)),
+        Contender(METRIC_LEARNING, of_classes(_pml_sup_con), "pytorch_metric_learning"),
+        _floor(2),
+    ),
+    "batch-hard loss": (
+        Contender(OURS, of_classes(_ours_batch_hard)),
+        Contender(PLAIN, of_classes(_plain_batch_hard)),
+        Contender(METRIC_LEARNING, of_classes(_pml_batch_hard), "pytorch_metric_learning"),
+        *floors.HALVES[:1],
     ),
     "cached loss": (
         Contender(OURS, _in_batches(_ours_cached)),
