@@ -26,8 +26,10 @@ from cossim_fast.losses.autograd import Found, Number
 from cossim_fast.losses.positives import Positives
 from cossim_fast.losses.strips import LINEAR, in_strips, log_sum, wide_rows
 from cossim_fast.losses.sums import Sums
-from cossim_fast.losses.tiles import BITS, MEMORY, Kept, Logits, log_sums, powers, spans, within
+from cossim_fast.losses.tiles import BITS, Kept, Logits, log_sums, powers, spans, within
 
+# [bytes] Of tiles that the first pass of both directions keeps for the second.
+KEPT = 48 << 20
 # [bits] How far a row's or a column's sum may lie below the largest logit of a tile if one power of
 # 2 serves both: float32 has powers down to 2^-126.
 RANGE = 60.0
@@ -80,7 +82,7 @@ class SoftmaxLoss:
         if self.reduction == "mean":
             factor /= run.count
         if self.symmetric:
-            run.look(keep=run.logits.tiles_of(MEMORY))
+            run.look(keep=run.logits.tiles_of(KEPT))
             weigh = run.weigh_both
         else:
             weigh = run.weigh_rows

@@ -21,7 +21,7 @@ from cossim_fast._dtypes import accumulation_dtype
 from cossim_fast.losses.tiles import BITS, GradientSums, UnitRows, spans
 
 # [bytes] Of tiles that the first pass keeps for the second, less what each thread but one takes.
-KEPT = 48 << 20
+KEPT = 42 << 20
 PER_THREAD = 6 << 20
 
 # Does something with the blocks i <= j.

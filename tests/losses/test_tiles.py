@@ -127,7 +127,7 @@ def test_kept_tiles_change_nothing(symmetric, temperature, keep, monkeypatch):
         return torch.autograd.grad(loss, inputs)
 
     expected = derivatives()
-    monkeypatch.setattr(softmax, "MEMORY", keep << 20)
+    monkeypatch.setattr(softmax, "KEPT", keep << 20)
     for mine, wanted in zip(derivatives(), expected, strict=True):
         assert_close(mine, wanted, scale=4 * wanted.abs().max().item())
 
