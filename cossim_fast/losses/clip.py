@@ -50,6 +50,7 @@ def clip(
         group: a process group of torch.distributed. Rows are then this process's own, as many as
             it likes, and those of all processes are its negatives. Its value is such that the mean
             over processes, which DDP takes of gradients, is the loss of one that has all rows.
+            First derivatives only.
 
     Returns:
         A number, or (n,) for "none", in float32, for float64 rows in float64.

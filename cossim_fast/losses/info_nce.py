@@ -57,7 +57,7 @@ def info_nce(
         group: a process group of torch.distributed. Rows are then this process's own, as many as
             it likes, and the keys of all processes are keys of its queries; numbers and ids are of
             own rows. Its value is such that the mean over processes, which DDP takes of gradients,
-            is the loss of one process that has all rows.
+            is the loss of one process that has all rows. First derivatives only.
 
     Returns:
         A number, or (n,) for "none", in float32, for float64 rows in float64.

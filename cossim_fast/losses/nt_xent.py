@@ -47,7 +47,7 @@ def nt_xent(
         group: a process group of torch.distributed. Rows are then this process's own, as many as
             it likes, and the rows of all processes are compared; ids are alike in all of them. Its
             value is such that the mean over processes, which DDP takes of gradients, is the loss of
-            one process that has all rows.
+            one process that has all rows. First derivatives only.
 
     Returns:
         A number, or (2 n,) for "none", the rows of z0 first; in float32, for float64 rows in

@@ -60,7 +60,7 @@ def siglip(
         group: a process group of torch.distributed. Image and text are then this process's own
             rows, as many as it likes, and the texts of all processes are compared with its images.
             Its value is such that the mean over processes, which DDP takes of gradients, is the
-            loss of one process that has all rows.
+            loss of one process that has all rows. First derivatives only.
 
     Returns:
         A number, or (n,) for "none", in float32, for float64 rows in float64. Without rows the mean

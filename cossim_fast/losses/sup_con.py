@@ -57,7 +57,7 @@ def sup_con(
         group: a process group of torch.distributed. Rows, and those of `ref`, are then this
             process's own, as many as it likes, and are compared with those of all processes, where
             labels are alike. Its value is such that the mean over processes, which DDP takes of
-            gradients, is the loss of one process that has all rows.
+            gradients, is the loss of one process that has all rows. First derivatives only.
 
     Returns:
         A number, or (n,) for "none", in float32, for float64 rows in float64. A row without a
