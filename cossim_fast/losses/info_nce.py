@@ -148,6 +148,8 @@ def _ids_of_both(
 class InfoNCE(nn.Module):
     """`info_nce` as a module; arguments as there.
 
+    A temperature that is an ``nn.Parameter`` is learned; another tensor is a buffer.
+
     >>> import torch
     >>> InfoNCE(temperature=1.0)(torch.eye(3), torch.eye(3))
     tensor(0.5514)
@@ -166,7 +168,11 @@ class InfoNCE(nn.Module):
         group: Any = None,
     ) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature: float | Tensor
+        if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
+            self.register_buffer("temperature", temperature)
+        else:
+            self.temperature = temperature
         self.margin = margin
         self.symmetric = symmetric
         self.reduction = reduction

@@ -272,6 +272,9 @@ def test_the_module_learns_its_temperature():
     assert [name for name, _ in module.named_parameters()] == ["temperature"]
     module(queries, keys).backward()
     assert module.temperature.grad.isfinite()
+    fixed = InfoNCE(torch.tensor(0.2))
+    assert list(fixed.state_dict()) == ["temperature"]
+    assert fixed(queries, keys) == info_nce(queries, keys, temperature=torch.tensor(0.2))
 
 
 OPTIONS = {
