@@ -188,6 +188,7 @@ LIGHTLY = "lightly"
 METRIC_LEARNING = "pytorch-metric-learning"
 CACHED = "CachedMultipleNegativesRankingLoss"
 PRODUCTS = {count: f"{count} products" for count in (2, 3, 4)}
+HALF_A_PRODUCT = "half a product"
 # The fastest contender that is neither ours, nor a floor, nor approximate.
 FASTEST = "the fastest peer"
 

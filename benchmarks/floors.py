@@ -70,7 +70,7 @@ def products_of_gradient(case: Case, x: Tensor, y: Tensor) -> Part:
     return Part(call, 3 * times)
 
 
-def fastest_products(count: int) -> Callable[..., Part]:
+def fastest_products(count: float) -> Callable[..., Part]:
     """Multiply every row by every row, so many times, by the faster of torch's two ways."""
 
     def prepare(case: Case, x: Tensor, y: Tensor | None = None) -> Part:
