@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 PACKAGING := setup.py pyproject.toml constraints.txt
 
-.PHONY: demo demo-distributed test test-distributed test-processors test-hostile test-oldest \
-	test-adapters test-model kernels gpu gpu-test gpu-session gpu-install bench bench-full \
+.PHONY: demo demo-distributed train-example test test-distributed test-processors test-hostile \
+	test-oldest test-adapters test-model kernels gpu gpu-test gpu-session gpu-install bench bench-full \
 	bench-report bench-compare confusion docs lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
@@ -15,6 +15,9 @@ demo: $(VENV)/.demo  ## the main job on real embeddings
 
 demo-distributed: $(VENV)/.distributed  ## three nodes here, one of them killed: the same answer
 	$(BIN)/python -P examples/demo_distributed.py
+
+train-example: $(VENV)/.train  ## train a small encoder on the demo's texts: better neighbours
+	$(BIN)/python -P examples/train_contrastive.py
 
 # Kernels run interpreted in a process of their own: Triton decides when it is imported.
 INTERPRETED := kernel_logic or kernel_memory or kernel_mutants
@@ -135,6 +138,10 @@ $(VENV)/.distributed: $(BIN)/python $(PACKAGING)
 	$(INSTALL) ".[distributed]"
 	touch $@
 
+$(VENV)/.train: $(BIN)/python $(PACKAGING)
+	$(INSTALL) ".[retrieval]"
+	touch $@
+
 $(VENV)/.dev: $(BIN)/python $(PACKAGING)
 	$(INSTALL) ".[gpu,viz,cli,distributed,test,lint]"
 	touch $@
@@ -147,6 +154,10 @@ $(OLDEST_VENV)/.core: $(PACKAGING)
 
 $(VENV)/.adapters: $(BIN)/python $(PACKAGING)
 	$(INSTALL) ".[test,adapters]"
+	# What they ask for includes a torchvision, which PyPI has for one torch alone, built for CUDA;
+	# their losses need none of it (tests/helpers/bare_packages.py).
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps \
+		lightly open_clip_torch
 	touch $@
 
 $(VENV)/.docs: $(BIN)/python $(PACKAGING)
@@ -159,4 +170,6 @@ $(VENV)/.bench: $(BIN)/python $(PACKAGING)
 	# every peer; a Python that it does not install on does without.
 	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps \
 		chunkdot llvmlite numba numba-progress psutil
+	# Of it the losses alone are loaded, which need no torchvision.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps open_clip_torch
 	touch $@

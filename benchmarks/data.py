@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Data = Literal["gaussian", "real", "clustered", "spiky", "cone", "duplicates", "copies", "equal"]
+Data = Literal[
+    "gaussian", "real", "clustered", "spiky", "cone", "duplicates", "copies", "equal", "views"
+]
 
 SHIPPED = Path(__file__).parent.parent / "examples" / "data" / "wordnet_minilm_4k_f16.npy"
 # Names the file; an environment variable, since child processes have to see it too.
@@ -113,6 +115,12 @@ def equal(n: int, d: int, generator: torch.Generator) -> Tensor:
     return gaussian(1, d, generator).repeat(n, 1)
 
 
+def views(n: int, d: int, generator: torch.Generator) -> Tensor:
+    """Gaussian rows, and the same again with noise: row n/2 + i has a cosine of 0.7 with row i."""
+    first = gaussian(-(-n // 2), d, generator)
+    return torch.cat([first, (first + gaussian(len(first), d, generator))[: n // 2]])
+
+
 MAKERS = {
     "gaussian": gaussian,
     "real": real,
@@ -122,6 +130,7 @@ MAKERS = {
     "duplicates": duplicates,
     "copies": copies,
     "equal": equal,
+    "views": views,
 }
 
 

@@ -21,6 +21,8 @@ PACKAGES = (
     "scikit-learn",
     "sentence-transformers",
     "torchmetrics",
+    "open_clip_torch",
+    "lightly",
     "scipy",
     "numkong",
     "faiss-cpu",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from contender import Call, Contender, Part
 
 # Multiplications of one call of a product: more where the processor is quicker at it.
 MOST = {torch.float32: 2e10, torch.int8: 2e9, torch.bfloat16: 2e8, torch.float16: 2e8}
+# [rows] Side of the tiles of a product whose result is not kept.
+TILE = 512
 BFLOAT16 = "bfloat16 product"
 READ_ONE = "x.sum()"
 COPY = "x1.clone(), x2.clone()"
@@ -65,6 +68,29 @@ def products_of_gradient(case: Case, x: Tensor, y: Tensor) -> Part:
     """Three products: the matrix, and one for the gradient of each input."""
     call, times = product(case, x, y)
     return Part(call, 3 * times)
+
+
+def fastest_products(count: float) -> Callable[..., Part]:
+    """Multiply every row by every row, so many times, by the faster of torch's two ways."""
+
+    def prepare(case: Case, x: Tensor, y: Tensor | None = None) -> Part:
+        y = x if y is None else y
+        if case.task == "NT-Xent loss":
+            x = y = torch.cat([x, y])
+        x, y, times = _slice(x, y, torch.float32)
+        out = x.new_zeros(x.shape[0], y.shape[0])
+        ways: list[Call] = [lambda: torch.mm(x, y.T, out=out), lambda: _tiles_by_onednn(x, y)]
+        return Part(min(ways, key=_seconds), count * times)
+
+    return prepare
+
+
+def _tiles_by_onednn(x: Tensor, y: Tensor) -> None:
+    """The product behind torch's compiled linear layer, tile by tile, of which none is kept."""
+    # torch/_inductor/fx_passes/mkldnn_fusion.py lowers to it.
+    for rows in x.split(TILE):
+        for columns in y.split(TILE):
+            torch.ops.mkldnn._linear_pointwise(rows, columns, None, "none", [], "")
 
 
 def half_product(case: Case, x: Tensor) -> Part:

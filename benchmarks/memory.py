@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
-from cases import Case
+from cases import LOSSES, Case
 from contender import plain
 from held import extra_bytes, held_bytes
 from peers import contenders
 from timing import make_inputs, pin
+
+# [rows] Of a loss: with fewer its products are too small for oneDNN, whose code would come later.
+FEW_OF_LOSS = 1024
 
 
 def peak_bytes(case: Case, name: str, folder: Path | None = None) -> int | None:
@@ -20,7 +23,8 @@ def peak_bytes(case: Case, name: str, folder: Path | None = None) -> int | None:
     pin(case.threads)
     (contender,) = (c for c in contenders(case) if c.name == name)
     # Loads code and starts threads; with few rows, nothing else is left behind.
-    small = contender.prepare(case, *make_inputs(case, folder, most_rows=max(16, case.k)))
+    few = FEW_OF_LOSS if case.task in LOSSES else max(16, case.k)
+    small = contender.prepare(case, *make_inputs(case, folder, most_rows=few))
     plain(small)()
     del small
     call = plain(contender.prepare(case, *make_inputs(case, folder)))

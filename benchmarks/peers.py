@@ -1,7 +1,7 @@
 """Against whom: the contenders of every task, each in its best documented configuration.
 
-Those of the element-wise functions stand here; those of searches in search_peers.py, the limits
-of the machine in floors.py.
+Those of the element-wise functions stand here; those of searches in search_peers.py, those of
+losses in loss_peers.py, the limits of the machine in floors.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 import cossim_fast
 import floors
+import loss_peers
 import search_peers
 import training
 from cases import METRICS, NO_MONITOR, NORMALIZE, OURS, OURS_OUT, SENTENCE, TORCH, Case, Task
@@ -191,6 +192,7 @@ CONTENDERS: dict[Task, tuple[Contender, ...]] = {
         *_MATRIX[3:],
     ),
     **search_peers.CONTENDERS,
+    **loss_peers.CONTENDERS,
     "join": JOIN,
     "mapped join": MAPPED_JOIN,
     "report": (

@@ -67,7 +67,7 @@ def in_child(function: Callable[..., Any], *args: Any) -> Any:
         c.module.partition(":")[0]
         for task in CONTENDERS.values()
         for c in task
-        if "cuda" not in c.devices and c.missing() is None
+        if c.preloaded and "cuda" not in c.devices and c.missing() is None
     }
     context.set_forkserver_preload(["timing", *sorted(modules)])
     ours, theirs = context.Pipe(duplex=False)

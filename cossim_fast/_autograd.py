@@ -34,7 +34,7 @@ class CosineRows(torch.autograd.Function):
         x, y, *rows = ctx.saved_tensors
         needed = ctx.needs_input_grad[:2]
         with without_autocast(grad):
-            if _graph_is_wanted(grad):
+            if graph_is_wanted(grad):
                 found = _composite.rows_gradients(x, y, grad, ctx.eps, needed)
             else:
                 cosines, grad = RowCosines(*rows), _in_memory(grad)
@@ -61,7 +61,7 @@ class CosineMatrix(torch.autograd.Function):
         for_x, for_y = ctx.needs_input_grad[:2]
         other = x if y is None else y
         with without_autocast(grad):
-            if _graph_is_wanted(grad):
+            if graph_is_wanted(grad):
                 one_side = _composite.matrix_gradient
             else:
                 one_side, grad = matrix_gradients.matrix_gradient, _in_memory(grad)
@@ -77,7 +77,7 @@ def _in_memory(grad: Tensor) -> Tensor:
     return grad.clone() if grad.is_neg() or grad._is_zerotensor() else grad
 
 
-def _graph_is_wanted(grad: Tensor) -> bool:
+def graph_is_wanted(grad: Tensor) -> bool:
     """Whether second derivatives are to come, or the gradient is batched by vmap."""
     return (
         torch.is_grad_enabled()

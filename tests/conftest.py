@@ -31,8 +31,8 @@ hypothesis.settings.load_profile("suite")
 
 # What measures memory or time runs in one process, one test after the other.
 MEASURING = {
-    "test_bench_busy.py", "test_bench_run.py", "test_index_files.py", "test_memory.py",
-    "test_memory_growth.py",
+    "test_bench_busy.py", "test_bench_run.py", "test_index_files.py",
+    "test_loss_memory.py", "test_memory.py", "test_memory_growth.py",
 }  # fmt: skip
 
 

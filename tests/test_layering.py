@@ -78,18 +78,21 @@ RULES = {
         "retrieval.memory_map", "retrieval.progress", "retrieval.results", "retrieval.tuning",
         "retrieval.screening", "retrieval.storage", "retrieval.nearest", "retrieval.joins",
     },
-    "losses": {"functional", "_cpu", "_ops", "_checks"},
+    "losses": {
+        "_autograd", "_checks", "_composite", "_cpu", "_dispatch", "_dtypes", "_ops", "_products",
+        "_shapes", "_threads", "functional",
+    },
     "distributed": {
         "__init__", "_checks", "_extras", "_replacing", "files", "retrieval", "retrieval.progress",
     },
     "diagnose": {
-        "_as_one", "_checks", "_escaped", "_extras", "_products", "_replacing", "functional",
+        "_as_one", "_checks", "_escaped", "_extras", "_products", "_replacing", "functional", "losses",
         "modules", "retrieval",
     },
     "__init__": {"_ops", "diagnose", "functional", "losses", "modules", "retrieval"},
     "integrations": {
-        "__init__", "functional", "modules", "retrieval", "diagnose", "_checks", "_extras",
-        "_threads",
+        "__init__", "functional", "modules", "losses", "retrieval", "diagnose", "_checks",
+        "_extras", "_threads",
     },
     "cli": {
         "__init__", "_checks", "_escaped", "_extras", "_products", "_replacing", "_threads",
@@ -109,7 +112,10 @@ SUBCLASSES = {
     "integrations/sklearn.py": {"sklearn", "scipy"},
     "integrations/langchain.py": {"langchain_core"},
     "integrations/langgraph.py": {"langgraph"},
+    "integrations/lightly.py": {"lightly"},
     "integrations/llama_index.py": {"llama_index"},
+    "integrations/pytorch_metric_learning.py": {"pytorch_metric_learning"},
+    "integrations/sentence_transformers_losses.py": {"sentence_transformers"},
 }
 
 

@@ -6,6 +6,7 @@
 
 from cossim_fast._checks.arrays import *  # noqa: F403
 from cossim_fast._checks.functions import *  # noqa: F403
+from cossim_fast._checks.losses import *  # noqa: F403
 from cossim_fast._checks.ops import *  # noqa: F403
 from cossim_fast._checks.search import *  # noqa: F403
 from cossim_fast._checks.tensors import *  # noqa: F403

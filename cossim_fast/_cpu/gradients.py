@@ -97,10 +97,11 @@ def _out_of_range_gradient(this: Tensor, other: Tensor, grad: Tensor, eps: float
     return t
 
 
-def project(t: Tensor, unit: Tensor, norm: Tensor, eps: float) -> None:
-    """Turn T into the derivative in place, given x / n and |x|; ``unit`` is overwritten."""
+def project(t: Tensor, unit: Tensor, norm: Tensor, eps: float) -> Tensor:
+    """Turn T into the derivative in place, given x / n and |x|; return <x / n, T> (..., 1)."""
     bounded = norm.clamp_min(eps)
     # x / |x| = (x / n) (n / |x|), where n / |x| is 1 but below eps.
     ratio = torch.where(norm < eps, eps / norm, 1.0).masked_fill_(norm == 0, 0.0)
-    along = torch.linalg.vecdot(unit, t).unsqueeze(-1)
+    along: Tensor = torch.linalg.vecdot(unit, t).unsqueeze(-1)
     t.addcmul_(unit, along * ratio, value=-1).div_(bounded)
+    return along

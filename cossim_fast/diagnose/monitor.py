@@ -18,6 +18,7 @@ from cossim_fast.diagnose.findings import EQUAL_VALUES
 from cossim_fast.diagnose.geometry import geometry_of
 from cossim_fast.diagnose.groups import two_groups
 from cossim_fast.diagnose.hook import hook
+from cossim_fast.diagnose.loss_pass import LossWatch, pass_of
 from cossim_fast.diagnose.neighbours import Neighbours, measure_neighbours
 from cossim_fast.diagnose.pairs import compared_axis, pair
 from cossim_fast.diagnose.rows import Rows, unit
@@ -50,11 +51,19 @@ class CollapseMonitor:
     cosine, RankMe, the participation ratio (see :func:`embeddings`) and the verdict on at
     most ``rows`` rows of the batch; a comparison's record holds the finding of :func:`pair`.
 
+    Of a loss of :mod:`cossim_fast.losses` a record holds the mean cosine of its positives and of
+    all other pairs, the temperature and, of a softmax, the share of saturated rows (the positive
+    takes 99 % of it) and the effective number of negatives: e to the entropy of the softmax over a
+    row's negatives, rows weighed by their gradients. All of it comes from the sums of the loss's
+    own pass and one over the rows. ``temperature_runaway`` is a temperature that has halved, and
+    saturates nine rows of ten below 0.01; or has doubled, to above 1.
+
     Args:
         module: whose output to watch: a tensor (n, ...), or a tuple, list or dict in which
-            the first such tensor is taken. Under torch.compile(fullgraph=True) attach to the
-            compiled module, since nothing can be seen inside a graph; under
-            DistributedDataParallel to either module.
+            the first such tensor is taken; or the number that an ``InfoNCE``, ``ClipLoss``,
+            ``SigLipLoss`` or ``NTXentLoss`` returns, on CPU and with a gradient to come. Under
+            torch.compile(fullgraph=True) attach to the compiled module, since nothing can be
+            seen inside a graph; under DistributedDataParallel to either module.
         every: steps from one record to the next, beginning at step 0.
         rows: rows of the batch that are measured.
         dim: the axis of the features, of outputs and of comparisons; all others then count rows.
@@ -115,6 +124,7 @@ class CollapseMonitor:
         self.log_failures: Counter[str] = Counter()
         self._sinks = [open_sink(each) for each in logs]
         self._warned: set[str] = set()
+        self._loss = LossWatch()
         self._suspicion: tuple[str, Neighbours | None, int] = ("", None, 0)
         self._handle = None
         self._module = None if module is None else weakref.ref(module)
@@ -136,7 +146,8 @@ class CollapseMonitor:
     def observe(self, output: Any, labels: Any = None) -> None:
         """Count one step, and measure its output where a record is due.
 
-        The hook calls this; call it yourself where there is no module to attach to.
+        The hook calls this; call it yourself where there is no module to attach to, and with the
+        number that a loss returned before its backward pass.
         ``labels`` are those of the output's rows, in place of :attr:`labels`.
         """
         step, self.outputs = self.outputs, self.outputs + 1
@@ -145,8 +156,12 @@ class CollapseMonitor:
         try:
             if (state := being_traced()) is not None:
                 raise _SkippedError(state)
+            found = pass_of(output)
             with apart_from_training():
-                record, alarms = self._record(step, *self._some_rows_of(output, labels))
+                if found is None:
+                    record, alarms = self._record(step, *self._some_rows_of(output, labels))
+                else:
+                    record, alarms = self._loss.record(step, found)
         except Exception as error:  # whatever it is, it is no matter of the forward
             self._skip(error)
             return
@@ -212,7 +227,9 @@ class CollapseMonitor:
         """Return at most ``rows`` rows of an output, (m, d) on the CPU, and their classes."""
         batch = _first_tensor(output)
         if batch is None:
-            raise _SkippedError("no tensor of two axes or more in the output")
+            raise _SkippedError(
+                "no tensor of two axes or more in the output, nor a loss that made its gradients"
+            )
         batch = _checks.as_tensor("output", batch)
         if self.dim is not None:
             batch = batch.movedim(self.dim, -1).flatten(0, -2)

@@ -23,6 +23,12 @@ COLUMNS = (
     "constant_features",
     "rows",
     "also",
+    "positive_cosine",
+    "negative_cosine",
+    "temperature",
+    "saturated",
+    "effective_negatives",
+    "negatives",
 )
 
 

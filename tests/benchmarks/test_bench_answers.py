@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 
 import answers
+import loss_peers
 import timing
-from cases import CASES, Case
+from cases import CASES, LOSSES, Case
 from contender import Contender, Part
 from peers import contenders
 
@@ -33,6 +34,7 @@ TOPK = case_of("top-k", ((6, 16), (300, 16)), k=5)
 TIED = case_of("top-k", ((6, 16), (300, 16)), k=5, data="duplicates")
 JOIN = case_of("join", ((400, 16),), threshold=0.6)
 REPORT = case_of("report", ((90, 16),))
+LOSS = case_of("symmetric loss", ((70, 9), (70, 9)), data="views")
 
 
 def cosines(x, y):
@@ -48,17 +50,39 @@ def above(x):
     return (cosines(x, x).triu(1) >= 0.6).nonzero()
 
 
+def loss_and_gradients(x, y):
+    leaves = [t.clone().requires_grad_() for t in (x, y)]
+    logits = cosines(*leaves) / loss_peers.TEMPERATURE
+    rows = torch.arange(len(x))
+    loss = (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
+    return loss, *torch.autograd.grad(loss, leaves)
+
+
 RIGHT = {
     "rows": (ROWS, F.cosine_similarity),
     "matrix": (MATRIX, cosines),
     "top-k": (TOPK, best),
     "join": (JOIN, above),
+    "symmetric loss": (LOSS, loss_and_gradients),
     "report": (REPORT, lambda x: (cosines(x, x).sum()[None] - 90) / (90 * 89)),
     "rows gradient": (
         case_of("rows gradient", ((70, 9), (70, 9))),
         torch.func.grad(lambda *z: F.cosine_similarity(*z).sum(), (0, 1)),
     ),
 }
+
+
+def one_direction(x, y):
+    leaves = [t.clone().requires_grad_() for t in (x, y)]
+    logits = cosines(*leaves) / loss_peers.TEMPERATURE
+    loss = F.cross_entropy(logits, torch.arange(len(x)))
+    return loss, *torch.autograd.grad(loss, leaves)
+
+
+def spoiled_gradient(x, y):
+    loss, dx, dy = loss_and_gradients(x, y)
+    dy[-1] *= 1.1
+    return loss, dx, dy
 
 
 def spoiled_row(x, y):
@@ -108,14 +132,18 @@ WRONG = {
     "pair too many": (JOIN, lambda x: torch.cat([above(x), torch.tensor([[0, 399]])])),
     "pair twice": (JOIN, lambda x: torch.cat([above(x), above(x)[:1].flip(1)])),
     "mean": (REPORT, lambda x: torch.tensor([0.5])),
+    "loss": (LOSS, one_direction),
+    "gradient": (LOSS, spoiled_gradient),
+    "NaN in a gradient": (LOSS, lambda x, y: [part * float("nan") for part in (x.sum(), x, y)]),
 }
 
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_right_answer_passes(name):
-    accepted, checked = outcome(*RIGHT[name])
+    case, answer = RIGHT[name]
+    accepted, checked = outcome(case, answer)
     assert accepted
-    assert checked.error < 1e-6
+    assert checked.error < (1e-4 if case.task in LOSSES else 1e-6)
     assert not checked.wrong
 
 

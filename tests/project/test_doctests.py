@@ -10,12 +10,19 @@ import pytest
 
 import cossim_fast
 
+# Tested in tests/adapters, beside the libraries that they import.
+SUBCLASSES = {
+    f"cossim_fast.integrations.{name}"
+    for name in (
+        "langchain", "langgraph", "lightly", "llama_index", "pytorch_metric_learning",
+        "sentence_transformers_losses",
+    )  # fmt: skip
+}
 MODULES = ["cossim_fast"] + [
     found.name
     for found in pkgutil.walk_packages(cossim_fast.__path__, "cossim_fast.")
     if not found.name.startswith("cossim_fast.kernels.")  # need Triton, and a device
-    # In tests/adapters, with the libraries.
-    and found.name.split(".")[-1] not in ("langchain", "langgraph", "llama_index")
+    and found.name not in SUBCLASSES
 ]
 
 

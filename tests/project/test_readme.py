@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import cossim_fast
+import cossim_fast.losses
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,6 +53,9 @@ def test_every_public_name_is_in_the_reference() -> None:
         short = room.__name__.removeprefix("cossim_fast.")
         here = set(re.findall(rf"^::: cossim_fast\.{short}\.(\w+)$", page, flags=re.MULTILINE))
         assert here | shown | {"plots"} >= set(room.__all__)
+    # A loss stands in a module of its own name.
+    losses = re.findall(r"^::: cossim_fast\.losses\.(?:(\w+)\.\1|([A-Z]\w+))$", page, re.MULTILINE)
+    assert {one or other for one, other in losses} == set(cossim_fast.losses.__all__)
 
 
 def test_the_index_leads_to_every_page() -> None:
