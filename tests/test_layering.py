@@ -86,8 +86,8 @@ RULES = {
         "__init__", "_checks", "_extras", "_replacing", "files", "retrieval", "retrieval.progress",
     },
     "diagnose": {
-        "_as_one", "_checks", "_escaped", "_extras", "_products", "_replacing", "functional", "losses",
-        "modules", "retrieval",
+        "_as_one", "_checks", "_escaped", "_extras", "_products", "_replacing", "functional",
+        "losses", "modules", "retrieval",
     },
     "__init__": {"_ops", "diagnose", "functional", "losses", "modules", "retrieval"},
     "integrations": {

@@ -48,7 +48,7 @@ def pairs(
     """
     options = {"id_column": id_column, "rows_per_task": rows_per_task}
     with one_line_errors():
-        local = {"texts": texts, "checkpoint": checkpoint, "skip_nan": skip_nan}
+        local: dict[str, object] = {"texts": texts, "checkpoint": checkpoint, "skip_nan": skip_nan}
         local |= {"ids": ids, "ids_key": ids_key, "format": format}
         on_cluster = cluster.wanted(ray, plan, local, options)
     if on_cluster:
@@ -149,7 +149,7 @@ def dedup(
     """
     options = {"id_column": id_column, "rows_per_task": rows_per_task}
     with one_line_errors():
-        local = {"texts": texts, "skip_nan": skip_nan}
+        local: dict[str, object] = {"texts": texts, "skip_nan": skip_nan}
         local |= {"ids": ids, "ids_key": ids_key, "format": format}
         on_cluster = cluster.wanted(ray, plan, local, options)
     if on_cluster:

@@ -47,7 +47,11 @@ def topk(
         "rows_per_task": rows_per_task,
     }
     with one_line_errors():
-        local = {"texts": texts, "query_texts": query_texts, "checkpoint": checkpoint}
+        local: dict[str, object] = {
+            "texts": texts,
+            "query_texts": query_texts,
+            "checkpoint": checkpoint,
+        }
         local |= {"skip_nan": skip_nan, "ids": ids, "ids_key": ids_key, "format": format}
         on_cluster = cluster.wanted(ray, plan, local, options)
     if on_cluster:

@@ -48,9 +48,7 @@ def suffix_of(path: str | Path) -> str:
 
 
 @contextmanager
-def explained(
-    path: str | Path, wanted: str = "", *, kind: str | None = None
-) -> Iterator[None]:
+def explained(path: str | Path, wanted: str = "", *, kind: str | None = None) -> Iterator[None]:
     """Say of every error what it means for this file.
 
     Args:

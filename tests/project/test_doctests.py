@@ -14,9 +14,13 @@ import cossim_fast
 SUBCLASSES = {
     f"cossim_fast.integrations.{name}"
     for name in (
-        "langchain", "langgraph", "lightly", "llama_index", "pytorch_metric_learning",
+        "langchain",
+        "langgraph",
+        "lightly",
+        "llama_index",
+        "pytorch_metric_learning",
         "sentence_transformers_losses",
-    )  # fmt: skip
+    )
 }
 MODULES = ["cossim_fast"] + [
     found.name
