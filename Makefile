@@ -7,8 +7,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --e
 PACKAGING := setup.py pyproject.toml constraints.txt
 
 .PHONY: demo demo-distributed train-example test test-distributed test-processors test-hostile \
-	test-oldest test-adapters test-model kernels gpu gpu-test gpu-session gpu-install bench bench-full \
-	bench-report bench-compare confusion docs lint format clean
+	test-oldest test-defaults test-adapters test-model kernels gpu gpu-test gpu-session gpu-install \
+	bench bench-full bench-report bench-compare confusion docs lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
 	$(BIN)/python -P examples/demo.py
@@ -41,8 +41,10 @@ test-hostile: $(VENV)/.dev  ## kills, damaged files, interrupts, forks: nothing 
 	$(BIN)/python tests/helpers/hostile/run.py $(if $(SHORT),--short) $(if $(SEED),--seed $(SEED))
 
 # What needs torch, numpy and the tools of testing alone: run on the oldest versions and the newest.
-CORE := $(addprefix tests/,cpu functional retrieval score) \
+CORE := $(addprefix tests/,cpu functional losses retrieval score) \
 	--ignore tests/retrieval/nearest/test_screened_topk.py
+
+DEFAULTS := $(addprefix tests/,checks cli cpu diagnose files functional integrations retrieval score)
 
 # The venv made here takes what pip finds of torch 2.8: on Linux from PyPI a CUDA build and its
 # libraries, a download of 4 GB. Any other Python with the versions to be tried, `.[test]` and tqdm:
@@ -52,6 +54,11 @@ OLDEST_PYTHON ?= $(OLDEST_VENV)/bin/python
 
 test-oldest: $(if $(filter $(OLDEST_VENV)/bin/python,$(OLDEST_PYTHON)),$(OLDEST_VENV)/.core)
 	$(OLDEST_PYTHON) -m pytest $(CORE)
+
+# Every public function under another default dtype or device; tests make their own as ever.
+test-defaults: $(VENV)/.dev  ## the suite under other defaults of torch
+	for default in float16 float64 meta; do \
+	  DEFAULT=$$default $(PARALLEL) -p under_defaults $(DEFAULTS) || exit 1; done
 
 ADAPTERS := tests/adapters -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
 

@@ -1,4 +1,4 @@
-"""Adapters for other libraries: their names, arguments and results, computed exactly.
+"""Adapters for other libraries: their names and arguments, and exact answers.
 
 One module for each library, imported only by who asks for it.
 """
