@@ -121,8 +121,12 @@ def test_too_many_pairs_of_a_block_and_of_all(tmp_path):
     count = len(cossim_fast.pairs_above(x, threshold=0.6).i)
     options = {"rows_per_task": 100}
     assert join(a, None, 0.6, tmp_path / "all", max_pairs=count, **options).lines == count
-    with pytest.raises(TooManyPairsError, match=f"at most max_pairs={count - 1}"):
-        join(a, None, 0.6, tmp_path / "less", max_pairs=count - 1, **options)
+    engine = ShuffledEngine(flying=3)
+    with pytest.raises(TooManyPairsError, match=f"at most max_pairs={count - 1}") as caught:
+        join(a, None, 0.6, tmp_path / "less", engine, max_pairs=count - 1, **options)
+    assert caught.value.found == count
+    # While the error is still held: the rest was cancelled.
+    assert engine.cancelled == 6 - len(engine.computed)
     # What was found is used with another bound.
     done = join(a, None, 0.6, tmp_path / "less", max_pairs=count, **options)
     assert done.lines == count
