@@ -79,8 +79,8 @@ def topk(
         query_column: of the queries; as of the corpus, if it is not given.
         query_id_column: likewise.
         screen: as for `cossim_fast.topk`.
-        queries_per_task: most of a task: 65536 by default. For each so many queries the whole
-            corpus is read once.
+        queries_per_task: most of a task, up to 65536, which is the default. For each so many
+            queries the whole corpus is read once.
         rows_per_task: most of a task; by default so many that a task takes four minutes at
             400 G operations a second.
         address: of a Ray cluster: ``"auto"`` finds one that this machine belongs to, ``"local"``

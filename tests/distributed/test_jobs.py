@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cossim_fast
+from cossim_fast import distributed
 from cossim_fast.distributed import jobs, outputs
 from cossim_fast.distributed.places import counting
 from cossim_fast.retrieval import TooManyPairsError
@@ -319,6 +320,24 @@ def test_results_are_one_dataset(tmp_path):
     done = search(c, c, tmp_path / "out", k=4, queries_per_task=20)
     assert pyarrow.dataset.dataset(str(tmp_path / "out")).count_rows() == done.lines
     assert outputs.read_summary(str(tmp_path / "out"), "part-00000.parquet")["lines"] > 0
+
+
+def test_arguments_are_checked_before_any_work(tmp_path):
+    c = write(tmp_path / "c", rows_of(60, 8), [], "npy")
+    for name, value, said in (
+        ("queries_per_task", 65537, "expected queries_per_task <= 65536, got 65537"),
+        ("rows_per_task", 0, "expected rows_per_task >= 1, got 0"),
+        ("k", 61, "expected k <= n, got k = 61"),
+        ("screen", "none", "expected screen to be one of"),
+        ("cpus_per_task", 0, "expected cpus_per_task >= 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            distributed.topk(c, c, output=tmp_path / "out", **{name: value})
+    with pytest.raises(ValueError, match=r"expected threshold in \[-1, 1\]"):
+        distributed.pairs_above(c, threshold=2, output=tmp_path / "out")
+    with pytest.raises(ValueError, match="'first', 'last' or 'column:NAME', got 'best'"):
+        distributed.deduplicate(c, 0.9, keep="best", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_gpu_is_refused():
