@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import cossim_fast
 from cossim_fast import distributed
-from cossim_fast.distributed import jobs, outputs
+from cossim_fast.distributed import arguments, jobs, outputs
 from cossim_fast.distributed.places import counting
 from cossim_fast.retrieval import TooManyPairsError
 from shards_on_disk import read, rows_of, write
@@ -20,17 +20,17 @@ KINDS = {
 
 
 def search(queries, corpus, output, engine=None, **options):
-    job = jobs._search(queries, corpus, output=output, **options)
+    job = arguments.search_of(queries, corpus, output=output, **options)
     return jobs.run(job, str(output), engine or ShuffledEngine())
 
 
 def join(x, y, threshold, output, engine=None, **options):
-    job = jobs._join(x, y, threshold, output=output, **options)
+    job = arguments.join_of(x, y, threshold, output=output, **options)
     return jobs.run(job, str(output), engine or ShuffledEngine())
 
 
 def dedup(x, threshold, output, engine=None, **options):
-    job = jobs._deduplication(x, threshold, output=output, **options)
+    job = arguments.deduplication_of(x, threshold, output=output, **options)
     return jobs.run(job, str(output), engine or ShuffledEngine())
 
 
@@ -288,7 +288,7 @@ def test_plan_counts_what_is_read_and_written(tmp_path):
     assert traffic.read < 20_000
     out = str(tmp_path / "out")
     read_of = written = 0
-    for stage in jobs._search(q, c, output=out, **options).stages():
+    for stage in arguments.search_of(q, c, output=out, **options).stages():
         for block in stage.blocks():
             with counting() as traffic:
                 block.function(*block.arguments)
