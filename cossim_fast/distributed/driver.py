@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -78,8 +79,8 @@ class Job(Protocol):
 class Engine(Protocol):
     """Something that computes blocks."""
 
-    def run(self, tasks: Iterable[Block]) -> Iterator[tuple[Block, Any]]:
-        """Yield each block with what its function returned, as they end."""
+    def run(self, tasks: Iterable[Block]) -> Generator[tuple[Block, Any], None, None]:
+        """Yield each block with what its function returned; closed, it cancels the rest."""
 
 
 def work(job: Job, manifest: Manifest, engine: Engine, *, resumed: bool, progress: bool) -> int:
@@ -99,8 +100,12 @@ def work(job: Job, manifest: Manifest, engine: Engine, *, resumed: bool, progres
     done = names - set(manifest.missing()) if resumed else set()
     computed = 0
     for stage in job.stages():
-        with Progress(progress, stage.title, stage.count, unit="blocks") as bar:
-            for block, summary in engine.run(_missing(stage, manifest.output, done, bar)):
+        with (
+            Progress(progress, stage.title, stage.count, unit="blocks") as bar,
+            # Closed at once where a stage refuses a result: what is in flight is of no use.
+            closing(engine.run(_missing(stage, manifest.output, done, bar))) as ended,
+        ):
+            for block, summary in ended:
                 stage.ended(block, summary)
                 computed += 1
                 bar.update(1)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cossim_fast import _checks
+from cossim_fast.distributed.arguments import (
+    Paths,
+    absolute,
+    deduplication_of,
+    join_of,
+    search_of,
+    threads_of,
+)
 from cossim_fast.distributed.driver import Engine, Job, work
-from cossim_fast.distributed.duplicates import Deduplication
-from cossim_fast.distributed.joins import Join
 from cossim_fast.distributed.links import Components
 from cossim_fast.distributed.manifest import Manifest
-from cossim_fast.distributed.places import is_local, joined, place_of
+from cossim_fast.distributed.places import joined, place_of
 from cossim_fast.distributed.plan import RATE, Plan, plan_of
 from cossim_fast.distributed.ray_engine import RayEngine
-from cossim_fast.distributed.shards import ShardSet, find
-from cossim_fast.distributed.topk import Search
-
-Paths = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def topk(
         query_column: of the queries; as of the corpus, if it is not given.
         query_id_column: likewise.
         screen: as for `cossim_fast.topk`.
-        queries_per_task: most of a task: 65536 by default. For each so many queries the whole
-            corpus is read once.
+        queries_per_task: most of a task, up to 65536, which is the default. For each so many
+            queries the whole corpus is read once.
         rows_per_task: most of a task; by default so many that a task takes four minutes at
             400 G operations a second.
         address: of a Ray cluster: ``"auto"`` finds one that this machine belongs to, ``"local"``
@@ -105,8 +105,8 @@ def topk(
 
     A GPU is refused, since nothing tests yet that its workers return the bits of CPU workers.
     """
-    threads = _threads(cpus_per_task, gpus_per_task)
-    job = _search(
+    threads = threads_of(cpus_per_task, gpus_per_task)
+    job = search_of(
         queries,
         corpus,
         k=k,
@@ -171,8 +171,8 @@ def pairs_above(
         TooManyPairsError: a ValueError, past ``max_pairs``.
         Exception: as for `topk`.
     """
-    threads = _threads(cpus_per_task, gpus_per_task)
-    job = _join(
+    threads = threads_of(cpus_per_task, gpus_per_task)
+    job = join_of(
         x,
         y,
         threshold,
@@ -236,8 +236,8 @@ def deduplicate(
     Raises:
         Exception: as for `pairs_above`.
     """
-    threads = _threads(cpus_per_task, gpus_per_task)
-    job = _deduplication(
+    threads = threads_of(cpus_per_task, gpus_per_task)
+    job = deduplication_of(
         x,
         threshold,
         output=output,
@@ -280,7 +280,7 @@ def connected_components(
     Raises:
         Exception: as for `topk`.
     """
-    job = Components(_absolute(output), _absolute(pairs))
+    job = Components(absolute(output), absolute(pairs))
     return _done(job, output, address, 1, resume, progress)
 
 
@@ -302,117 +302,16 @@ def plan(operation: str, *data: Paths, rate: float = RATE, **options: Any) -> Pl
     >>> distributed.plan("topk", "q/*.parquet", "c/*.parquet", k=10)  # doctest: +SKIP
     """
     made: dict[str, Callable[..., Job]] = {
-        "topk": _search,
-        "pairs_above": _join,
-        "deduplicate": _deduplication,
+        "topk": search_of,
+        "pairs_above": join_of,
+        "deduplicate": deduplication_of,
     }
     if operation not in made:
         raise ValueError(f"expected operation to be one of {', '.join(made)}, got {operation!r}")
-    threads = _threads(options.pop("cpus_per_task", 1), options.pop("gpus_per_task", 0))
+    threads = threads_of(options.pop("cpus_per_task", 1), options.pop("gpus_per_task", 0))
     for name in ("output", "address", "resume", "progress"):
         options.pop(name, None)
     return plan_of(made[operation](*data, threads=threads, **options), rate)
-
-
-def _search(
-    queries: Paths,
-    corpus: Paths,
-    *,
-    k: Any = 10,
-    output: str | Path = "",
-    column: str | None = None,
-    id_column: str | None = None,
-    query_column: str | None = None,
-    query_id_column: str | None = None,
-    screen: str = "auto",
-    queries_per_task: Any = None,
-    rows_per_task: Any = None,
-    threads: int = 1,
-) -> Search:
-    return Search(
-        _absolute(output),
-        _find(queries, query_column or column, query_id_column or id_column),
-        _find(corpus, column, id_column),
-        k,
-        screen=screen,
-        threads=threads,
-        queries_per_task=_size("queries_per_task", queries_per_task),
-        rows_per_task=_size("rows_per_task", rows_per_task),
-    )
-
-
-def _join(
-    x: Paths,
-    y: Paths | None = None,
-    threshold: Any = 0.8,
-    *,
-    output: str | Path = "",
-    max_pairs: Any = None,
-    column: str | None = None,
-    id_column: str | None = None,
-    screen: str = "auto",
-    rows_per_task: Any = None,
-    threads: int = 1,
-) -> Join:
-    return Join(
-        _absolute(output),
-        _find(x, column, id_column),
-        None if y is None else _find(y, column, id_column),
-        threshold,
-        max_pairs=max_pairs,
-        screen=screen,
-        threads=threads,
-        rows_per_task=_size("rows_per_task", rows_per_task),
-    )
-
-
-def _deduplication(
-    x: Paths,
-    threshold: Any,
-    *,
-    output: str | Path = "",
-    keep: str = "first",
-    max_pairs: Any = None,
-    column: str | None = None,
-    id_column: str | None = None,
-    screen: str = "auto",
-    rows_per_task: Any = None,
-    threads: int = 1,
-) -> Deduplication:
-    return Deduplication(
-        _absolute(output),
-        _find(x, column, id_column),
-        threshold,
-        keep=keep,
-        max_pairs=max_pairs,
-        screen=screen,
-        threads=threads,
-        rows_per_task=_size("rows_per_task", rows_per_task),
-    )
-
-
-def _find(paths: Paths, column: str | None, id_column: str | None) -> ShardSet:
-    given = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    return find([_absolute(path) for path in given], column=column, id_column=id_column)
-
-
-def _absolute(path: str | Path) -> str:
-    """A path that workers, whose folder is another, understand."""
-    return os.path.abspath(path) if is_local(str(path)) else str(path)
-
-
-def _size(name: str, value: Any) -> int | None:
-    return None if value is None else _checks.whole_number(name, value)
-
-
-def _threads(cpus_per_task: Any, gpus_per_task: Any) -> int:
-    """The threads of a worker."""
-    if gpus_per_task:
-        raise ValueError(
-            f"expected gpus_per_task=0, got {gpus_per_task!r}: nothing has tested that a worker "
-            "with a GPU returns the bits of one without; use CPUs, cpus_per_task of them a task"
-        )
-    return _checks.whole_number("cpus_per_task", cpus_per_task)
 
 
 def _done(
@@ -420,7 +319,7 @@ def _done(
 ) -> Finished:
     """Do what is missing of a job."""
     with RayEngine(address, cpus_per_task=threads) as engine:
-        return run(job, _absolute(output), engine, resume=resume, progress=progress)
+        return run(job, absolute(output), engine, resume=resume, progress=progress)
 
 
 def run(

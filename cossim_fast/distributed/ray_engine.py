@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -77,7 +77,7 @@ class RayEngine:
             self._ours = True
         self._remote = self._ray.remote(_called)
 
-    def run(self, tasks: Iterable[Block]) -> Iterator[tuple[Block, Any]]:
+    def run(self, tasks: Iterable[Block]) -> Generator[tuple[Block, Any], None, None]:
         """Yield each task with its result, as they end.
 
         At most two tasks for each that the cluster can run at a time are submitted, and one until

@@ -69,6 +69,8 @@ class Search:
         _checks.same_width(queries.width, corpus.width)
         _checks.screen_name(screen)
         self.k = _checks.number_of_neighbours(k, corpus.rows)
+        if queries_per_task is not None and queries_per_task > _GROUP:
+            raise ValueError(f"expected queries_per_task <= {_GROUP}, got {queries_per_task}")
         self.queries, self.corpus = queries, corpus
         self._output, self._screen, self._threads = output, screen, threads
         self.groups = even(queries.rows, queries_per_task or _GROUP)

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cossim_fast
-from cossim_fast.distributed import jobs, outputs
+from cossim_fast import distributed
+from cossim_fast.distributed import arguments, jobs, outputs
 from cossim_fast.distributed.places import counting
 from cossim_fast.retrieval import TooManyPairsError
 from shards_on_disk import read, rows_of, write
@@ -19,17 +20,17 @@ KINDS = {
 
 
 def search(queries, corpus, output, engine=None, **options):
-    job = jobs._search(queries, corpus, output=output, **options)
+    job = arguments.search_of(queries, corpus, output=output, **options)
     return jobs.run(job, str(output), engine or ShuffledEngine())
 
 
 def join(x, y, threshold, output, engine=None, **options):
-    job = jobs._join(x, y, threshold, output=output, **options)
+    job = arguments.join_of(x, y, threshold, output=output, **options)
     return jobs.run(job, str(output), engine or ShuffledEngine())
 
 
 def dedup(x, threshold, output, engine=None, **options):
-    job = jobs._deduplication(x, threshold, output=output, **options)
+    job = arguments.deduplication_of(x, threshold, output=output, **options)
     return jobs.run(job, str(output), engine or ShuffledEngine())
 
 
@@ -121,8 +122,12 @@ def test_too_many_pairs_of_a_block_and_of_all(tmp_path):
     count = len(cossim_fast.pairs_above(x, threshold=0.6).i)
     options = {"rows_per_task": 100}
     assert join(a, None, 0.6, tmp_path / "all", max_pairs=count, **options).lines == count
-    with pytest.raises(TooManyPairsError, match=f"at most max_pairs={count - 1}"):
-        join(a, None, 0.6, tmp_path / "less", max_pairs=count - 1, **options)
+    engine = ShuffledEngine(flying=3)
+    with pytest.raises(TooManyPairsError, match=f"at most max_pairs={count - 1}") as caught:
+        join(a, None, 0.6, tmp_path / "less", engine, max_pairs=count - 1, **options)
+    assert caught.value.found == count
+    # While the error is still held: the rest was cancelled.
+    assert engine.cancelled == 6 - len(engine.computed)
     # What was found is used with another bound.
     done = join(a, None, 0.6, tmp_path / "less", max_pairs=count, **options)
     assert done.lines == count
@@ -283,7 +288,7 @@ def test_plan_counts_what_is_read_and_written(tmp_path):
     assert traffic.read < 20_000
     out = str(tmp_path / "out")
     read_of = written = 0
-    for stage in jobs._search(q, c, output=out, **options).stages():
+    for stage in arguments.search_of(q, c, output=out, **options).stages():
         for block in stage.blocks():
             with counting() as traffic:
                 block.function(*block.arguments)
@@ -315,6 +320,24 @@ def test_results_are_one_dataset(tmp_path):
     done = search(c, c, tmp_path / "out", k=4, queries_per_task=20)
     assert pyarrow.dataset.dataset(str(tmp_path / "out")).count_rows() == done.lines
     assert outputs.read_summary(str(tmp_path / "out"), "part-00000.parquet")["lines"] > 0
+
+
+def test_arguments_are_checked_before_any_work(tmp_path):
+    c = write(tmp_path / "c", rows_of(60, 8), [], "npy")
+    for name, value, said in (
+        ("queries_per_task", 65537, "expected queries_per_task <= 65536, got 65537"),
+        ("rows_per_task", 0, "expected rows_per_task >= 1, got 0"),
+        ("k", 61, "expected k <= n, got k = 61"),
+        ("screen", "none", "expected screen to be one of"),
+        ("cpus_per_task", 0, "expected cpus_per_task >= 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            distributed.topk(c, c, output=tmp_path / "out", **{name: value})
+    with pytest.raises(ValueError, match=r"expected threshold in \[-1, 1\]"):
+        distributed.pairs_above(c, threshold=2, output=tmp_path / "out")
+    with pytest.raises(ValueError, match="'first', 'last' or 'column:NAME', got 'best'"):
+        distributed.deduplicate(c, 0.9, keep="best", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_gpu_is_refused():

@@ -7,7 +7,7 @@ from cossim_fast import distributed
 if __name__ == "__main__":
     address, queries, corpus, output = sys.argv[1:]
     done = distributed.topk(
-        queries, corpus, k=10, output=output, queries_per_task=300, rows_per_task=150,
+        queries, corpus, k=10, output=output, queries_per_task=300, rows_per_task=250,
         address=address,
     )  # fmt: skip
     print(done.computed)

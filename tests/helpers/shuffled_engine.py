@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from cossim_fast.distributed.grid import Block
@@ -24,15 +24,25 @@ class ShuffledEngine:
 
     Attributes:
         computed: the names of the blocks, in the order in which they ended.
+        cancelled: how many were in flight when nobody wanted more.
     """
 
     def __init__(self, seed: int = 0, flying: int = 4, most: int | None = None) -> None:
         self._random, self._flying, self._most = random.Random(seed), flying, most
         self.computed: list[str] = []
-        self.read = 0
+        self.cancelled = 0
 
-    def run(self, tasks: Iterable[Block]) -> Iterator[tuple[Block, Any]]:
-        waiting, flying = iter(tasks), []
+    def run(self, tasks: Iterable[Block]) -> Generator[tuple[Block, Any], None, None]:
+        """Yield each block with its result."""
+        flying: list[tuple[Block, bytes]] = []
+        try:
+            yield from self._run(iter(tasks), flying)
+        finally:
+            self.cancelled += len(flying)
+
+    def _run(
+        self, waiting: Iterator[Block], flying: list[tuple[Block, bytes]]
+    ) -> Iterator[tuple[Block, Any]]:
         while True:
             while len(flying) < self._flying and (task := next(waiting, None)) is not None:
                 flying.append((task, pickle.dumps((task.function, task.arguments))))
