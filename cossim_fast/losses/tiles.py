@@ -72,12 +72,13 @@ class UnitRows:
     ) -> None:  # fmt: skip
         n, d = x.shape
         self.x, self.eps, self.dtype = x, eps, dtype
-        # (n, 1).
-        self.norm = torch.ones((n, 1), dtype=dtype, device="cpu")
+        # (n, 1), where rows are divided.
+        self.norm = torch.empty((n, 1), dtype=dtype, device="cpu")
         padded = product.padded(n, SIDE)
         # (n, d), and rows of zeros.
         self.unit = torch.empty((padded, d), dtype=dtype, device="cpu")
-        self.unit[n:] = 0
+        if padded > n:
+            self.unit[n:] = 0
         parts = [partial(self._prepare, rows) for rows in spans(n, max(BLOCK // max(d, 1), 1))]
         _threads.run_independent(threads, parts)
 
