@@ -33,7 +33,7 @@ BITS = math.log2(math.e)
 # one at 230, with 448 at 240 and 236 (one core of Zen 5, d = 768).
 COLUMNS = 448
 # How often a loss of rows of one shape is computed, at least: oneDNN makes code for each shape.
-OFTEN = 8
+OFTEN = 32
 # [bytes] Of the tiles of a block of whole rows: with temporary ones, and what the C library keeps
 # between them, losses take less than 64 MB beyond unit rows and derivatives (`test_loss_memory`).
 # Of 4096 rows, 8 to 48 MB took the same time within 2 %.
