@@ -148,6 +148,10 @@ class _Run:
         n = len(loss.code)
         row = torch.arange(n, 2 * n, dtype=torch.int64, device="cpu")
         self._code = floats(of.code)
+        # The least and the greatest of each block: where two blocks have none in common, all pairs
+        # are negatives.
+        codes = (of.code[rows] for rows in self.tiles.spans)
+        self._ranges = [tuple(map(int, some.aminmax())) for some in codes]
         # Equal for pairs that are compared apart from the tiles, and for a row with itself.
         self._apart = floats(torch.where(of.several, row, of.code))
         # Equal for positives of which there are several, and for a row with itself.
@@ -170,6 +174,9 @@ class _Run:
 
         def work(i: int, j: int) -> None:
             tile = self.tiles.tile(i, j, again=again)
+            if not self._meet(i, j):
+                self._add(self._negatives, i, j, tile)
+                return
             rest = tile.clone()  # what is kept is not written to
             leave_out(rest, alike(tile, *self._both(self._code, i, j)))
             self._add(self._negatives, i, j, rest)
@@ -186,6 +193,11 @@ class _Run:
         self._sums = torch.where(self.of.several, self._sums, self._partners)
         self._means = torch.where(self.of.several, self._means, self._partners)
         self._softplus = softplus((self._negatives - self._sums) / BITS, threshold=LINEAR)
+
+    def _meet(self, i: int, j: int) -> bool:
+        """Whether there may be equal codes in two blocks."""
+        (least, greatest), (other_least, other_greatest) = self._ranges[i], self._ranges[j]
+        return least <= other_greatest and other_least <= greatest
 
     def _positives_among(self, tile: Tensor, i: int, j: int) -> Tensor:
         """1 for positives of which there are several, else 0."""
@@ -233,8 +245,10 @@ class _Run:
         weights = None if incoming is None else incoming.to(dtype)
 
         def weigh(i: int, j: int, tile: Tensor) -> None:
-            among = self._positives_among(tile, i, j) if self._has_several else None
-            leave_out(tile, alike(tile, *self._both(self._apart, i, j)))
+            meet = self._meet(i, j)
+            among = self._positives_among(tile, i, j) if meet and self._has_several else None
+            if meet:
+                leave_out(tile, alike(tile, *self._both(self._apart, i, j)))
             rows, columns = self._both(total, i, j)
             others = tile.sub(columns).exp2_()
             tile.sub_(rows[:, None]).exp2_()

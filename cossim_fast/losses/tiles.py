@@ -33,7 +33,7 @@ BITS = math.log2(math.e)
 # one at 230, with 448 at 240 and 236 (one core of Zen 5, d = 768).
 COLUMNS = 448
 # How often a loss of rows of one shape is computed, at least: oneDNN makes code for each shape.
-OFTEN = 8
+OFTEN = 32
 # [bytes] Of the tiles of a block of whole rows: with temporary ones, and what the C library keeps
 # between them, losses take less than 64 MB beyond unit rows and derivatives (`test_loss_memory`).
 # Of 4096 rows, 8 to 48 MB took the same time within 2 %.
@@ -72,12 +72,13 @@ class UnitRows:
     ) -> None:  # fmt: skip
         n, d = x.shape
         self.x, self.eps, self.dtype = x, eps, dtype
-        # (n, 1).
-        self.norm = torch.ones((n, 1), dtype=dtype, device="cpu")
+        # (n, 1), where rows are divided.
+        self.norm = torch.empty((n, 1), dtype=dtype, device="cpu")
         padded = product.padded(n, SIDE)
         # (n, d), and rows of zeros.
         self.unit = torch.empty((padded, d), dtype=dtype, device="cpu")
-        self.unit[n:] = 0
+        if padded > n:
+            self.unit[n:] = 0
         parts = [partial(self._prepare, rows) for rows in spans(n, max(BLOCK // max(d, 1), 1))]
         _threads.run_independent(threads, parts)
 

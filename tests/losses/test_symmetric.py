@@ -26,6 +26,8 @@ def case(name):
         ids = {"image_ids": LABELS, "text_ids": LABELS}
         return {"image": x, "text": y}, numbers, ids
     if name == "nt_xent":
+        return {"z0": x, "z1": y}, numbers, {}
+    if name == "nt_xent with ids":
         return {"z0": x, "z1": y}, numbers, {"ids": LABELS}
     if name == "sup_con of others":
         return {"z": x, "ref": y[:50]}, numbers, {"labels": LABELS, "ref_labels": LABELS[20:]}
@@ -33,7 +35,14 @@ def case(name):
     return {"z": x}, numbers, {"labels": LABELS, **more}
 
 
-NAMES = ["siglip", "nt_xent", "sup_con", "sup_con of others", "batch_hard_triplet"]
+NAMES = [
+    "siglip",
+    "nt_xent",
+    "nt_xent with ids",
+    "sup_con",
+    "sup_con of others",
+    "batch_hard_triplet",
+]
 
 
 @pytest.fixture(params=["torch.mm", "oneDNN"])
@@ -59,6 +68,15 @@ def test_in_several_tiles(name, reduction):
     function = name.partition(" ")[0]
     check(getattr(losses, function), getattr(_reference, function), rows, numbers, settings,
           scale=10.0, bias=5.0)  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 40])
+@pytest.mark.usefixtures("small_tiles")
+def test_classes_that_lie_together(size):
+    """Most tiles then have no positives."""
+    (z,) = make_inputs((N, D))
+    settings = {"labels": torch.arange(N) // size}
+    check(losses.sup_con, _reference.sup_con, {"z": z}, {"temperature": 0.1}, settings, scale=10.0)
 
 
 @pytest.mark.parametrize("name", NAMES)
