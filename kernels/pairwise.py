@@ -7,7 +7,7 @@ import triton.language as tl
 from .configs import TileConfig
 from .half_rows import launch_half_rows
 from .launch import aligned_rows, cost, element_size, on_device, same_rows, tiled_product
-from .row_norm import launch_row_norm
+from .row_norm import launch_row_norms
 from .tiles import clamp_cosine, grouped_tile, load_tile, times_power_of_two
 
 # Programs that look for rows with exponents: one or two for each multiprocessor of today's devices.
@@ -197,7 +197,7 @@ def _pairwise_fwd_scaled_kernel(
     inverse_y_ptr,  # (B * M,) float32
     exponent_x_ptr,  # (B * N,) int32
     exponent_y_ptr,  # (B * M,) int32
-    any_scaled_ptr,  # () bool
+    any_scaled_ptr,  # () int32
     out_ptr,  # (B, N, M)
     B,
     N,
@@ -228,7 +228,7 @@ def _pairwise_fwd_scaled_kernel(
     """
     tiles_n = tl.cdiv(N, BLOCK_N)
     tiles_m = tl.cdiv(M, BLOCK_M)
-    tiles = B * tiles_n * tiles_m * tl.load(any_scaled_ptr).to(tl.int32)
+    tiles = B * tiles_n * tiles_m * tl.load(any_scaled_ptr)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         batch = tile // (tiles_n * tiles_m)
         tile_n, tile_m = grouped_tile(tile % (tiles_n * tiles_m), tiles_n, tiles_m, GROUP)
@@ -291,8 +291,8 @@ def launch_pairwise_fwd(
     else:
         x = aligned_rows(x)
         y = x if symmetric else aligned_rows(y)
-        inverse_x, exponent_x = launch_row_norm(x, eps)
-        inverse_y, exponent_y = (inverse_x, exponent_x) if symmetric else launch_row_norm(y, eps)
+        norms = launch_row_norms(x, None if symmetric else y, eps)
+        inverse_x, inverse_y = norms.inverse_x, norms.inverse_y
     d = x.shape[-1]
     with on_device(x):
         sizes = (b, n, m, d, *x.stride(), *y.stride(), *out.stride())
@@ -321,9 +321,6 @@ def launch_pairwise_fwd(
         launch(_pairwise_fwd_kernel, "pairwise_fwd", None)
         # Squares of float16 never leave float32's range.
         if x.dtype != torch.float16:
-            any_scaled = exponent_x.any()
-            if not symmetric:
-                any_scaled |= exponent_y.any()
-            exponents = exponent_x, exponent_y, any_scaled
+            exponents = norms.exponent_x, norms.exponent_y, norms.any_scaled
             launch(_pairwise_fwd_scaled_kernel, "pairwise_fwd_scaled", SCALED_PROGRAMS, *exponents)
     return out

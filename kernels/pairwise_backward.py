@@ -7,7 +7,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .configs import TileConfig, choose_config, current_arch
 from .launch import cost, describable, element_size, on_device
-from .row_norm import launch_row_norm, launch_unit_rows
+from .row_norm import launch_row_norms, launch_unit_rows
 from .tiles import binary_exponent, load_tile, power_of_two, times_power_of_two
 
 
@@ -181,10 +181,10 @@ def launch_pairwise_bwd(
     grad_x = x.new_empty((b, n, d))
     if grad_x.numel() == 0 or m == 0:
         return grad_x.zero_()
-    inverse_x, exponent_x = launch_row_norm(x, eps)
+    norms = launch_row_norms(x, y, eps)
     halved = y.dtype == torch.float32 and precision != "highest"
     dtype = torch.float16 if halved else y.dtype
-    unit = launch_unit_rows(y, *launch_row_norm(y, eps), dtype)
+    unit = launch_unit_rows(y, norms.inverse_y, norms.exponent_y, dtype)
     width = unit.shape[-1]
     if any(s == 0 and size > 1 for s, size in zip(grad.stride(), grad.shape, strict=True)):
         grad = grad.contiguous()
@@ -228,8 +228,8 @@ def launch_pairwise_bwd(
         _pairwise_bwd_project_kernel[(triton.cdiv(b * n, rows.block_n),)](
             weighted,
             x,
-            inverse_x,
-            exponent_x,
+            norms.inverse_x,
+            norms.exponent_x,
             grad_x,
             b * n,
             n,

@@ -1,5 +1,7 @@
 """Inverse norms of rows, safe over the whole range of the input's dtype, and rows times them."""
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -10,9 +12,9 @@ from .tiles import inverse_norm, scaled_square, times_power_of_two
 
 
 def _metadata(grid, kernel, args):
-    elements = args["ROWS"] * args["D"]
-    moved = elements * args["x_ptr"].element_size() + 8 * args["ROWS"]
-    return cost("row_norm", moved, flops32=2 * elements)
+    rows = args["ROWS_X"] + args["ROWS_Y"]
+    moved = rows * args["D"] * args["x_ptr"].element_size() + 8 * rows
+    return cost("row_norm", moved, flops32=2 * rows * args["D"])
 
 
 def _unit_metadata(grid, kernel, args):
@@ -21,11 +23,13 @@ def _unit_metadata(grid, kernel, args):
     return cost("unit_rows", elements * size + 8 * args["ROWS"], flops32=2 * elements)
 
 
-@triton.jit(launch_metadata=_metadata)
-def _row_norm_kernel(
+@triton.jit
+def _write_norms(
     x_ptr,  # (B, N, D)
-    inverse_ptr,  # (B * N,) float32
-    exponent_ptr,  # (B * N,) int32
+    inverse_ptr,  # (ROWS,) float32
+    exponent_ptr,  # (ROWS,) int32
+    scaled_ptr,  # () int32, or None
+    tile,
     ROWS,  # B * N
     N,
     D,
@@ -36,50 +40,116 @@ def _row_norm_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Write a power-of-two exponent and the inverse norm of the row scaled by it.
-
-    Owns BLOCK_N rows, loops over D in steps of BLOCK_D, keeps BLOCK_N x BLOCK_D partial sums in
-    registers and writes 8 bytes a row. Rows whose squares leave float32's comfortable range are
-    read twice more, from L2: once for their largest magnitude, once scaled.
-    Moves the input once; 2 operations an element.
-    """
-    row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """Write exponents and inverse norms of BLOCK_N rows, and 1 if an exponent is not 0."""
+    row = tl.cast(tile, tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask = row < ROWS
     x_row = x_ptr + (row // N) * stride_xb + (row % N) * stride_xn
     square, exponent = scaled_square(x_row, stride_xd, row_mask, D, eps, BLOCK_N, BLOCK_D)
     tl.store(inverse_ptr + row, inverse_norm(square, exponent, eps), mask=row_mask)
     tl.store(exponent_ptr + row, exponent, mask=row_mask)
+    if scaled_ptr is not None:  # noqa: SIM102  (known when compiled)
+        # Whoever writes, writes the same.
+        if tl.max(tl.abs(exponent), axis=0) > 0:
+            tl.store(scaled_ptr, 1)
+
+
+@triton.jit(launch_metadata=_metadata)
+def _row_norm_kernel(
+    x_ptr,  # (B, N_X, D)
+    y_ptr,  # (B, N_Y, D), or None
+    inverse_ptr,  # (ROWS_X + ROWS_Y,) float32
+    exponent_ptr,  # (ROWS_X + ROWS_Y,) int32
+    scaled_ptr,  # () int32, or None
+    ROWS_X,  # B * N_X
+    ROWS_Y,  # B * N_Y, or 0
+    N_X,
+    N_Y,
+    D,
+    stride_xb,
+    stride_xn,
+    stride_xd,
+    stride_yb,
+    stride_yn,
+    stride_yd,
+    eps,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Write a power-of-two exponent and the inverse norm of the row scaled by it, for two inputs.
+
+    Owns BLOCK_N rows of x or of y, loops over D in steps of BLOCK_D, keeps BLOCK_N x BLOCK_D
+    partial sums in registers and writes 8 bytes a row. Rows whose squares leave float32's
+    comfortable range are read twice more, from L2: once for their largest magnitude, once scaled.
+    Moves the inputs once; 2 operations an element.
+    """
+    program = tl.program_id(0)
+    tiles_x = tl.cdiv(ROWS_X, BLOCK_N)
+    if program < tiles_x:
+        _write_norms(
+            x_ptr, inverse_ptr, exponent_ptr, scaled_ptr, program, ROWS_X, N_X, D,
+            stride_xb, stride_xn, stride_xd, eps, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+    elif y_ptr is not None:
+        _write_norms(
+            y_ptr, inverse_ptr + ROWS_X, exponent_ptr + ROWS_X, scaled_ptr, program - tiles_x,
+            ROWS_Y, N_Y, D, stride_yb, stride_yn, stride_yd, eps, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+
+
+class RowNorms(NamedTuple):
+    """What `launch_row_norms` gives of x (b, n, d) and of y (b, m, d)."""
+
+    inverse_x: torch.Tensor  # (b * n,) float32
+    exponent_x: torch.Tensor  # (b * n,) int32
+    inverse_y: torch.Tensor  # (b * m,)
+    exponent_y: torch.Tensor
+    any_scaled: torch.Tensor | None  # () int32: 1 if an exponent is not 0; None for float16
+
+
+def launch_row_norms(
+    x: torch.Tensor, y: torch.Tensor | None, eps: float, config: TileConfig | None = None
+) -> RowNorms:
+    """Return inverse norms and exponents of the rows of x and y, by one launch; y=None is x.
+
+    The inverse is 1 / max(norm, eps) of the row multiplied by ``2 ** -exponent``; the exponent is 0
+    for every row whose squared norm lies within [2^-100, 2^100], so for float16 always.
+    """
+    b, n, d = x.shape
+    m = 0 if y is None else y.shape[1]
+    inverse = x.new_empty((b * (n + m),), dtype=torch.float32)
+    exponent = x.new_empty((b * (n + m),), dtype=torch.int32)
+    scaled = None if x.dtype == torch.float16 else x.new_zeros((), dtype=torch.int32)
+    if inverse.numel() > 0:
+        with on_device(x):
+            config = config or choose_config("row_norm", x.dtype, d, current_arch())
+            tiles = triton.cdiv(b * n, config.block_n) + triton.cdiv(b * m, config.block_n)
+            _row_norm_kernel[(tiles,)](
+                x,
+                y,
+                inverse,
+                exponent,
+                scaled,
+                b * n,
+                b * m,
+                n,
+                m,
+                d,
+                *x.stride(),
+                *(x if y is None else y).stride(),
+                float(eps),
+                BLOCK_N=config.block_n,
+                BLOCK_D=config.block_k,
+                **config.options(),
+            )
+    of_x, of_y = slice(b * n), slice(None) if y is None else slice(b * n, None)
+    return RowNorms(inverse[of_x], exponent[of_x], inverse[of_y], exponent[of_y], scaled)
 
 
 def launch_row_norm(
     x: torch.Tensor, eps: float, config: TileConfig | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (inverse, exponent), both (b * n,), of the rows of x (b, n, d).
-
-    ``inverse`` is 1 / max(norm, eps) of the row multiplied by ``2 ** -exponent``; the exponent is 0
-    for every row whose squared norm lies within [2^-100, 2^100].
-    """
-    b, n, d = x.shape
-    inverse = x.new_empty((b * n,), dtype=torch.float32)
-    exponent = x.new_empty((b * n,), dtype=torch.int32)
-    if inverse.numel() == 0:
-        return inverse, exponent
-    with on_device(x):
-        config = config or choose_config("row_norm", x.dtype, d, current_arch())
-        _row_norm_kernel[(triton.cdiv(b * n, config.block_n),)](
-            x,
-            inverse,
-            exponent,
-            b * n,
-            n,
-            d,
-            *x.stride(),
-            float(eps),
-            BLOCK_N=config.block_n,
-            BLOCK_D=config.block_k,
-            **config.options(),
-        )
-    return inverse, exponent
+    """Return (inverse, exponent), both (b * n,), of the rows of x (b, n, d)."""
+    return launch_row_norms(x, None, eps, config)[:2]
 
 
 @triton.jit(launch_metadata=_unit_metadata)

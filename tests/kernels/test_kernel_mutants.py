@@ -13,6 +13,24 @@ pytestmark = [pytest.mark.kernel_mutants, needs_interpreter]
 MUTANTS = [
     (
         Mutant(
+            "scaled rows that nobody is told of",
+            "row_norm",
+            "tl.store(scaled_ptr, 1)",
+            "tl.store(scaled_ptr, 0)",
+        ),
+        lambda load: checks.check_pairwise_with_itself(load, F32, 33, 67, scale=1e30),
+    ),
+    (
+        Mutant(
+            "norms of the first input for the second",
+            "row_norm",
+            "y_ptr, inverse_ptr + ROWS_X",
+            "x_ptr, inverse_ptr + ROWS_X",
+        ),
+        checks.check_pairwise_fwd,
+    ),
+    (
+        Mutant(
             "residual of the codes' own rounding alone",
             "code_rows",
             "missed = y - code * scale",

@@ -23,12 +23,13 @@ def runs_kernels(test):
 
 
 ROWWISE = ["_rowwise_fwd_kernel", "_rowwise_bwd_kernel"]
-PAIRWISE_FWD = ["_row_norm_kernel"] * 2 + ["_pairwise_fwd_kernel", "_pairwise_fwd_scaled_kernel"]
+PAIRWISE_FWD = ["_row_norm_kernel", "_pairwise_fwd_kernel", "_pairwise_fwd_scaled_kernel"]
 SCREEN = [
     "_block_max_kernel", "_rescore_kernel", "_group_bounds_kernel", "_block_candidates_kernel",
     "_recheck_kernel", "_code_rows_kernel",
 ]  # fmt: skip
-PAIRWISE_BWD = ["_row_norm_kernel"] * 2 + [
+PAIRWISE_BWD = [
+    "_row_norm_kernel",
     "_unit_rows_kernel",
     "_pairwise_bwd_product_kernel",
     "_pairwise_bwd_project_kernel",

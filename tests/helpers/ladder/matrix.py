@@ -52,6 +52,14 @@ def row_cases() -> Iterator[Case]:
                 lambda x=x: row_norm.launch_row_norm(x[None], EPS),
                 core,
             )
+            if d == 768:
+                yield Case(
+                    "row_norm",
+                    dtype,
+                    "two inputs",
+                    lambda x=x: row_norm.launch_row_norms(x[None], x[None], EPS),
+                    core,
+                )
             yield Case(
                 "rowwise_fwd",
                 dtype,
