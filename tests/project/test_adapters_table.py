@@ -27,6 +27,10 @@ ROWS = {
     "llama_index": (["llama-index"], ["SimpleVectorStore"]),
     "mteb": (["MTEB"], ["CosineSearchIndex"]),
     "datasets": (["datasets"], ["DatasetIndex"]),
+    "open_clip": (["open_clip, losses"], []),
+    "sentence_transformers_losses": (["sentence-transformers, losses"], []),
+    "pytorch_metric_learning": (["pytorch-metric-learning, losses"], []),
+    "lightly": (["lightly, loss"], []),
 }
 
 

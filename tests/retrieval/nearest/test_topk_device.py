@@ -41,6 +41,7 @@ def test_a_tensor_on_a_gpu_is_searched_there(monkeypatch):
     asked = []
     # Fake tensors stand for those of a GPU: they have no values.
     monkeypatch.setattr("cossim_fast._checks.arrays.with_values", lambda name, value: None)
+    monkeypatch.setattr("cossim_fast._checks.arrays.mode_without_values", lambda: None)
     monkeypatch.setattr("cossim_fast._ops.kernels_miss", lambda rows: "")
     monkeypatch.setattr(topk_module, "device_oracle", lambda queries, corpus: None)
     monkeypatch.setattr(topk_module, "assemble", lambda queries, best, **kw: best)
