@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cossim_fast import _checks
 from cossim_fast._dispatch import Executor, choose_executor, without_autocast
@@ -14,6 +14,7 @@ from cossim_fast._products import full_precision_product
 from cossim_fast._threads import one_thread_after_fork
 from cossim_fast.functional import cosine_similarity
 from cossim_fast.losses.alike import alike, codes, leave_out
+from cossim_fast.losses.module import LossModule
 from cossim_fast.losses.strips import strips_of, wide_rows
 from cossim_fast.losses.symmetric import Triangle
 from cossim_fast.losses.tiles import BITS
@@ -92,7 +93,7 @@ def batch_hard_triplet(
         return total if reduction == "sum" else total / chosen.counted.sum().clamp_min(1)
 
 
-class BatchHardTripletLoss(nn.Module):
+class BatchHardTripletLoss(LossModule):
     """`batch_hard_triplet` as a module; arguments as there.
 
     >>> import torch
@@ -109,30 +110,20 @@ class BatchHardTripletLoss(nn.Module):
         eps: float = 1e-8,
         precision: str = "highest",
     ) -> None:
-        super().__init__()
-        self.margin = margin
-        self.reduction = reduction
-        self.normalize = normalize
-        self.eps = eps
-        self.precision = precision
+        super().__init__(
+            margin=margin,
+            reduction=reduction,
+            normalize=normalize,
+            eps=eps,
+            precision=precision,
+        )
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of rows (n, d) of classes (n,)."""
         return batch_hard_triplet(
             z,
             labels,
-            margin=self.margin,
-            reduction=self.reduction,
-            normalize=self.normalize,
-            eps=self.eps,
-            precision=self.precision,
-        )
-
-    def extra_repr(self) -> str:
-        """Show the arguments in the module's repr."""
-        return (
-            f"margin={self.margin}, reduction={self.reduction!r}, normalize={self.normalize}, "
-            f"eps={self.eps}"
+            **self.options(),
         )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from cossim_fast import _checks
 from cossim_fast.losses.info_nce import in_dtype, shared_or_not
+from cossim_fast.losses.module import LossModule
 from cossim_fast.losses.softmax import SoftmaxLoss
 
 
@@ -92,7 +93,7 @@ def clip(
     return found + 0.0 * bias
 
 
-class ClipLoss(nn.Module):
+class ClipLoss(LossModule):
     """`clip` as a module; arguments as there.
 
     >>> import torch
@@ -109,12 +110,13 @@ class ClipLoss(nn.Module):
         precision: str = "highest",
         group: Any = None,
     ) -> None:
-        super().__init__()
-        self.reduction = reduction
-        self.normalize = normalize
-        self.eps = eps
-        self.precision = precision
-        self.group = group
+        super().__init__(
+            reduction=reduction,
+            normalize=normalize,
+            eps=eps,
+            precision=precision,
+            group=group,
+        )
 
     def forward(
         self,
@@ -134,13 +136,5 @@ class ClipLoss(nn.Module):
             logit_bias,
             image_ids=image_ids,
             text_ids=text_ids,
-            reduction=self.reduction,
-            normalize=self.normalize,
-            eps=self.eps,
-            precision=self.precision,
-            group=self.group,
+            **self.options(),
         )
-
-    def extra_repr(self) -> str:
-        """Show the arguments in the module's repr."""
-        return f"reduction={self.reduction!r}, normalize={self.normalize}, eps={self.eps}"

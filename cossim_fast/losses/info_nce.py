@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cossim_fast import _checks
 from cossim_fast.losses.autograd import Number, compute
+from cossim_fast.losses.module import LossModule
 from cossim_fast.losses.softmax import SoftmaxLoss
 
 
@@ -145,7 +146,7 @@ def _ids_of_both(
     return torch.where(positives >= 0, others[positives.clamp_min(0)], others.amin() - 1), others
 
 
-class InfoNCE(nn.Module):
+class InfoNCE(LossModule):
     """`info_nce` as a module; arguments as there.
 
     A temperature that is an ``nn.Parameter`` is learned; another tensor is a buffer.
@@ -167,19 +168,16 @@ class InfoNCE(nn.Module):
         precision: str = "highest",
         group: Any = None,
     ) -> None:
-        super().__init__()
-        self.temperature: float | Tensor
-        if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
-            self.register_buffer("temperature", temperature)
-        else:
-            self.temperature = temperature
-        self.margin = margin
-        self.symmetric = symmetric
-        self.reduction = reduction
-        self.normalize = normalize
-        self.eps = eps
-        self.precision = precision
-        self.group = group
+        super().__init__(
+            temperature=temperature,
+            margin=margin,
+            symmetric=symmetric,
+            reduction=reduction,
+            normalize=normalize,
+            eps=eps,
+            precision=precision,
+            group=group,
+        )
 
     def forward(
         self,
@@ -194,22 +192,8 @@ class InfoNCE(nn.Module):
         return info_nce(
             queries,
             keys,
-            temperature=self.temperature,
             positives=positives,
             query_ids=query_ids,
             key_ids=key_ids,
-            margin=self.margin,
-            symmetric=self.symmetric,
-            reduction=self.reduction,
-            normalize=self.normalize,
-            eps=self.eps,
-            precision=self.precision,
-            group=self.group,
-        )
-
-    def extra_repr(self) -> str:
-        """Show the arguments in the module's repr."""
-        return (
-            f"temperature={self.temperature}, margin={self.margin}, symmetric={self.symmetric}, "
-            f"reduction={self.reduction!r}, normalize={self.normalize}, eps={self.eps}"
+            **self.options(),
         )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cossim_fast import _checks
 from cossim_fast.losses.autograd import compute
 from cossim_fast.losses.contrast import ContrastLoss
 from cossim_fast.losses.info_nce import in_dtype
+from cossim_fast.losses.module import LossModule
 
 
 def nt_xent(
@@ -94,7 +95,7 @@ def nt_xent(
     return compute(loss, z0, z1, scale)
 
 
-class NTXentLoss(nn.Module):
+class NTXentLoss(LossModule):
     """`nt_xent` as a module; arguments as there.
 
     >>> import torch
@@ -112,31 +113,20 @@ class NTXentLoss(nn.Module):
         precision: str = "highest",
         group: Any = None,
     ) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.reduction = reduction
-        self.normalize = normalize
-        self.eps = eps
-        self.precision = precision
-        self.group = group
+        super().__init__(
+            temperature=temperature,
+            reduction=reduction,
+            normalize=normalize,
+            eps=eps,
+            precision=precision,
+            group=group,
+        )
 
     def forward(self, z0: Tensor, z1: Tensor, *, ids: Tensor | None = None) -> Tensor:
         """Return the loss of both views (n, d) of n items."""
         return nt_xent(
             z0,
             z1,
-            temperature=self.temperature,
             ids=ids,
-            reduction=self.reduction,
-            normalize=self.normalize,
-            eps=self.eps,
-            precision=self.precision,
-            group=self.group,
-        )
-
-    def extra_repr(self) -> str:
-        """Show the arguments in the module's repr."""
-        return (
-            f"temperature={self.temperature}, reduction={self.reduction!r}, "
-            f"normalize={self.normalize}, eps={self.eps}"
+            **self.options(),
         )

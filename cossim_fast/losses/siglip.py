@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from cossim_fast import _checks
@@ -16,6 +16,7 @@ from cossim_fast._products import full_precision_product
 from cossim_fast.losses.alike import alike, codes, leave_out
 from cossim_fast.losses.autograd import Found, Number, compute
 from cossim_fast.losses.info_nce import in_dtype
+from cossim_fast.losses.module import LossModule
 from cossim_fast.losses.strips import LINEAR, in_strips, wide_rows
 from cossim_fast.losses.tiles import BITS, Logits
 
@@ -105,7 +106,7 @@ def siglip(
     return compute(loss, image, text, scale, bias)
 
 
-class SigLipLoss(nn.Module):
+class SigLipLoss(LossModule):
     """`siglip` as a module; arguments as there.
 
     >>> import torch
@@ -122,12 +123,13 @@ class SigLipLoss(nn.Module):
         precision: str = "highest",
         group: Any = None,
     ) -> None:
-        super().__init__()
-        self.reduction = reduction
-        self.normalize = normalize
-        self.eps = eps
-        self.precision = precision
-        self.group = group
+        super().__init__(
+            reduction=reduction,
+            normalize=normalize,
+            eps=eps,
+            precision=precision,
+            group=group,
+        )
 
     def forward(
         self,
@@ -147,16 +149,8 @@ class SigLipLoss(nn.Module):
             logit_bias,
             image_ids=image_ids,
             text_ids=text_ids,
-            reduction=self.reduction,
-            normalize=self.normalize,
-            eps=self.eps,
-            precision=self.precision,
-            group=self.group,
+            **self.options(),
         )
-
-    def extra_repr(self) -> str:
-        """Show the arguments in the module's repr."""
-        return f"reduction={self.reduction!r}, normalize={self.normalize}, eps={self.eps}"
 
 
 @dataclass(frozen=True)

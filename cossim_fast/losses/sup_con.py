@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 
 from cossim_fast import _checks
@@ -16,6 +16,7 @@ from cossim_fast.losses.alike import alike, codes, leave_out
 from cossim_fast.losses.autograd import Found, Number, compute
 from cossim_fast.losses.contrast import ContrastLoss
 from cossim_fast.losses.info_nce import in_dtype
+from cossim_fast.losses.module import LossModule
 from cossim_fast.losses.strips import LINEAR, class_losses, in_strips, wide_rows
 from cossim_fast.losses.tiles import BITS, Logits, add_logs, log_sums
 
@@ -104,7 +105,7 @@ def sup_con(
     return compute(LabelsLoss(labels, ref_labels, reduction, used), z, ref, scale)
 
 
-class SupConLoss(nn.Module):
+class SupConLoss(LossModule):
     """`sup_con` as a module; arguments as there.
 
     >>> import torch
@@ -122,13 +123,14 @@ class SupConLoss(nn.Module):
         precision: str = "highest",
         group: Any = None,
     ) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.reduction = reduction
-        self.normalize = normalize
-        self.eps = eps
-        self.precision = precision
-        self.group = group
+        super().__init__(
+            temperature=temperature,
+            reduction=reduction,
+            normalize=normalize,
+            eps=eps,
+            precision=precision,
+            group=group,
+        )
 
     def forward(
         self,
@@ -142,21 +144,9 @@ class SupConLoss(nn.Module):
         return sup_con(
             z,
             labels,
-            temperature=self.temperature,
             ref=ref,
             ref_labels=ref_labels,
-            reduction=self.reduction,
-            normalize=self.normalize,
-            eps=self.eps,
-            precision=self.precision,
-            group=self.group,
-        )
-
-    def extra_repr(self) -> str:
-        """Show the arguments in the module's repr."""
-        return (
-            f"temperature={self.temperature}, reduction={self.reduction!r}, "
-            f"normalize={self.normalize}, eps={self.eps}"
+            **self.options(),
         )
 
 
