@@ -23,8 +23,8 @@ from cossim_fast.integrations._followed import Followed
 class SimpleVectorStore(_Theirs):
     """llama-index's store of the same name, over a `cossim_fast.CosineIndex`.
 
-    It takes llama-index's arguments: ``data`` is what another store held, ``fs`` the file system that
-    `persist` writes to.
+    It takes llama-index's arguments: ``data`` is what another store held, ``fs`` the file system
+    that `persist` writes to.
 
     All but the ranking of the mode ``DEFAULT`` is llama-index's own code: nodes, metadata filters,
     saving, and the modes ``MMR``, ``SVM`` and the like, which take every vector as they do there.
