@@ -233,7 +233,32 @@ def selection_cases(dtype: torch.dtype) -> Iterator[Case]:
             )
 
 
+def softmax_cases() -> Iterator[Case]:
+    """Sums of a contrastive loss: one direction or both, with ids or without."""
+    n, d = 512, 768
+    inverse, index, scale = torch.zeros(n), torch.zeros(n, dtype=torch.int64), torch.ones(())
+    launch = kernels("softmax_sums").launch_softmax_sums
+    for dtype in FLOATS:
+        x = _rows(n, d, dtype)
+        arguments = x, inverse, x, inverse, scale, index
+        for symmetric in (True, False):
+            for ids in ((index, index), None):
+                words = (
+                    "highest" if dtype == F32 else "",
+                    "symmetric" if symmetric else "one direction",
+                    "ids" if ids else "",
+                )
+                yield Case(
+                    "softmax_sums",
+                    dtype,
+                    " ".join(word for word in words if word),
+                    lambda a=arguments, i=ids, s=symmetric: launch(*a, i, s),
+                    core=symmetric and ids is not None and dtype != F16,
+                    tensor_core=True,
+                )
+
+
 def cases(arch: str | None = None) -> list[Case]:
     """Every case, or those of one architecture: one that shares its tiles gets the core alone."""
-    every = [*row_cases(), *pairwise_cases(), *topk_cases()]
+    every = [*row_cases(), *pairwise_cases(), *topk_cases(), *softmax_cases()]
     return [case for case in every if case.core or arch is None or arch in QUICK_ARCHS]
