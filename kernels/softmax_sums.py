@@ -63,8 +63,23 @@ def cosine_tile(
 
 
 @triton.jit
-def negatives(
+def positive_within(
     positive_ptr,  # (N,) int64
+    first_n,
+    first_m,
+    N,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Column of each row's positive within the tile (BLOCK_N,), -1 if elsewhere: 32 bits."""
+    row = tl.cast(first_n, tl.int64) + tl.arange(0, BLOCK_N)
+    within = tl.load(positive_ptr + row, mask=row < N, other=-1) - first_m
+    return tl.where((within >= 0) & (within < BLOCK_M), within, -1).to(tl.int32)
+
+
+@triton.jit
+def negatives(
+    positive,  # (BLOCK_N,), as `positive_within` gives it
     id_x_ptr,  # (N,) int64, or None
     id_y_ptr,  # (M,) int64, or None
     first_n,
@@ -77,12 +92,8 @@ def negatives(
     """Which pairs (BLOCK_N, BLOCK_M) are negatives: within both, no positive, of unequal ids."""
     row = tl.cast(first_n, tl.int64) + tl.arange(0, BLOCK_N)
     column = tl.cast(first_m, tl.int64) + tl.arange(0, BLOCK_M)
-    positive = tl.load(positive_ptr + row, mask=row < N, other=-1)
-    # Within the tile, so that 32 bits are compared for each pair.
-    within = positive - first_m
-    within = tl.where((within >= 0) & (within < BLOCK_M), within, -1).to(tl.int32)
     keep = (row < N)[:, None] & (column < M)[None, :]
-    keep &= tl.arange(0, BLOCK_M)[None, :] != within[:, None]
+    keep &= tl.arange(0, BLOCK_M)[None, :] != positive[:, None]
     if id_x_ptr is not None:
         id_x = tl.load(id_x_ptr + row, mask=row < N, other=0)
         id_y = tl.load(id_y_ptr + column, mask=column < M, other=0)
@@ -152,7 +163,8 @@ def _softmax_sums_kernel(
         stride_xn, stride_xd, stride_ym, stride_yd,
         BLOCK_N, BLOCK_M, BLOCK_K, PRECISION, DESCRIPTORS,
     )  # fmt: skip
-    keep = negatives(positive_ptr, id_x_ptr, id_y_ptr, first_n, first_m, N, M, BLOCK_N, BLOCK_M)
+    positive = positive_within(positive_ptr, first_n, first_m, N, BLOCK_N, BLOCK_M)
+    keep = negatives(positive, id_x_ptr, id_y_ptr, first_n, first_m, N, M, BLOCK_N, BLOCK_M)
     c = tl.where(keep, c, float("-inf"))
     bits = tl.load(scale_ptr) * _BITS
     row = tl.cast(first_n, tl.int64) + tl.arange(0, BLOCK_N)
@@ -211,7 +223,7 @@ def launch_softmax_sums(
     the sum of exp(scale * (cosine - largest)) over them, NaN where one of them is. `log2_sums`
     makes one number a row of them.
     """
-    (n, d), m = x.shape, y.shape[0]
+    n, m = x.shape[0], y.shape[0]
     x, y = aligned_rows(x), aligned_rows(y)
     d = x.shape[1]
     with on_device(x):

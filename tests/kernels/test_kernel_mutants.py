@@ -317,8 +317,8 @@ MUTANTS = [
         Mutant(
             "a positive that is not left out",
             "softmax_sums",
-            "within = tl.where((within >= 0) & (within < BLOCK_M), within, -1)",
-            "within = tl.where((within > 0) & (within < BLOCK_M), within, -1)",
+            "return tl.where((within >= 0) & (within < BLOCK_M), within, -1)",
+            "return tl.where((within > 0) & (within < BLOCK_M), within, -1)",
         ),
         contrast.check_softmax_sums,
     ),
@@ -326,8 +326,8 @@ MUTANTS = [
         Mutant(
             "a positive of another tile left out",
             "softmax_sums",
-            "within = positive - first_m\n",
-            "within = positive % BLOCK_M\n",
+            "mask=row < N, other=-1) - first_m\n",
+            "mask=row < N, other=-1) % BLOCK_M\n",
         ),
         contrast.check_softmax_sums,
     ),
@@ -395,6 +395,51 @@ MUTANTS = [
             "return sums.sum(dim).log2()",
         ),
         contrast.check_softmax_sums,
+    ),
+    (
+        Mutant(
+            "positives without a gradient",
+            "softmax_weights",
+            "tl.where(is_own, own[:, None], weight)",
+            "tl.where(is_own, 0.0, weight)",
+        ),
+        contrast.check_softmax_weights,
+    ),
+    (
+        Mutant(
+            "weights of pairs that are no negatives",
+            "softmax_weights",
+            "weight = tl.where(keep, weight, 0.0)",
+            "weight = weight + 0.0",
+        ),
+        contrast.check_softmax_weights,
+    ),
+    (
+        Mutant(
+            "factors of columns as far on as there are rows",
+            "softmax_weights",
+            "column_terms_ptr + M + column",
+            "column_terms_ptr + N + column",
+        ),
+        contrast.check_softmax_weights,
+    ),
+    (
+        Mutant(
+            "weights of one row past the last",
+            "softmax_weights",
+            "mask=row_mask[:, None] & column_mask[None, :]",
+            "mask=(row <= N)[:, None] & column_mask[None, :]",
+        ),
+        contrast.check_softmax_weights,
+    ),
+    (
+        Mutant(
+            "weights of the last column not written",
+            "softmax_weights",
+            "mask=row_mask[:, None] & column_mask[None, :]",
+            "mask=row_mask[:, None] & (column < M - 1)[None, :]",
+        ),
+        contrast.check_softmax_weights,
     ),
 ]
 

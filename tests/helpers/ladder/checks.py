@@ -205,6 +205,12 @@ def check_offsets(load: Load, name: str = "pairwise") -> None:
                 x[0], torch.ones(n), x[0], torch.ones(n), torch.ones(()), rows
             ),
         ),
+        "softmax_weights": (
+            "_softmax_weights_kernel",
+            lambda: module.launch_softmax_weights(
+                x[0], torch.ones(n), x[0], torch.ones(n), torch.ones(()), rows, torch.ones(3, n)
+            ),
+        ),
         "topk": ("_block_max_kernel", lambda: module.launch_block_max(x[0], x[0])),
         "thresholds": (
             "_group_bounds_kernel",

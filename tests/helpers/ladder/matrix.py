@@ -234,13 +234,16 @@ def selection_cases(dtype: torch.dtype) -> Iterator[Case]:
 
 
 def softmax_cases() -> Iterator[Case]:
-    """Sums of a contrastive loss: one direction or both, with ids or without."""
+    """Both passes of a contrastive loss: one direction or both, with ids or without."""
     n, d = 512, 768
     inverse, index, scale = torch.zeros(n), torch.zeros(n, dtype=torch.int64), torch.ones(())
-    launch = kernels("softmax_sums").launch_softmax_sums
+    of_rows, of_columns = torch.zeros(3, n), torch.zeros(2, n)
+    sums = kernels("softmax_sums").launch_softmax_sums
+    weights = kernels("softmax_weights").launch_softmax_weights
     for dtype in FLOATS:
         x = _rows(n, d, dtype)
-        arguments = x, inverse, x, inverse, scale, index
+        sides = x, inverse, x, inverse, scale, index
+        narrow = BF16 if dtype == F32 else dtype
         for symmetric in (True, False):
             for ids in ((index, index), None):
                 words = (
@@ -248,14 +251,27 @@ def softmax_cases() -> Iterator[Case]:
                     "symmetric" if symmetric else "one direction",
                     "ids" if ids else "",
                 )
+                variant = " ".join(word for word in words if word)
+                both = symmetric and ids is not None
+                core = both and dtype != F16
                 yield Case(
                     "softmax_sums",
                     dtype,
-                    " ".join(word for word in words if word),
-                    lambda a=arguments, i=ids, s=symmetric: launch(*a, i, s),
-                    core=symmetric and ids is not None and dtype != F16,
-                    tensor_core=True,
+                    variant,
+                    lambda a=sides, i=ids, s=symmetric: sums(*a, i, s),
+                    core,
+                    True,
                 )
+                terms = of_rows, of_columns if symmetric else None, ids
+                for panel in (narrow, F32) if both else (narrow,):
+                    yield Case(
+                        "softmax_weights",
+                        dtype,
+                        variant + (" float32 panel" if panel == F32 else ""),
+                        lambda a=sides, t=terms, p=panel: weights(*a, *t, p),
+                        core and panel == narrow,
+                        True,
+                    )
 
 
 def cases(arch: str | None = None) -> list[Case]:
