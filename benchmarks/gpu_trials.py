@@ -8,10 +8,19 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from cossim_fast.kernels import code_rows, configs, half_rows, pairwise, pairwise_backward, topk
+from cossim_fast.kernels import (
+    code_rows,
+    configs,
+    half_rows,
+    pairwise,
+    pairwise_backward,
+    softmax_sums,
+    softmax_weights,
+    topk,
+)
 from torch import Tensor
 
-import cossim_fast
+import cossim_fast.losses
 from cossim_fast import _ops, pairwise_cosine
 from cossim_fast._cpu import topk_ops
 from gpu_machine import Found, Machine, Step, Trial
@@ -298,6 +307,52 @@ def compiled_and_small(machine: Machine) -> Iterator[Trial]:
             yield Trial(f"{n} rows, {name}", lambda n=n, run=run: small(n, run))
 
 
+def contrastive_loss(machine: Machine) -> Iterator[Trial]:
+    """Both passes over a loss's logits beside the form that CUDA tensors get."""
+    x, y = (machine.rows(16384, 768, torch.bfloat16) for _ in range(2))
+    scale = torch.tensor(20.0, device=machine.device)
+    rows = [t for side in (x, y) for t in softmax_sums.launch_scaled_rows(side, EPS)]
+    own = torch.arange(len(x), device=machine.device)
+    sums, weights = softmax_sums.launch_softmax_sums, softmax_weights.launch_softmax_weights
+
+    def right() -> Found:
+        part = sums(*rows, scale, own)[0]
+        got = softmax_sums.log2_sums(part, scale, torch.zeros_like(rows[1]), 1)[:64]
+        unit = [F.normalize(t.double(), dim=1) for t in (x[:64], y)]
+        logits = scale.double() * (unit[0] @ unit[1].mT)
+        logits.diagonal().fill_(-torch.inf)
+        error = float((got - logits.logsumexp(1) * softmax_sums.BITS).abs().max())
+        return {"error": error, "right": error <= 2.0**-14}
+
+    yield Trial("sums of negatives", right)
+    arch = configs.current_arch()
+    chosen = configs.choose_config("softmax_sums", x.dtype, x.shape[1], arch, True)
+    for tile in (chosen, replace(chosen, block_m=128)):
+        yield _tile("sums", tile, machine, sums, *rows, scale, own, None, True)
+
+    of_rows, of_keys = (torch.ones(k, len(x), device=machine.device) for k in (3, 2))
+
+    def weigh(panel: int) -> None:
+        for first in range(0, len(x), panel):
+            at = slice(first, first + panel)
+            terms = of_rows[:, at].contiguous(), of_keys
+            weights(rows[0][at], rows[1][at], *rows[2:], scale, own[at], *terms)
+
+    for panel in (1024, 4096):
+        step = max(panel // machine.scale, 4)
+        yield Trial(
+            f"weights, {panel} rows a panel",
+            lambda s=step: machine.milliseconds(lambda: weigh(s)),
+            lambda s=step: weigh(s),
+        )
+
+    def composite() -> None:
+        sides = [t.detach().requires_grad_() for t in (x, y)]
+        cossim_fast.losses.clip(*sides, scale).backward()
+
+    yield Trial("clip and its gradients", lambda: machine.milliseconds(composite))
+
+
 STEPS = (
     Step("ceilings", 15, ceilings),
     Step("correctness", 40, correctness),
@@ -306,4 +361,5 @@ STEPS = (
     Step("matrices", 60, matrices),
     Step("float32 products", 40, float32_products),
     Step("compiled and small", 30, compiled_and_small),
+    Step("contrastive loss", 30, contrastive_loss),
 )

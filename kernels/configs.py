@@ -163,10 +163,16 @@ def _pairwise_tile(kernel: str, dtype: torch.dtype, family: str, descriptors: bo
     # A gradient of the rows' dtype is multiplied as it is, as rows are in the forward; on sm_120
     # the forward's tile would spill.
     as_it_is = kernel == "pairwise_bwd" and dtype != torch.float32 and family != "sm_120"
-    narrow_fwd = kernel == "pairwise_fwd" and dtype != torch.float32
+    narrow_fwd = kernel in ("pairwise_fwd", "softmax_sums") and dtype != torch.float32
+    # Two powers and a mask for each pair of the forward's tile would spill there; on sm_100 where
+    # float32 is written.
+    if kernel.startswith("softmax_weights") and family == "wgmma":
+        return TileConfig(128, 64 if dtype == torch.float32 else 128, 64, 8, 3)
+    if kernel == "softmax_weights_wide" and family == "tcgen05":
+        return replace(_PAIRWISE_FWD[family][dtype], block_m=64)
     if family == "wgmma" and not descriptors and (as_it_is or narrow_fwd):
         return TileConfig(128, 128, 64, 8, 3)  # loads by pointer take registers, too
-    if kernel in ("pairwise_fwd", "pairwise_fwd_scaled") or as_it_is:
+    if kernel.startswith(("pairwise_fwd", "softmax_")) or as_it_is:
         return _PAIRWISE_FWD[family][dtype]
     if kernel in ("pairwise_bwd", "pairwise_bwd_rounded"):
         return _PAIRWISE_BWD[family][dtype]

@@ -13,6 +13,8 @@ from cossim_fast.kernels.pairwise import launch_pairwise_fwd
 from cossim_fast.kernels.pairwise_backward import launch_pairwise_bwd
 from cossim_fast.kernels.recheck import launch_recheck
 from cossim_fast.kernels.rowwise import launch_rowwise_fwd
+from cossim_fast.kernels.softmax_sums import launch_softmax_sums
+from cossim_fast.kernels.softmax_weights import launch_softmax_weights
 from cossim_fast.kernels.thresholds import launch_block_thresholds
 from cossim_fast.kernels.topk import launch_block_max
 
@@ -133,6 +135,34 @@ def test_launchers_report_bytes_and_operations():
     assert cost["_pairwise_bwd_product_kernel"]["flops16"] == 2 * 2 * n * m * d
     assert cost["_block_max_kernel"]["bytes"] == (n + m) * d + 4 * n * m // 64
     assert cost["_block_max_kernel"]["flops8"] == 2 * n * m * d
+
+
+def test_sums_of_a_loss_report_them_and_store_nothing_of_the_matrix():
+    n, m, d = 512, 256, 768
+    x, y = torch.zeros(n, d).half(), torch.zeros(m, d).half()
+    index = torch.zeros(n, dtype=torch.int64)
+    with compiled_for("sm_80") as launches:
+        sides = x, torch.zeros(n), y, torch.zeros(m)
+        rows, columns = launch_softmax_sums(*sides, torch.ones(()), index, symmetric=True)
+    (launch,) = launches
+    partials = rows.numel() + columns.numel()
+    assert launch.cost["bytes"] == (n + m) * (2 * d + 4) + 8 * n + 4 * partials
+    assert launch.cost["flops16"] == 2 * n * m * d
+    stores = [line for line in launch.kernel.asm["ttgir"].splitlines() if "tt.store" in line]
+    assert len(stores) == 4
+    assert all("tensor<128x!tt.ptr<f32>" in line for line in stores)
+
+
+def test_weights_of_a_loss_report_bytes_and_operations():
+    n, m, d = 512, 256, 768
+    x, y = torch.zeros(n, d).half(), torch.zeros(m, d).half()
+    index, terms = torch.zeros(n, dtype=torch.int64), (torch.zeros(3, n), torch.zeros(2, m))
+    with compiled_for("sm_80") as launches:
+        sides = x, torch.zeros(n), y, torch.zeros(m)
+        launch_softmax_weights(*sides, torch.ones(()), index, *terms)
+    vectors = 4 * (n + m) + 8 * n + 12 * n + 8 * m
+    assert launches[-1].cost["bytes"] == (n + m) * 2 * d + vectors + 2 * n * m
+    assert launches[-1].cost["flops16"] == 2 * n * m * d
 
 
 def test_selection_reports_bytes_and_operations_too():

@@ -25,7 +25,7 @@ def session():
 
 STEPS = (
     "ceilings", "correctness", "search by stage", "coding and maxima", "matrices",
-    "float32 products", "compiled and small",
+    "float32 products", "compiled and small", "contrastive loss",
 )  # fmt: skip
 
 

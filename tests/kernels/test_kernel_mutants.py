@@ -3,7 +3,7 @@
 import pytest
 from triton.runtime.errors import InterpreterError
 
-from ladder import checks, screening
+from ladder import checks, contrast, oracle, screening
 from ladder.checks import BF16, F16, F32
 from ladder.mutants import Mutant, mutated
 from ladder.runtime import needs_interpreter
@@ -330,6 +330,134 @@ MUTANTS = [
             "in_list = pair <= P",
         ),
         checks.check_rescore,
+    ),
+    (
+        Mutant(
+            "a positive that is not left out",
+            "softmax_sums",
+            "return tl.where((within >= 0) & (within < BLOCK_M), within, -1)",
+            "return tl.where((within > 0) & (within < BLOCK_M), within, -1)",
+        ),
+        contrast.check_softmax_sums,
+    ),
+    (
+        Mutant(
+            "a positive of another tile left out",
+            "softmax_sums",
+            "mask=row < N, other=-1) - first_m\n",
+            "mask=row < N, other=-1) % BLOCK_M\n",
+        ),
+        contrast.check_softmax_sums,
+    ),
+    (
+        Mutant(
+            "one column past the last among the negatives",
+            "softmax_sums",
+            "keep = (row < N)[:, None] & (column < M)[None, :]",
+            "keep = (row < N)[:, None] & (column <= M)[None, :]",
+        ),
+        contrast.check_softmax_sums,
+    ),
+    (
+        Mutant(
+            "one row past the last among the negatives of columns",
+            "softmax_sums",
+            "keep = (row < N)[:, None] & (column < M)[None, :]",
+            "keep = (row <= N)[:, None] & (column < M)[None, :]",
+        ),
+        contrast.check_softmax_sums,
+    ),
+    (
+        Mutant(
+            "ids of 32 bits",
+            "softmax_sums",
+            "keep &= id_x[:, None] != id_y[None, :]",
+            "keep &= id_x.to(tl.int32)[:, None] != id_y.to(tl.int32)[None, :]",
+        ),
+        contrast.check_softmax_sums,
+    ),
+    (
+        Mutant(
+            "rows without negatives are not a number",
+            "softmax_sums",
+            'shift = tl.where(largest > float("-inf"), largest, 0.0)',
+            "shift = largest",
+        ),
+        lambda load: contrast.check_softmax_sums(load, shape=(3, 1, 16)),
+    ),
+    (
+        Mutant(
+            "sums of the last row not written",
+            "softmax_sums",
+            "tl.store(part + stride_rp, sums, mask=row < N)",
+            "tl.store(part + stride_rp, sums, mask=row < N - 1)",
+        ),
+        contrast.check_softmax_sums,
+    ),
+    (
+        Mutant(
+            "large rows summed as they are",
+            "softmax_sums",
+            "return launch_unit_rows(x[None], ones, exponent, x.dtype)[0], inverse",
+            "return aligned_rows(x), inverse",
+        ),
+        lambda load: contrast.check_softmax_sums(
+            load, shape=(9, 11, 16), x=oracle.inputs(9, 16, dtype=F32) * 1e30
+        ),
+    ),
+    (
+        Mutant(
+            "sums of tiles added without their maxima",
+            "softmax_sums",
+            "return (powers * sums).sum(dim).log2()",
+            "return sums.sum(dim).log2()",
+        ),
+        contrast.check_softmax_sums,
+    ),
+    (
+        Mutant(
+            "positives without a gradient",
+            "softmax_weights",
+            "tl.where(is_own, own[:, None], weight)",
+            "tl.where(is_own, 0.0, weight)",
+        ),
+        contrast.check_softmax_weights,
+    ),
+    (
+        Mutant(
+            "weights of pairs that are no negatives",
+            "softmax_weights",
+            "weight = tl.where(keep, weight, 0.0)",
+            "weight = weight + 0.0",
+        ),
+        contrast.check_softmax_weights,
+    ),
+    (
+        Mutant(
+            "factors of columns as far on as there are rows",
+            "softmax_weights",
+            "column_terms_ptr + M + column",
+            "column_terms_ptr + N + column",
+        ),
+        contrast.check_softmax_weights,
+    ),
+    (
+        Mutant(
+            "weights of one row past the last",
+            "softmax_weights",
+            "mask=row_mask[:, None] & column_mask[None, :]",
+            "mask=(row <= N)[:, None] & column_mask[None, :]",
+        ),
+        contrast.check_softmax_weights,
+    ),
+    (
+        Mutant(
+            "weights of the last column not written",
+            "softmax_weights",
+            "mask=row_mask[:, None] & column_mask[None, :]",
+            "mask=row_mask[:, None] & (column < M - 1)[None, :]",
+        ),
+        contrast.check_softmax_weights,
     ),
 ]
 

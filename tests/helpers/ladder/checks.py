@@ -199,6 +199,18 @@ def check_offsets(load: Load, name: str = "pairwise") -> None:
             "_code_rows_kernel",
             lambda: module.launch_code_rows(x[0], torch.zeros(d)),
         ),
+        "softmax_sums": (
+            "_softmax_sums_kernel",
+            lambda: module.launch_softmax_sums(
+                x[0], torch.ones(n), x[0], torch.ones(n), torch.ones(()), rows
+            ),
+        ),
+        "softmax_weights": (
+            "_softmax_weights_kernel",
+            lambda: module.launch_softmax_weights(
+                x[0], torch.ones(n), x[0], torch.ones(n), torch.ones(()), rows, torch.ones(3, n)
+            ),
+        ),
         "topk": ("_block_max_kernel", lambda: module.launch_block_max(x[0], x[0])),
         "thresholds": (
             "_group_bounds_kernel",

@@ -241,7 +241,48 @@ def selection_cases(dtype: torch.dtype) -> Iterator[Case]:
             )
 
 
+def softmax_cases() -> Iterator[Case]:
+    """Both passes of a contrastive loss: one direction or both, with ids or without."""
+    n, d = 512, 768
+    inverse, index, scale = torch.zeros(n), torch.zeros(n, dtype=torch.int64), torch.ones(())
+    of_rows, of_columns = torch.zeros(3, n), torch.zeros(2, n)
+    sums = kernels("softmax_sums").launch_softmax_sums
+    weights = kernels("softmax_weights").launch_softmax_weights
+    for dtype in FLOATS:
+        x = _rows(n, d, dtype)
+        sides = x, inverse, x, inverse, scale, index
+        narrow = BF16 if dtype == F32 else dtype
+        for symmetric in (True, False):
+            for ids in ((index, index), None):
+                words = (
+                    "highest" if dtype == F32 else "",
+                    "symmetric" if symmetric else "one direction",
+                    "ids" if ids else "",
+                )
+                variant = " ".join(word for word in words if word)
+                both = symmetric and ids is not None
+                core = both and dtype != F16
+                yield Case(
+                    "softmax_sums",
+                    dtype,
+                    variant,
+                    lambda a=sides, i=ids, s=symmetric: sums(*a, i, s),
+                    core,
+                    True,
+                )
+                terms = of_rows, of_columns if symmetric else None, ids
+                for panel in (narrow, F32) if both else (narrow,):
+                    yield Case(
+                        "softmax_weights",
+                        dtype,
+                        variant + (" float32 panel" if panel == F32 else ""),
+                        lambda a=sides, t=terms, p=panel: weights(*a, *t, p),
+                        core and panel == narrow,
+                        True,
+                    )
+
+
 def cases(arch: str | None = None) -> list[Case]:
     """Every case, or those of one architecture: one that shares its tiles gets the core alone."""
-    every = [*row_cases(), *pairwise_cases(), *topk_cases()]
+    every = [*row_cases(), *pairwise_cases(), *topk_cases(), *softmax_cases()]
     return [case for case in every if case.core or arch is None or arch in QUICK_ARCHS]
