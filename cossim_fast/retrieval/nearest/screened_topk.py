@@ -80,7 +80,7 @@ def screened_topk(
         thresholds[some] = reach
         query, number = _candidates(maxima, terms, block_terms, reach, capacity)
         del maxima
-        # Adjacent pairs of one block share the reading of its codes.
+        # Adjacent pairs of one block share the reading of its codes; rows of a query ascend.
         order = number.argsort()
         query, number = query[order], number[order]
         for first in range(0, query.numel(), RECHECKED_AT_ONCE // block):
@@ -147,12 +147,12 @@ class _Best:
         self.score = torch.empty(0, dtype=torch.float64, device=like.device)
 
     def add(self, query: Tensor, row: Tensor, score: Tensor) -> None:
+        """Add entries; rows of one query ascend, and come after all that were added before."""
         query = torch.cat([self.query, query])
         row = torch.cat([self.row, row])
         score = torch.cat([self.score, score])
-        # By query, then the larger score, then the smaller row: stable sorts from the last key on.
-        order = row.argsort()
-        order = order[score[order].argsort(descending=True, stable=True)]
+        # By query, then the larger score; stable sorts leave equal scores in the order of rows.
+        order = score.argsort(descending=True, stable=True)
         order = order[query[order].argsort(stable=True)]
         query = query[order]
         kept = self._rank(query) < self.k

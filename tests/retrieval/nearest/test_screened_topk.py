@@ -152,6 +152,14 @@ def test_passes_and_pieces_change_nothing(monkeypatch):
         assert torch.equal(found, expected)
 
 
+def test_ties_across_pieces_go_to_the_smaller_row(monkeypatch):
+    queries, corpus = gaussian(5, 40, 32)[:2]
+    rows = corpus[torch.randint(40, (1500,), generator=torch.Generator().manual_seed(3))]
+    monkeypatch.setattr(screened_module, "RECHECKED_AT_ONCE", 256)
+    monkeypatch.setattr(screened_module, "ROWS_AT_ONCE", 50)
+    assert_exact(screening.screen(queries, rows, torch.ones(1500, dtype=torch.bool)), 60)
+
+
 def test_empty_inputs():
     s = screening.screen(*gaussian(4, 100, 32))
     nobody = screening.screen(s.queries[:0], s.corpus, s.eligible)
