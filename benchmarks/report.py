@@ -81,9 +81,18 @@ def gpus() -> list[dict[str, Any]]:
     return [report for report in found if "roofline_per_second" in report]
 
 
+def later() -> list[tuple[dict[str, Any], str]]:
+    """Runs of cases that came after the run of all: run --only TEXT --json results/later-NAME.json.
+
+    The next run of all has them too; the file is deleted then.
+    """
+    paths = sorted(FOLDER.glob("later-*.json"))
+    return [(json.loads(path.read_text(encoding="utf-8")), path.name) for path in paths]
+
+
 def render(results: dict[str, Any], name: str) -> dict[Path, str]:
     """README and the page with these figures between their markers."""
-    written = {README: summary.text(results, gpus()), PAGE: tables.full(results, name)}
+    written = {README: summary.text(results, gpus()), PAGE: tables.full(results, name, later())}
     return {
         page: with_figures(page.read_text(encoding="utf-8"), figures)
         for page, figures in written.items()

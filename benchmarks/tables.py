@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,12 +187,28 @@ def misses(results: dict[str, Any]) -> list[str]:
     ]
 
 
-def full(results: dict[str, Any], name: str) -> str:
-    """Every figure: what is slower than a peer, plots, and tables of targets and of each case."""
+def full(
+    results: dict[str, Any], name: str, later: Sequence[tuple[dict[str, Any], str]] = ()
+) -> str:
+    """Every figure: what is slower than a peer, plots, and tables of targets and of each case.
+
+    ``later`` are runs of cases that came after the run of all, with the names of their files; each
+    has conditions of its own.
+    """
     lines = [f"From `benchmarks/results/{name}`. {summary(results)}", ""]
     lines += [conditions(results["environment"]), "", *_slower(results), *_growth(results)]
     lines += ["", "## Error against time", "", f"![error against time]({ERRORS})", ""]
-    lines += [*_targets(results), "", "## Every case"]
+    lines += [*_targets(results), "", "## Every case", *_sections(results)]
+    for some, file in later:
+        lines += ["", "## Measured later", ""]
+        lines += [f"From `benchmarks/results/{file}`. {summary(some)}", ""]
+        lines += [conditions(some["environment"]), *_sections(some)]
+    return "\n".join(lines)
+
+
+def _sections(results: dict[str, Any]) -> list[str]:
+    """A table of each case, by task."""
+    lines: list[str] = []
     by_task: dict[str, list[dict[str, Any]]] = {}
     for case in results["cases"]:
         by_task.setdefault(case["name"].partition(" (")[0], []).append(case)
@@ -199,7 +216,7 @@ def full(results: dict[str, Any], name: str) -> str:
         lines += ["", f"### {_capital(title)}"]
         for case in cases:
             lines += ["", *_section(case)]
-    return "\n".join(lines)
+    return lines
 
 
 def _slower(results: dict[str, Any]) -> list[str]:

@@ -105,6 +105,17 @@ def test_seconds(value, text):
     assert tables.seconds(value) == text
 
 
+def test_cases_that_came_later_have_conditions_of_their_own():
+    new = case(name="a new loss (3, 4), float32, 1 thread")
+    found = results(new) | {"environment": results(new)["environment"] | {"commit": "c0ffee"}}
+    page = tables.full(results(case()), "full.json", [(found, "later-losses.json")])
+    before, after = page.split("## Measured later")
+    assert "A new loss" not in before
+    assert "From `benchmarks/results/later-losses.json`" in after
+    assert "c0ffee" in after
+    assert "### A new loss" in after
+
+
 def test_plots_say_which_figures_they_show_and_grow_stale(tmp_path):
     plots = pytest.importorskip("plots")
     found = results(*(case(n=n, ours=n / 1e6) for n in (1000, 2000, 4000)))
