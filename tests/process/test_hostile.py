@@ -147,9 +147,10 @@ def test_a_save_in_place_is_found_out(monkeypatch):
         data = whole.read_bytes()
         whole.unlink()
         with path.open("wb") as file:
-            for start in range(0, len(data), 4096):
-                file.write(data[start : start + 4096])
+            for start in range(0, len(data), 1 << 16):
+                file.write(data[start : start + (1 << 16)])
                 file.flush()
+                time.sleep(0.0001)  # so that some kill falls between
 
     save = CosineIndex.save
     monkeypatch.setattr(CosineIndex, "save", in_place)
