@@ -7,14 +7,14 @@ differ in one size alone are points of a growth curve: report.py finds them by t
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
 import reasons
 from data import Data, real_or_clustered, real_shape
 
-Task = Literal[
+Work = Literal[
     "rows",
     "rows gradient",
     "broadcast",
@@ -29,6 +29,8 @@ Task = Literal[
     "mapped join",
     "report",
     "monitor",
+]
+Loss = Literal[
     "one-way loss",
     "symmetric loss",
     "SigLIP loss",
@@ -37,15 +39,8 @@ Task = Literal[
     "batch-hard loss",
     "cached loss",
 ]
-LOSSES = (
-    "one-way loss",
-    "symmetric loss",
-    "SigLIP loss",
-    "NT-Xent loss",
-    "SupCon loss",
-    "batch-hard loss",
-    "cached loss",
-)
+Task = Work | Loss
+LOSSES = get_args(Loss)
 TITLES: dict[str, str] = {
     "rows": "paired rows",
     "rows gradient": "paired rows, forward + backward",

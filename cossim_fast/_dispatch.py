@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from functools import cache
@@ -77,6 +77,14 @@ def _triton_is_found() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting() and not torch.onnx.is_in_onnx_export()
+
+
+def _knows_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
 def _is_exported_or_transformed() -> bool:
     """Whether a graph is exported, or has functorch transforms or forward-mode derivatives."""
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -84,8 +92,12 @@ def _is_exported_or_transformed() -> bool:
 
 
 # Dynamo calls these while it traces: what they ask, its guards ask too, or never changes. Traced,
-# is_exporting() is true before torch 2.12 wherever something is compiled.
-for _asked in (has_triton, _is_exported_or_transformed):
+# is_exporting() is true before torch 2.12 wherever something is compiled, and the query of autocast
+# cannot be; see _products._products_are_full.
+_ASKED: tuple[Callable[..., bool], ...] = (
+    has_triton, _is_exporting, _knows_autocast, _is_exported_or_transformed,
+)  # fmt: skip
+for _asked in _ASKED:
     _asked._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -120,22 +132,6 @@ def untraced() -> Iterator[None]:
 def autocast_is_on(device: torch.device) -> bool:
     """Whether autocast is on for this kind of device; meta tensors know none."""
     return _knows_autocast(device.type) and torch.is_autocast_enabled(device.type)
-
-
-def _knows_autocast(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type)
-
-
-# Never changes, and Dynamo before 2.12 cannot trace it; see _products._products_are_full.
-_knows_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _is_exporting() -> bool:
-    return torch.compiler.is_exporting() and not torch.onnx.is_in_onnx_export()
-
-
-# Asked as Dynamo traces, which before 2.12 takes every trace for an export.
-_is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:

@@ -63,16 +63,18 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def done(
+def took(
     operation: str,
     *data: Path,
     ray: str | None,
     plan: bool,
     output: Path | None,
     progress: bool | None,
+    local: dict[str, Any],
+    cluster: dict[str, Any],
     **options: Any,
-) -> None:
-    """Do the work on a cluster, or show the plan.
+) -> bool:
+    """Do the work on a cluster, or show the plan, if either is asked for; whether it was.
 
     Args:
         operation: a public function of `distributed`.
@@ -81,8 +83,27 @@ def done(
         plan: whether to show the plan.
         output: a folder.
         progress: whether to show bars.
-        options: of the function.
+        local: options that only work without, as they were given.
+        cluster: options of the function that only work with it.
+        options: others of the function.
     """
+    with one_line_errors():
+        asked = wanted(ray, plan, local, cluster)
+    if asked:
+        _work(operation, *data, ray=ray, plan=plan, output=output, progress=progress,
+              **cluster, **options)  # fmt: skip
+    return asked
+
+
+def _work(
+    operation: str,
+    *data: Path,
+    ray: str | None,
+    plan: bool,
+    output: Path | None,
+    progress: bool | None,
+    **options: Any,
+) -> None:
     paths = [_given(path) for path in data]
     with one_line_errors():
         if plan:

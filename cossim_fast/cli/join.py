@@ -46,17 +46,16 @@ def pairs(
     Writes one line for each pair, i < j: i, j, score; with ids, id_i and id_j in place of i and j.
     With --ray, into a folder.
     """
-    options = {"id_column": id_column, "rows_per_task": rows_per_task}
-    with one_line_errors():
-        local: dict[str, object] = {"texts": texts, "checkpoint": checkpoint, "skip_nan": skip_nan}
-        local |= {"ids": ids, "ids_key": ids_key, "format": format}
-        on_cluster = cluster.wanted(ray, plan, local, options)
-    if on_cluster:
-        cluster.done(
-            "pairs_above", embeddings, ray=ray, plan=plan, output=output, progress=progress,
-            threshold=threshold, max_pairs=max_pairs, column=key, screen=screen,
-            cpus_per_task=cpus_per_task, **options,
-        )  # fmt: skip
+    if cluster.took(
+        "pairs_above", embeddings, ray=ray, plan=plan, output=output, progress=progress,
+        local={
+            "texts": texts, "checkpoint": checkpoint, "skip_nan": skip_nan, "ids": ids,
+            "ids_key": ids_key, "format": format,
+        },
+        cluster={"id_column": id_column, "rows_per_task": rows_per_task},
+        threshold=threshold, max_pairs=max_pairs, column=key, screen=screen,
+        cpus_per_task=cpus_per_task,
+    ):  # fmt: skip
         return
     with one_line_errors():
         outputs.check(output, (embeddings, texts, ids))
@@ -147,17 +146,14 @@ def dedup(
     all rows; a kept row is its own kept_row, and has no score. With ids: id and kept_id. With
     --ray, into a folder.
     """
-    options = {"id_column": id_column, "rows_per_task": rows_per_task}
-    with one_line_errors():
-        local: dict[str, object] = {"texts": texts, "skip_nan": skip_nan}
-        local |= {"ids": ids, "ids_key": ids_key, "format": format}
-        on_cluster = cluster.wanted(ray, plan, local, options)
-    if on_cluster:
-        cluster.done(
-            "deduplicate", embeddings, ray=ray, plan=plan, output=output, progress=progress,
-            threshold=threshold, keep=keep, column=key, screen=screen,
-            cpus_per_task=cpus_per_task, **options,
-        )  # fmt: skip
+    if cluster.took(
+        "deduplicate", embeddings, ray=ray, plan=plan, output=output, progress=progress,
+        local={
+            "texts": texts, "skip_nan": skip_nan, "ids": ids, "ids_key": ids_key, "format": format,
+        },
+        cluster={"id_column": id_column, "rows_per_task": rows_per_task},
+        threshold=threshold, keep=keep, column=key, screen=screen, cpus_per_task=cpus_per_task,
+    ):  # fmt: skip
         return
     with one_line_errors():
         outputs.check(output, (embeddings, texts, ids))

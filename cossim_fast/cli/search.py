@@ -41,25 +41,18 @@ def topk(
     Writes one line for each row found: query, rank, row, score; with ids, id in place of row. With
     --ray, into a folder.
     """
-    options = {
-        "id_column": id_column,
-        "query_id_column": query_id_column,
-        "rows_per_task": rows_per_task,
-    }
-    with one_line_errors():
-        local: dict[str, object] = {
-            "texts": texts,
-            "query_texts": query_texts,
-            "checkpoint": checkpoint,
-        }
-        local |= {"skip_nan": skip_nan, "ids": ids, "ids_key": ids_key, "format": format}
-        on_cluster = cluster.wanted(ray, plan, local, options)
-    if on_cluster:
-        cluster.done(
-            "topk", queries, corpus, ray=ray, plan=plan, output=output, progress=progress, k=k,
-            column=key, query_column=query_key, screen=screen, cpus_per_task=cpus_per_task,
-            **options,
-        )  # fmt: skip
+    if cluster.took(
+        "topk", queries, corpus, ray=ray, plan=plan, output=output, progress=progress,
+        local={
+            "texts": texts, "query_texts": query_texts, "checkpoint": checkpoint,
+            "skip_nan": skip_nan, "ids": ids, "ids_key": ids_key, "format": format,
+        },
+        cluster={
+            "id_column": id_column, "query_id_column": query_id_column,
+            "rows_per_task": rows_per_task,
+        },
+        k=k, column=key, query_column=query_key, screen=screen, cpus_per_task=cpus_per_task,
+    ):  # fmt: skip
         return
     with one_line_errors():
         outputs.check(output, (queries, corpus, texts, query_texts, ids))

@@ -15,6 +15,7 @@ from cossim_fast._threads import one_thread_after_fork
 from cossim_fast.functional import cosine_similarity
 from cossim_fast.losses.alike import alike, codes, leave_out
 from cossim_fast.losses.module import LossModule
+from cossim_fast.losses.reduction import reduced
 from cossim_fast.losses.strips import strips_of, wide_rows
 from cossim_fast.losses.symmetric import Triangle
 from cossim_fast.losses.tiles import BITS
@@ -87,10 +88,7 @@ def batch_hard_triplet(
         )
         losses = (margin + nearest - farthest).clamp(min=0)
         losses = torch.where(chosen.counted, losses, 0.0)
-        if reduction == "none":
-            return losses
-        total = losses.sum()
-        return total if reduction == "sum" else total / chosen.counted.sum().clamp_min(1)
+        return reduced(losses, chosen.counted.sum(), reduction)
 
 
 class BatchHardTripletLoss(LossModule):

@@ -17,6 +17,7 @@ from torch.nn.functional import softplus
 from cossim_fast._products import full_precision_product
 from cossim_fast.losses.alike import alike, floats, leave_out
 from cossim_fast.losses.autograd import Found, Number
+from cossim_fast.losses.reduction import reduced
 from cossim_fast.losses.strips import LINEAR, class_losses, in_strips, log_sum, wide_rows
 from cossim_fast.losses.sums import Sums
 from cossim_fast.losses.symmetric import Triangle
@@ -73,10 +74,7 @@ class ContrastLoss:
         return [x] if self.partner is None else [x, y]
 
     def _reduced(self, losses: Tensor, count: Tensor) -> Tensor:
-        if self.reduction == "none":
-            return losses
-        total = losses.sum()
-        return total if self.reduction == "sum" else total / (count > 0).sum().clamp_min(1)
+        return reduced(losses, (count > 0).sum(), self.reduction)
 
     def composite(self, x: Tensor, y: Tensor, scale: Number, bias: Number) -> Tensor:
         """The loss by differentiable torch operations."""

@@ -17,6 +17,7 @@ from cossim_fast.losses.alike import alike, codes, leave_out
 from cossim_fast.losses.autograd import Found, Number, compute
 from cossim_fast.losses.info_nce import in_dtype
 from cossim_fast.losses.module import LossModule
+from cossim_fast.losses.reduction import reduced
 from cossim_fast.losses.strips import LINEAR, in_strips, wide_rows
 from cossim_fast.losses.tiles import BITS, Logits
 
@@ -185,10 +186,7 @@ class SigmoidLoss:
         return self._reduced(run), (dx, dy, ds, float(run.by_bias.sum()) * factor)
 
     def _reduced(self, run: _Run) -> Tensor:
-        losses = run.losses if self.reduction == "none" else run.losses.sum()
-        if self.reduction == "mean":
-            losses = losses / max(len(run.losses), 1)
-        return losses.to(run.logits.dtype)
+        return reduced(run.losses, len(run.losses), self.reduction).to(run.logits.dtype)
 
     def composite(self, x: Tensor, y: Tensor, scale: Number, bias: Number) -> Tensor:
         """The loss by differentiable torch operations."""
@@ -196,9 +194,7 @@ class SigmoidLoss:
         x, y = wide_rows(x.to(wide), self.eps), wide_rows(y.to(wide), self.eps)
         n = len(x)
         losses = in_strips(self._strip, n, n, x, y, scale, bias)
-        if self.reduction == "none":
-            return losses
-        return losses.sum() if self.reduction == "sum" else losses.sum() / max(n, 1)
+        return reduced(losses, n, self.reduction)
 
     def _strip(self, rows: slice, x: Tensor, y: Tensor, scale: Number, bias: Number) -> Tensor:
         logits = scale * full_precision_product(x[rows], y.mT) + bias

@@ -24,6 +24,7 @@ from cossim_fast._products import full_precision_product
 from cossim_fast.losses.alike import alike, codes, leave_out
 from cossim_fast.losses.autograd import Found, Number
 from cossim_fast.losses.positives import Positives
+from cossim_fast.losses.reduction import reduced
 from cossim_fast.losses.strips import LINEAR, in_strips, log_sum, wide_rows
 from cossim_fast.losses.sums import Sums
 from cossim_fast.losses.tiles import BITS, Kept, Logits, log_sums, powers, spans, within
@@ -93,12 +94,7 @@ class SoftmaxLoss:
         return self._reduced(run), (dx, dy, ds, 0.0)
 
     def _reduced(self, run: _Run) -> Tensor:
-        losses = run.losses()
-        if self.reduction != "none":
-            losses = losses.sum()
-        if self.reduction == "mean":
-            losses = losses / run.count
-        return losses.to(run.logits.dtype)
+        return reduced(run.losses(), run.count, self.reduction).to(run.logits.dtype)
 
     def composite(self, x: Tensor, y: Tensor, scale: Number, bias: Number) -> Tensor:
         """The loss by differentiable torch operations; the bias is the same in every logit."""
@@ -122,10 +118,7 @@ class SoftmaxLoss:
                 by_key = in_strips(self._strip, n, n, chosen, x, positive, scale, *sides)
                 losses = (losses + by_key) / 2
         losses = torch.where(valid, losses, 0.0)
-        if self.reduction == "none":
-            return losses
-        total = losses.sum()
-        return total if self.reduction == "sum" else total / valid.sum().clamp_min(1)
+        return reduced(losses, valid.sum(), self.reduction)
 
     def _strip(
         self, rows: slice, x: Tensor, y: Tensor, positive: Tensor, scale: Number,

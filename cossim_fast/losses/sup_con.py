@@ -17,6 +17,7 @@ from cossim_fast.losses.autograd import Found, Number, compute
 from cossim_fast.losses.contrast import ContrastLoss
 from cossim_fast.losses.info_nce import in_dtype
 from cossim_fast.losses.module import LossModule
+from cossim_fast.losses.reduction import reduced
 from cossim_fast.losses.strips import LINEAR, class_losses, in_strips, wide_rows
 from cossim_fast.losses.tiles import BITS, Logits, add_logs, log_sums
 
@@ -182,10 +183,7 @@ class LabelsLoss:
         return self._reduced(run.losses(), run.count).to(run.logits.dtype), (dx, dy, ds, 0.0)
 
     def _reduced(self, losses: Tensor, count: Tensor) -> Tensor:
-        if self.reduction == "none":
-            return losses
-        total = losses.sum()
-        return total if self.reduction == "sum" else total / (count > 0).sum().clamp_min(1)
+        return reduced(losses, (count > 0).sum(), self.reduction)
 
     def composite(self, x: Tensor, y: Tensor, scale: Number, bias: Number) -> Tensor:
         """The loss by differentiable torch operations."""
