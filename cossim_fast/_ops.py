@@ -337,7 +337,8 @@ def _(*arguments: Any) -> Tensor:
 def rescore(queries: Tensor, corpus: Tensor, query_index: Tensor, corpus_index: Tensor) -> Tensor:
     """Fixed-order float64 cosines (p,) of queries[query_index] and corpus[corpus_index].
 
-    A row of zeros gives 0 and a negative index NaN; the bits depend on the two rows alone.
+    The two may have two floating dtypes. A row of zeros gives 0 and a negative index NaN; the bits
+    depend on the two rows alone.
     """
     _checks.candidates(queries, corpus, query_index, corpus_index)
     return topk_ops.rescore(queries, corpus, query_index, corpus_index)

@@ -80,9 +80,11 @@ def _rescore_kernel(
     corpus_row = corpus_ptr + corpus_index * stride_cm
 
     # Only float64 rows can leave the range of float64 when squared.
-    wide: tl.constexpr = query_ptr.dtype.element_ty == tl.float64
-    if wide:
+    wide_q: tl.constexpr = query_ptr.dtype.element_ty == tl.float64
+    wide_c: tl.constexpr = corpus_ptr.dtype.element_ty == tl.float64
+    if wide_q:
         exponent_q = _largest_exponent(query_row, stride_qd, mask_p, D, BLOCK_P)
+    if wide_c:
         exponent_c = _largest_exponent(corpus_row, stride_cd, mask_p, D, BLOCK_P)
 
     lane = tl.arange(0, LANES).to(tl.int64)
@@ -94,8 +96,9 @@ def _rescore_kernel(
         mask = mask_p[:, None] & (d < D)
         q = tl.load(query_row[:, None] + d * stride_qd, mask=mask, other=0.0).to(tl.float64)
         c = tl.load(corpus_row[:, None] + d * stride_cd, mask=mask, other=0.0).to(tl.float64)
-        if wide:
+        if wide_q:
             q = _times_power_of_two(q, -exponent_q[:, None])
+        if wide_c:
             c = _times_power_of_two(c, -exponent_c[:, None])
         qc += q * c
         qq += q * q
@@ -127,7 +130,7 @@ def launch_rescore(
 ) -> torch.Tensor:
     """Return (p,) float64 cosines of queries[query_index] and corpus[corpus_index].
 
-    ``queries`` (n, d) and ``corpus`` (m, d) share a dtype and may be strided; the indices are (p,)
+    ``queries`` (n, d) and ``corpus`` (m, d) are floating and may be strided; the indices are (p,)
     int64. A negative index gives NaN. No eps: a row of zeros gives 0.
     """
     p, d = query_index.numel(), queries.shape[1]
@@ -135,7 +138,8 @@ def launch_rescore(
     if p == 0:
         return out
     with on_device(queries):
-        config = config or choose_config("rescore", queries.dtype, d, current_arch())
+        widest = torch.promote_types(queries.dtype, corpus.dtype)
+        config = config or choose_config("rescore", widest, d, current_arch())
         _rescore_kernel[(triton.cdiv(p, config.block_n),)](
             queries,
             corpus,

@@ -60,7 +60,7 @@ RULES = {
         "_shapes", "_threads", "_vecdot", "retrieval.memory_map", "retrieval.tuning",
     },
     "retrieval.storage": {
-        "_checks", "_file_kinds", "_lazily", "_replacing", "_score.exact", "_threads",
+        "_checks", "_file_kinds", "_lazily", "_ops", "_replacing", "_score.exact", "_threads",
         "retrieval.memory_map", "retrieval.screening",
     },
     "retrieval.nearest": {
@@ -74,7 +74,7 @@ RULES = {
         "retrieval.screening", "retrieval.storage", "retrieval.tuning",
     },
     "retrieval": {
-        "_as_one", "_checks", "_score.exact", "_threads",
+        "_as_one", "_checks", "_ops", "_score.exact", "_threads",
         "retrieval.memory_map", "retrieval.progress", "retrieval.results", "retrieval.tuning",
         "retrieval.screening", "retrieval.storage", "retrieval.nearest", "retrieval.joins",
     },

@@ -82,10 +82,9 @@ def candidates(queries: Tensor, corpus: Tensor, query_index: Tensor, corpus_inde
             "expected queries of shape (n, d) and corpus of shape (m, d), "
             f"got {tuple(queries.shape)} and {tuple(corpus.shape)}"
         )
-    if queries.dtype != corpus.dtype or queries.dtype not in COMPUTED:
+    if queries.dtype not in COMPUTED or corpus.dtype not in COMPUTED:
         raise TypeError(
-            "expected queries and corpus of one floating dtype, "
-            f"got {queries.dtype} and {corpus.dtype}"
+            f"expected floating queries and corpus, got {queries.dtype} and {corpus.dtype}"
         )
     pairs(query_index, corpus_index)
 

@@ -19,7 +19,7 @@ _LARGEST = np.iinfo(np.int64).max
 SCREENS = ("auto", "int8", "bfloat16", "float32")
 
 
-def embedding_rows(name: str, value: Any, device: str = "cpu") -> Tensor:
+def embedding_rows(name: str, value: Any, device: str | None = "cpu") -> Tensor:
     """Return rows (n, d) of a floating dtype, sharing memory with what was given.
 
     Whole numbers of 8 bits, as embeddings are quantized to, become float16, which holds each of
@@ -28,7 +28,7 @@ def embedding_rows(name: str, value: Any, device: str = "cpu") -> Tensor:
     Args:
         name: of the argument.
         value: a tensor or an array.
-        device: the kind of device where it must be.
+        device: the kind of device where it must be; None for any.
     """
     rows = as_tensor(name, value).detach()
     if rows.dim() != 2:
@@ -43,7 +43,7 @@ def embedding_rows(name: str, value: Any, device: str = "cpu") -> Tensor:
         )
     if rows.shape[1] == 0:
         raise ValueError(f"expected {name} of shape (n, d) with d >= 1, got {tuple(rows.shape)}")
-    if rows.device.type != device:
+    if device is not None and rows.device.type != device:
         raise ValueError(
             f"expected {name} on {device}, got {rows.device}; move it with .to({device!r})"
         )
@@ -117,10 +117,52 @@ def stored_dtype(store: Any) -> torch.dtype:
     return dtype
 
 
-def index_device(device: Any) -> None:
-    """Refuse a device that an index cannot be on."""
-    if device is not None and torch.device(device).type != "cpu":
-        raise ValueError(f"expected device to be None or 'cpu', got {device!r}")
+ON_CPU = "build the index on CPU, with device=None"
+
+
+def index_device(device: Any, otherwise: str = ON_CPU) -> torch.device:
+    """The device that an index is to be on, with its number; refuse one that is not there.
+
+    Args:
+        device: as `CosineIndex` takes it.
+        otherwise: what to do where it is not there.
+    """
+    try:
+        found = torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"expected device to be None, 'cpu' or 'cuda', got {device!r}") from error
+    if found.type == "cpu":
+        return torch.device("cpu")
+    if found.type != "cuda":
+        raise ValueError(f"expected device to be None, 'cpu' or 'cuda', got {device!r}")
+    there = torch.cuda.device_count()
+    if found.index is None and there:
+        found = torch.device("cuda", torch.cuda.current_device())
+    if not there or found.index >= there:
+        raise ValueError(
+            f"expected a GPU for device={str(device)!r}, and torch {torch.__version__} finds "
+            f"{there}; {otherwise}"
+        )
+    return found
+
+
+def index_on_device(screen: Any, path: Any, d: int, missing: str) -> None:
+    """Refuse an index that a GPU cannot search, and a GPU that lacks what it needs."""
+    if missing:
+        raise NotImplementedError(
+            f"expected a GPU that runs the kernels of a search: {missing}; {ON_CPU}"
+        )
+    if screen not in ("auto", "int8"):
+        raise ValueError(
+            f"expected screen to be 'auto' or 'int8' for an index on a GPU, got {screen!r}"
+        )
+    if path is not None:
+        raise ValueError(
+            "expected no path with a GPU, in whose memory all vectors are; keep them with save, or "
+            + ON_CPU
+        )
+    if d > LONGEST_CODE:
+        raise ValueError(f"expected d <= {LONGEST_CODE} for an index on a GPU, got {d}; {ON_CPU}")
 
 
 def same_ids(given: str, kept: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,9 @@ from torch import Tensor
 
 from cossim_fast.retrieval.joins.sweep import Found
 from cossim_fast.retrieval.nearest.batches import Forbidden
-from cossim_fast.retrieval.results import Oracle, oracle_of
-from cossim_fast.retrieval.screening.codes import Segment
+from cossim_fast.retrieval.results import Oracle
 from cossim_fast.retrieval.storage.ids import Ids, named_rows
-from cossim_fast.retrieval.storage.parts import Part, without
+from cossim_fast.retrieval.storage.parts import Part, eligible, without
 
 
 class Banned:
@@ -42,7 +41,7 @@ class Banned:
         else:
             self._position = position[there]
 
-    def segments(self, segments: list[Segment]) -> list[Segment]:
+    def segments(self, segments: list[Any]) -> list[Any]:
         """Segments, with rows banned that may be returned to no query."""
         if self._query is not None or not len(self._position):
             return segments
@@ -83,8 +82,19 @@ class Banned:
         assert self._query is not None
         return self._query * self._rows + self._position
 
-    def oracle(self, asked: Tensor, segments: Sequence[Segment]) -> Oracle:
-        """The scores of all pairs of some queries and some rows; NaN where the pair is banned."""
+    def oracle(
+        self,
+        asked: Tensor,
+        segments: Sequence[Any],
+        matrix: Callable[[Tensor, Any, Tensor, Tensor], Tensor],
+    ) -> Oracle:
+        """The scores of all pairs of some queries and some rows; NaN where the pair is banned.
+
+        Args:
+            asked: all queries (q, d).
+            segments: that the rows are in.
+            matrix: scores queries and rows of a segment, by their numbers.
+        """
         keys = None if self._query is None else self._keys()
 
         def scores(query: Tensor, position: Tensor) -> Tensor:
@@ -94,9 +104,9 @@ class Banned:
             for segment in segments:
                 row = position - segment.first
                 here = (row >= 0) & (row < len(segment))
-                here[here.clone()] = segment.eligible[row[here]]
+                here[here.clone()] = eligible(segment, row[here])
                 segment.touch(row[here])
-                found[:, here] = oracle_of(asked, segment.rows)(query, row[here])
+                found[:, here] = matrix(asked, segment, query, row[here])
             if keys is not None:
                 hit = torch.isin(query[:, None] * self._rows + position, keys)
                 found.masked_fill_(hit, torch.nan)

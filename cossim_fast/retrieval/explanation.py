@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cossim_fast.retrieval.nearest.scan import Trace
 from cossim_fast.retrieval.screening import screens
+
+if TYPE_CHECKING:
+    from cossim_fast.retrieval.searching import Search
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,35 @@ class SearchExplanation:
                 f"repeated  {self.repeated} queries, since the guessed threshold was too high",
             ]
         )
+
+
+def explained(search: Search, k: int, reason: Callable[[Trace], str]) -> SearchExplanation:
+    """Search for the k best rows, and say what was done.
+
+    Args:
+        search: of an index.
+        k: how many rows.
+        reason: says why these screens were used.
+    """
+    traces: list[Trace] = []
+    begin = time.perf_counter()
+    best, _ = search.topk(k, traces=traces)
+    seconds, trace = time.perf_counter() - begin, merged_traces(traces)
+    queries = len(search.queries)
+    return SearchExplanation(
+        queries=queries,
+        k=k,
+        rows=search.state.rows(),
+        segments=len(search.state.parts),
+        screens=tuple(trace.screens),
+        reason=reason(trace),
+        tile=trace.tile,
+        group=trace.group,
+        emitted=trace.emitted / max(queries, 1),
+        rescored=best.rescored.numpy(),
+        repeated=trace.repeated,
+        seconds=seconds,
+    )
 
 
 def reason_for(wanted: str, tried: tuple[str, ...], *, ranked: bool = False, head: int = 0) -> str:

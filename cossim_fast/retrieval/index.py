@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +11,19 @@ from torch import Tensor
 
 from cossim_fast import _checks
 from cossim_fast._as_one import as_one
-from cossim_fast._threads import one_thread_after_fork, watch
-from cossim_fast.retrieval import tuning
-from cossim_fast.retrieval.exclusion import Banned, of_queries
-from cossim_fast.retrieval.explanation import SearchExplanation, merged_traces, reason_for
-from cossim_fast.retrieval.joins.pairs import range_search
-from cossim_fast.retrieval.joins.sweep import Found
-from cossim_fast.retrieval.nearest.batches import Batches, Forbidden, independent_threads
-from cossim_fast.retrieval.nearest.scan import Trace
-from cossim_fast.retrieval.progress import Progress
-from cossim_fast.retrieval.results import (
-    Best,
-    CertifiedTopK,
-    Oracle,
-    RangeHits,
-    TopK,
-    assemble,
-    like,
-    merged,
-)
-from cossim_fast.retrieval.screening.codes import Segment
-from cossim_fast.retrieval.selection import Selections
+from cossim_fast._threads import one_thread_after_fork
+from cossim_fast.retrieval.contents import Contents
+from cossim_fast.retrieval.engines import engine_on
+from cossim_fast.retrieval.explanation import SearchExplanation, explained
+from cossim_fast.retrieval.results import CertifiedTopK, RangeHits, TopK, assemble, like
+from cossim_fast.retrieval.searching import Search
 from cossim_fast.retrieval.storage.growing_file import VectorFile
-from cossim_fast.retrieval.storage.ids import Ids
-from cossim_fast.retrieval.storage.index_file import load_parts, save_parts
+from cossim_fast.retrieval.storage.index_file import IndexFile, save_index
 from cossim_fast.retrieval.storage.parts import ids_at
-from cossim_fast.retrieval.storage.snapshot import Snapshot, snapshot_of, with_rows, without_rows
-from cossim_fast.retrieval.storage.vectors import Vectors, vectors_of
+from cossim_fast.retrieval.storage.snapshot import Snapshot
 
 
-class CosineIndex:
+class CosineIndex(Contents):
     """Finds the rows with the largest cosine to a query, exactly, in rows that are coded once.
 
     The result is that of `topk`: ranked by <q, x> / (|q| |x|) in float64, summed in one fixed
@@ -65,7 +43,8 @@ class CosineIndex:
             other index can meanwhile. The file is not deleted with the index, and is no index: see
             `save`, and `reopen`.
         screen: as in `topk`. ``"float32"`` and ``"bfloat16"`` need no codes.
-        device: None or ``"cpu"``.
+        device: None or ``"cpu"``; or a GPU, as ``"cuda"`` or ``"cuda:1"``, that holds rows and
+            codes, and searches them.
 
     Memory: codes, d bytes a row (none with ``screen`` "float32" or "bfloat16"), and the rows,
     unless they are in a file. Building needs 64 MB more. An index in memory of at least 2^23
@@ -76,6 +55,14 @@ class CosineIndex:
     memory of the process until the search ends, and the system can reclaim them. Ids from the
     caller take what numpy or Python needs for them, and about 100 bytes each more from the first
     `add`, `remove` or ``exclude`` on.
+
+    On a GPU, rows and codes lie in its memory: a byte a number and 2 a row more than the rows, and
+    twice that while `add` merges parts. Ids are on the host. Arrays and CPU tensors are copied
+    over, and what is found comes in their container; what is found for CUDA tensors stays on the
+    GPU. Everything is done as on CPU, with the same results, but for the last bits of scores
+    (2^-48, as on another processor). Refused are ``path``, screens of floats, and a GPU that cannot
+    run the kernels. Pickling copies the rows, and unpickling needs the same GPU; `save` writes a
+    file that needs none.
 
     Threads: searching is safe while other threads add, remove or save: each search sees the index
     as it was when it began. Forks: a forked child may search, add and remove, whichever calls of
@@ -104,12 +91,6 @@ class CosineIndex:
     tensor([[0.8000, 0.6000]])
     """
 
-    screen: str
-    dtype: torch.dtype
-    d: int
-    _file: VectorFile | None
-    _snapshot: Snapshot
-
     @as_one
     def __init__(
         self,
@@ -122,43 +103,28 @@ class CosineIndex:
         device: torch.device | str | None = None,
     ) -> None:
         one_thread_after_fork()
-        given = _checks.embedding_rows("embeddings", embeddings)
-        source = embeddings if isinstance(embeddings, np.ndarray) else given
+        given = _checks.embedding_rows("embeddings", embeddings, None)
         _checks.screen_name(screen)
-        _checks.index_device(device)
+        engine = engine_on(device, screen, given.shape[1], path)
+        given = engine.given("embeddings", given)
+        source = embeddings if isinstance(embeddings, np.ndarray) else given
         dtype = given.dtype if store is None else _checks.stored_dtype(store)
-        self._start(screen, dtype, given.shape[1])
-        names = self._snapshot.ids.accept((), ids, len(given))
-        if path is None:
-            self._append(vectors_of(source, self.dtype), names)
-            return
-        self._file = VectorFile.create(Path(path), self.d, self.dtype)
-        try:
-            self._file.append(source)
-            self._append(self._file.rows(0), names)
-        except BaseException:
-            self._file.discard()
-            raise
-
-    def _start(self, screen: str, dtype: torch.dtype, d: int) -> None:
-        """Initialize an index without rows."""
-        self.screen, self.dtype, self.d = screen, dtype, d
-        self._codes = screen in ("auto", "int8")
-        self._file = None
-        self._snapshot = Snapshot((), torch.zeros(d, dtype=torch.float32, device="cpu"), Ids())
-        self._share()
-
-    def _share(self) -> None:
-        """Create the lock, which is neither pickled nor inherited by a fork."""
-        self._lock = threading.Lock()
-        watch(self)
+        self._start(engine, screen, dtype, given.shape[1])
+        self._create(source, len(given), ids, path)
 
     def __len__(self) -> int:
         """How many rows there are, not counting removed ones."""
         return self._snapshot.live_count()
 
     def __repr__(self) -> str:
-        return f"CosineIndex({len(self)} rows of {self.d}, {self.dtype}, screen {self.screen!r})"
+        where = "" if self.device.type == "cpu" else f", on {self.device}"
+        screen = f"screen {self.screen!r}"
+        return f"CosineIndex({len(self)} rows of {self.d}, {self.dtype}, {screen}{where})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are, and are searched."""
+        return self._engine.device
 
     @property
     def skipped(self) -> int:
@@ -194,32 +160,10 @@ class CosineIndex:
             OSError: the file cannot be written. Nothing is added then.
         """
         one_thread_after_fork()
-        rows = _checks.embedding_rows("embeddings", embeddings)
+        rows = self._engine.given("embeddings", embeddings)
         source = embeddings if isinstance(embeddings, np.ndarray) else rows
         _checks.index_width(rows.shape[1], self.d)
-        with self._lock:
-            names = self._snapshot.ids.accept(self._snapshot.parts, ids, len(rows))
-            file = self._own_file()
-            if file is None:
-                self._append(vectors_of(source, self.dtype), names)
-            else:
-                before, first = self._snapshot, file.count
-                try:
-                    file.append(source)
-                    self._append(file.rows(first), names)
-                except BaseException:
-                    if self._snapshot is before:
-                        file.take_back(first)
-                    raise
-
-    def _own_file(self) -> VectorFile | None:
-        """The file to append to, if there is one and this process opened it."""
-        return self._file if self._file is not None and self._file.writable() else None
-
-    def _append(self, new: Vectors, names: np.ndarray[Any, Any] | None) -> None:
-        if not len(new.tensor):
-            return
-        self._snapshot = with_rows(self._snapshot, new, names, self._own_file(), codes=self._codes)
+        self._extend(source, len(rows), ids)
 
     @as_one
     def remove(self, ids: Any) -> None:
@@ -232,12 +176,7 @@ class CosineIndex:
             KeyError: no row has one of the ids. Nothing is removed then.
         """
         one_thread_after_fork()
-        names = _checks.row_ids("ids", ids)
-        with self._lock:
-            state = self._snapshot
-            positions = state.ids.positions(state.parts, names)
-            _checks.known_ids(names, (positions >= 0).numpy())
-            self._snapshot = without_rows(state, positions, names, codes=self._codes)
+        self._remove(_checks.row_ids("ids", ids))
 
     @as_one
     def search(
@@ -282,14 +221,11 @@ class CosineIndex:
             TypeError: for integer, complex or sparse queries, and ids of another kind.
             ValueError: for shapes that do not match, and k out of range.
         """
-        asked, best, oracle, state = self._search(
-            queries, k, certify=certify, exclude=exclude, where=where, progress=progress, traces=[]
-        )
-        double = torch.float64 in (asked.dtype, self.dtype)
-        result = assemble(queries, best, double=double, oracle=oracle)
-        ids = ids_at(state.parts, best.positions, state.ids.missing())
-        named = ids if ids.dtype == object else like(queries, torch.from_numpy(ids))
-        return result._replace(indices=named)
+        search = self._search(queries, exclude, where)
+        k = _checks.number_of_neighbours(k, search.state.live_count())
+        best, oracle = search.topk(k, certify=certify, progress=progress, traces=[])
+        found = assemble(queries, best, double=search.double, oracle=oracle)
+        return found._replace(indices=_named(queries, search.state, best.positions))
 
     @as_one
     def range_search(
@@ -314,32 +250,11 @@ class CosineIndex:
             TypeError: for integer, complex or sparse queries, and excluded ids of another kind.
             ValueError: for shapes that do not match, and a threshold that is no cosine.
         """
-        one_thread_after_fork()
-        asked = _checks.embedding_rows("queries", queries)
-        _checks.same_width(asked.shape[1], self.d)
-        threshold = _checks.threshold(threshold)
-        with self._lock:
-            state = self._snapshot
-            banned = Banned(state.ids, state.parts, exclude, len(asked))
-            chosen = None if where is None else Selections(where, state, len(asked))
-        double = torch.float64 in (asked.dtype, self.dtype)
-        dtype = torch.float64 if double else torch.float32
-        segments = banned.segments([part.segment for part in state.parts])
-
-        def reaching(some: Tensor, rows: Sequence[Segment]) -> Found:
-            blocks = range_search(
-                some, rows, state.centre, threshold, screen=self.screen, double=double
-            )
-            return Found.concatenate(list(blocks), dtype)
-
-        if chosen is None:
-            found = banned.left(reaching(asked, segments))
-        else:
-            found = chosen.reaching(asked, threshold, segments, banned, reaching)
-        lims = torch.searchsorted(found.query, torch.arange(len(asked) + 1, device="cpu"))
-        ids = ids_at(state.parts, found.position, state.ids.missing())
-        named = ids if ids.dtype == object else like(queries, torch.from_numpy(ids))
-        return RangeHits(like(queries, lims), like(queries, found.scores.to(dtype)), named)
+        search = self._search(queries, exclude, where)
+        found = search.reaching(_checks.threshold(threshold))
+        scores = found.scores.to(torch.float64 if search.double else torch.float32)
+        named = _named(queries, search.state, found.position)
+        return RangeHits(like(queries, search.lims(found)), like(queries, scores), named)
 
     @as_one
     def explain(self, queries: Any, k: int) -> SearchExplanation:
@@ -349,120 +264,37 @@ class CosineIndex:
             queries: as in `search`.
             k: as in `search`.
         """
-        traces: list[Trace] = []
-        begin = time.perf_counter()
-        asked, best, _, state = self._search(
-            queries, k, certify=False, exclude=None, where=None, progress=False, traces=traces
-        )
-        seconds, trace = time.perf_counter() - begin, merged_traces(traces)
-        return SearchExplanation(
-            queries=len(asked),
-            k=k,
-            rows=state.rows(),
-            segments=len(state.parts),
-            screens=tuple(trace.screens),
-            reason=reason_for(
-                self.screen, tuple(trace.screens), ranked=trace.ranked, head=trace.head
-            ),
-            tile=trace.tile,
-            group=trace.group,
-            emitted=trace.emitted / max(len(asked), 1),
-            rescored=best.rescored.numpy(),
-            repeated=trace.repeated,
-            seconds=seconds,
-        )
+        search = self._search(queries, None, None)
+        k = _checks.number_of_neighbours(k, search.state.live_count())
+        return explained(search, k, self._engine.reason)
 
-    def _search(
-        self,
-        queries: Any,
-        k: int,
-        *,
-        certify: bool,
-        exclude: Any,
-        where: Any,
-        progress: bool,
-        traces: list[Trace],
-    ) -> tuple[Tensor, Best, Oracle, Snapshot]:
+    def _search(self, queries: Any, exclude: Any, where: Any) -> Search:
         one_thread_after_fork()
-        asked = _checks.embedding_rows("queries", queries)
+        asked = self._engine.given("queries", queries)
         _checks.same_width(asked.shape[1], self.d)
+        double = torch.float64 in (asked.dtype, self.dtype)
         with self._lock:
-            state = self._snapshot
-            banned = Banned(state.ids, state.parts, exclude, len(asked))
-            chosen = None if where is None else Selections(where, state, len(asked))
-        k = _checks.number_of_neighbours(k, state.live_count())
-        segments = banned.segments([part.segment for part in state.parts])
-        oracle = banned.oracle(asked, segments)
-        with Progress(progress, "search", len(asked), unit="queries") as bar:
-            search = partial(self._ranked, state, bar, traces, certify)
-            if chosen is None:
-                best = search(asked, k, segments, banned.pairs())
-            else:
-                best = chosen.topk(asked, k, segments, banned, search)
-                bar.update(chosen.scored_queries())
-                oracle = chosen.oracle(oracle)
-        kept = best.dropped_bound if certify else None
-        best = replace(best, skipped=state.skipped(), dropped_bound=kept)
-        return asked, best, oracle, state
-
-    def _ranked(
-        self,
-        state: Snapshot,
-        bar: Progress,
-        traces: list[Trace],
-        certify: bool,
-        asked: Tensor,
-        k: int,
-        segments: Sequence[Segment],
-        forbidden: Forbidden | None,
-    ) -> Best:
-        """Search segments for the k best rows of all queries."""
-        found: list[Best] = []
-        # Queries take 8 d bytes in float64: not all at once.
-        step = tuning.MOST_QUERIES * independent_threads(len(asked), k)
-        for start in range(0, max(len(asked), 1), step):
-            some = slice(start, start + step)
-            batches = Batches(
-                asked[some],
-                k,
-                self.screen,
-                centre=state.centre,
-                forbidden=of_queries(forbidden, some),
-                certify=certify,
-                exact=torch.float64 in (asked.dtype, self.dtype),
-            )
-            batches.through(segments, last=True)
-            found.append(batches.best())
-            traces += batches.traces()
-            bar.update(len(asked[some]))
-            for part in state.parts:
-                part.rows.release_pages()
-        return merged(found, skipped=0)
+            return Search(self._engine, self._snapshot, asked, exclude, where, double=double)
 
     def save(self, path: str | Path) -> None:
         """Write the complete index to a safetensors file: vectors, codes and ids.
 
         The file is written under a temporary name beside ``path`` and renamed once it is on the
-        disk, so that ``path`` is always the old index or the new one. Vectors in a file are copied
-        a block at a time, and need no memory.
+        disk, so that ``path`` is always the old index or the new one. Vectors in a file or on a GPU
+        are copied a block at a time, and need no memory. The file does not depend on the device.
         """
         with self._lock:
             state = self._snapshot
-        save_parts(
-            Path(path),
-            state.parts,
-            state.centre,
-            {
-                "screen": self.screen,
-                "dtype": str(self.dtype).removeprefix("torch."),
-                "width": str(self.d),
-                "ids": state.ids.kind or "",
-                "count": str(state.ids.count),
-            },
-        )
+        save_index(Path(path), state, self.screen, self.dtype, self.d)
 
     @classmethod
-    def load(cls, path: str | Path, mmap: bool = True, verify: bool = True) -> CosineIndex:
+    def load(
+        cls,
+        path: str | Path,
+        mmap: bool = True,
+        verify: bool = True,
+        device: torch.device | str | None = None,
+    ) -> CosineIndex:
         """Read what `save` wrote.
 
         Args:
@@ -473,17 +305,21 @@ class CosineIndex:
                 in the file, 64 KB at a time as they are first needed, so that a search may raise
                 FileError, too. Codes and ids are verified in any case. It takes 0.25 s a GB (Zen 5,
                 one thread), once. All vectors of a file of version 1 are verified now.
+            device: as in the constructor. A GPU gets all vectors now, a block at a time, and codes
+                them itself.
 
         Raises:
             FileNotFoundError: there is no such file.
             FileError: a ValueError that says whether it is truncated, damaged, another kind of
                 file, or of a later version.
         """
-        parts, centre, metadata = load_parts(Path(path), mapped=mmap, verify=verify)
         index = cls.__new__(cls)
-        index._start(metadata["screen"], getattr(torch, metadata["dtype"]), int(metadata["width"]))
-        ids = Ids(metadata["ids"] or None, int(metadata["count"]))  # type: ignore[arg-type]
-        index._snapshot = snapshot_of(parts, centre, ids)
+        with IndexFile(Path(path)) as file:
+            engine = engine_on(device, file.screen, file.d)
+            index._start(engine, file.screen, file.stored, file.d)
+            coder = engine.part if engine.recodes else None
+            mapped = mmap or engine.recodes
+            index._snapshot = file.contents(engine.device, coder, mapped=mapped, verify=verify)
         return index
 
     @classmethod
@@ -510,25 +346,15 @@ class CosineIndex:
         file = VectorFile.reopen(Path(path))
         try:
             index = cls.__new__(cls)
-            index._start(screen, file.dtype, file.d)
-            names = index._snapshot.ids.accept((), ids, file.count)
-            index._file = file
-            index._append(file.rows(0), names)
+            index._start(engine_on(None, screen, file.d), screen, file.dtype, file.d)
+            index._adopt(file, ids)
         except BaseException:
             file.close()
             raise
         return index
 
-    def __getstate__(self) -> dict[str, Any]:
-        held = {**self.__dict__, "_file": None}
-        del held["_lock"]
-        return held
 
-    def __setstate__(self, held: dict[str, Any]) -> None:
-        self.__dict__.update(held)
-        self._share()
-
-    def forked(self) -> None:
-        """Replace the lock in a forked child process."""
-        # A thread of the parent may hold it, during a change that never completes here.
-        self._lock = threading.Lock()
+def _named(queries: Any, state: Snapshot, positions: Tensor) -> Any:
+    """The ids of rows: strings as an array, numbers in the container of the queries."""
+    ids = ids_at(state.parts, positions, state.ids.missing())
+    return ids if ids.dtype == object else like(queries, torch.from_numpy(ids))

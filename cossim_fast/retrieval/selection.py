@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks
-from cossim_fast._score.exact import widen
+from cossim_fast.retrieval.engine import Engine
 from cossim_fast.retrieval.exclusion import Banned
 from cossim_fast.retrieval.joins.sweep import Found
 from cossim_fast.retrieval.nearest.allowed import (
@@ -33,16 +33,16 @@ from cossim_fast.retrieval.nearest.allowed import (
     put,
     rank,
 )
-from cossim_fast.retrieval.nearest.batches import Forbidden, Scorer
+from cossim_fast.retrieval.nearest.batches import Forbidden
 from cossim_fast.retrieval.results import Best, Oracle
-from cossim_fast.retrieval.screening.codes import Segment, encode
 from cossim_fast.retrieval.storage.ids import named_rows
+from cossim_fast.retrieval.storage.parts import eligible
 from cossim_fast.retrieval.storage.snapshot import Snapshot
 
 # Searches segments for the k best rows of some queries (g, d).
-Ranked = Callable[[Tensor, int, Sequence[Segment], Forbidden | None], Best]
+Ranked = Callable[[Tensor, int, Sequence[Any], Forbidden | None], Best]
 # Searches segments for all rows that reach a threshold.
-Reaching = Callable[[Tensor, Sequence[Segment]], Found]
+Reaching = Callable[[Tensor, Sequence[Any]], Found]
 
 
 class Selections:
@@ -52,23 +52,25 @@ class Selections:
         where: as `CosineIndex.search` takes it, not None.
         state: what is searched.
         queries: how many.
+        engine: searches what is left.
     """
 
-    def __init__(self, where: Any, state: Snapshot, queries: int) -> None:
+    def __init__(self, where: Any, state: Snapshot, queries: int, engine: Engine) -> None:
         self._total, self._queries, self._centre = state.rows(), queries, state.centre
+        self._engine = engine
         self.each = _grouped(where, state, queries)
 
     def topk(
-        self, asked: Tensor, k: int, segments: Sequence[Segment], banned: Banned, search: Ranked
+        self, asked: Tensor, k: int, segments: Sequence[Any], banned: Banned, search: Ranked
     ) -> Best:
         """The k best rows (q, k) of every query among those that it may find."""
         best = nothing_found(self._queries, k, self._total)
         few, others = by_size(self.each)
         for some in few:
-            rank(*_scored(some, asked, segments, banned), best)
+            rank(*self._scored(some, asked, segments, banned), best)
         for one in others:
             if one.is_small_share(self._total):
-                rows, segment = _gathered(one.rows, segments, self._centre)
+                rows, segment = self._gathered(one.rows, segments)
                 forbidden = banned.pairs_among(one.queries, rows)
                 most = min(k, len(rows))
                 if most:
@@ -83,7 +85,7 @@ class Selections:
         self,
         asked: Tensor,
         threshold: float,
-        segments: Sequence[Segment],
+        segments: Sequence[Any],
         banned: Banned,
         search: Reaching,
     ) -> Found:
@@ -91,11 +93,11 @@ class Selections:
         few, others = by_size(self.each)
         blocks = []
         for some in few:
-            found = _scored(some, asked, segments, banned)
+            found = self._scored(some, asked, segments, banned)
             blocks.append(Found(*(column[found.scores >= threshold] for column in found)))
         for one in others:
             if one.is_small_share(self._total):
-                rows, segment = _gathered(one.rows, segments, self._centre)
+                rows, segment = self._gathered(one.rows, segments)
                 found = search(asked[one.queries], [segment])
                 found = found._replace(position=rows[found.position])
             else:
@@ -113,6 +115,40 @@ class Selections:
         """How many queries have so few rows that each is scored."""
         return sum(len(one.queries) for some in by_size(self.each)[0] for one in some)
 
+    def _scored(
+        self, some: Sequence[Selection], asked: Tensor, segments: Sequence[Any], banned: Banned
+    ) -> Found:
+        """Score all pairs of some selections that may be returned; in float64, by query."""
+        number, position = pairs_of(some)
+        kept = _eligible(position, segments)
+        order = number[kept].argsort(stable=True)
+        number, position = number[kept][order], position[kept][order]
+        scores = self._engine.scores(asked, segments, number, position)
+        found = banned.left(Found(number, position, scores))
+        return Found(*(column[~found.scores.isnan()] for column in found))
+
+    def _scored(
+        self, some: Sequence[Selection], asked: Tensor, segments: Sequence[Any], banned: Banned
+    ) -> Found:
+        """Score all pairs of some selections that may be returned; in float64, sorted by query."""
+        number, position = pairs_of(some)
+        kept = _eligible(position, segments)
+        order = number[kept].argsort(stable=True)
+        number, position = number[kept][order], position[kept][order]
+        scores = self._engine.scores(asked, segments, number, position)
+        found = banned.left(Found(number, position, scores))
+        return Found(*(column[~found.scores.isnan()] for column in found))
+
+    def _gathered(self, position: Tensor, segments: Sequence[Any]) -> tuple[Tensor, Any]:
+        """Rows that may be returned as a segment of their own, and their positions."""
+        position = position[_eligible(position, segments)]
+        pieces = []
+        for segment in segments:
+            row, here = _local(position, segment)
+            segment.touch(row[here])
+            pieces.append(segment.rows[row[here].to(segment.rows.device)])
+        return position, self._engine.segment(torch.cat(pieces), self._centre)
+
 
 def _grouped(where: Any, state: Snapshot, queries: int) -> list[Selection]:
     """Read ``where``, and put queries that may find the same rows together."""
@@ -128,56 +164,27 @@ def _grouped(where: Any, state: Snapshot, queries: int) -> list[Selection]:
     return by_rows(query, state.ids.positions(state.parts, names), queries)
 
 
-def _scored(
-    selections: Sequence[Selection], asked: Tensor, segments: Sequence[Segment], banned: Banned
-) -> Found:
-    """Score all pairs of some selections that may be returned; in float64, sorted by query."""
-    asking = torch.cat([one.queries for one in selections])
-    number, position = pairs_of(selections)
-    kept = _eligible(position, segments)
-    order = number[kept].argsort(stable=True)
-    number, position = number[kept][order], position[kept][order]
-    asking = asking.sort().values
-    scorer = Scorer(widen(asked[asking]), segments)
-    scores = scorer.exact(torch.searchsorted(asking, number), position)
-    found = banned.left(Found(number, position, scores))
-    return Found(*(column[~found.scores.isnan()] for column in found))
-
-
-def _local(position: Tensor, segment: Segment) -> tuple[Tensor, Tensor]:
+def _local(position: Tensor, segment: Any) -> tuple[Tensor, Tensor]:
     """Numbers within a segment, and whether they are in it."""
     row = position - segment.first
     return row, (row >= 0) & (row < len(segment))
 
 
-def _eligible(position: Tensor, segments: Sequence[Segment]) -> Tensor:
+def _eligible(position: Tensor, segments: Sequence[Any]) -> Tensor:
     """Whether rows may be returned at all (p,)."""
     found = torch.zeros(len(position), dtype=torch.bool, device="cpu")
     for segment in segments:
         row, here = _local(position, segment)
-        found[here] = segment.eligible[row[here]]
+        found[here] = eligible(segment, row[here])
     return found
 
 
-def _masked(position: Tensor, segments: Sequence[Segment]) -> list[Segment]:
+def _masked(position: Tensor, segments: Sequence[Any]) -> list[Any]:
     """Segments of which no other rows may be returned."""
     masked = []
     for segment in segments:
         row, here = _local(position, segment)
-        kept = torch.zeros_like(segment.eligible).index_fill_(0, row[here], True)
+        chosen = row[here].to(segment.eligible.device)
+        kept = torch.zeros_like(segment.eligible).index_fill_(0, chosen, True)
         masked.append(replace(segment, eligible=segment.eligible & kept))
     return masked
-
-
-def _gathered(
-    position: Tensor, segments: Sequence[Segment], centre: Tensor
-) -> tuple[Tensor, Segment]:
-    """Rows that may be returned as a segment of their own, and their positions."""
-    position = position[_eligible(position, segments)]
-    pieces = []
-    for segment in segments:
-        row, here = _local(position, segment)
-        segment.touch(row[here])
-        pieces.append(segment.rows[row[here]])
-    coded = any(segment.codes is not None for segment in segments)
-    return position, encode(torch.cat(pieces), centre, codes=coded)

@@ -324,6 +324,15 @@ MUTANTS = [
     ),
     (
         Mutant(
+            "rows scaled as if they had the dtype of the queries",
+            "rescore",
+            "wide_c: tl.constexpr = corpus_ptr.",
+            "wide_c: tl.constexpr = query_ptr.",
+        ),
+        checks.check_rescore_of_wide_rows,
+    ),
+    (
+        Mutant(
             "one pair past the last",
             "rescore",
             "in_list = pair < P",

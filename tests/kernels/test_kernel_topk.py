@@ -39,6 +39,21 @@ def test_rescoring_matches_float64(dtype, d):
     checks.check_rescore(kernels, dtype, d)
 
 
+@pytest.mark.parametrize("stored", [torch.float64, F32, F16, BF16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, F32, F16], ids=str)
+def test_rescoring_takes_queries_and_rows_of_two_dtypes(dtype, stored):
+    checks.check_rescore(kernels, dtype, stored=stored)
+    x = oracle.inputs(5, 130, dtype=F16).to(DEVICE)
+    index = torch.arange(5, device=DEVICE)
+    got = launch_rescore(x.to(dtype), (2 * x).to(stored), index, index)
+    if stored != BF16:  # which holds the numbers of a float16 row
+        assert got.tolist() == [1.0] * 5
+
+
+def test_wide_rows_are_scaled_whatever_the_queries_are():
+    checks.check_rescore_of_wide_rows(kernels)
+
+
 def test_scores_have_the_same_bits_in_any_batch():
     queries, corpus = oracle.inputs(40, 300, dtype=F32), oracle.inputs(50, 300, dtype=F32, seed=1)
     queries, corpus = queries.to(DEVICE), corpus.to(DEVICE)

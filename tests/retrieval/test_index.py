@@ -15,7 +15,7 @@ import arithmetic as models
 from cossim_fast import CosineIndex, _threads, topk
 from cossim_fast.retrieval import FileError, VerificationError, tuning
 from cossim_fast.retrieval.screening import screens
-from cossim_fast.retrieval.storage import parts
+from cossim_fast.retrieval.storage import host_parts
 from index_data import search_in_child
 
 SCREENS = ["int8", "bfloat16", "float32"]
@@ -349,13 +349,13 @@ def test_thousands_of_duplicates_come_in_the_order_of_insertion():
 
 
 def test_many_small_adds_lie_in_few_parts_and_are_coded_few_times(corpus, monkeypatch):
-    coded, encode = [], parts.encode
+    coded, encode = [], host_parts.encode
 
     def counting(some, *args, **kwargs):
         coded.append(len(some))
         return encode(some, *args, **kwargs)
 
-    monkeypatch.setattr(parts, "encode", counting)
+    monkeypatch.setattr(host_parts, "encode", counting)
     index = CosineIndex(corpus[:1])
     for row in corpus[1:]:
         index.add(row[None])
@@ -380,7 +380,7 @@ def test_rows_that_cannot_be_stored_are_refused_and_change_nothing(corpus, tmp_p
 
 
 REFUSED = {
-    "device": (lambda x: CosineIndex(x, device="cuda"), "expected device to be None or 'cpu'"),
+    "device": (lambda x: CosineIndex(x, device="mps"), "to be None, 'cpu' or 'cuda', got 'mps'"),
     "store": (lambda x: CosineIndex(x, store=torch.int8), "expected store to be torch.float16"),
     "screen": (lambda x: CosineIndex(x, screen="int4"), "expected screen to be one of"),
     "axes": (lambda x: CosineIndex(x[0]), "expected embeddings of shape (n, d), got (24,)"),

@@ -73,6 +73,12 @@ def _code_queries(queries: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     return codes.to(torch.int8), terms.masked_fill(~norms.isfinite(), torch.nan)
 
 
+def coded_queries(queries: Tensor, centre: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The same with codes (q, width), padded as those of the rows are."""
+    codes, terms = _code_queries(queries, centre)
+    return torch.nn.functional.pad(codes, (0, width - codes.shape[1])), terms
+
+
 def device_oracle(queries: Tensor, corpus: Tensor) -> Oracle:
     """The scores of all pairs of some queries and some rows, from the rows as they are now."""
 

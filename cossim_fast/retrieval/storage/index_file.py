@@ -1,12 +1,11 @@
-"""The parts of an index in a safetensors file."""
+"""An index in a safetensors file."""
 
 from __future__ import annotations
 
 import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,8 +16,10 @@ from torch import Tensor
 from cossim_fast import _checks
 from cossim_fast.retrieval.screening.codes import BLOCK, Segment
 from cossim_fast.retrieval.storage.block_sums import Summing, rows_a_sum
-from cossim_fast.retrieval.storage.ids import Kind
-from cossim_fast.retrieval.storage.parts import Part, tensors_of
+from cossim_fast.retrieval.storage.host_parts import HostPart
+from cossim_fast.retrieval.storage.ids import Ids, Kind
+from cossim_fast.retrieval.storage.parts import Coder, Part, Piece, part_of
+from cossim_fast.retrieval.storage.snapshot import Snapshot, snapshot_of
 from cossim_fast.retrieval.storage.tensor_file import (
     Blocks,
     FileError,
@@ -36,92 +37,120 @@ _DTYPES = {
 }
 
 
-def save_parts(
-    path: Path, parts: Sequence[Part], centre: Tensor, metadata: Mapping[str, str]
-) -> None:
-    """Write parts and metadata."""
-    held: dict[str, Tensor | Blocks] = {"centre": centre}
-    for number, part in enumerate(parts):
+def save_index(path: Path, state: Snapshot, screen: str, dtype: torch.dtype, d: int) -> None:
+    """Write the contents of an index, with its screen, and the dtype and width of its rows."""
+    held: dict[str, Tensor | Blocks] = {"centre": state.centre.cpu()}
+    for number, part in enumerate(state.parts):
         named = {**_rows_and_sums(part), "serials": part.serials, "alive": part.live}
-        named |= tensors_of(part.segment)
+        named |= part.coded()
         if part.names is not None:
             named |= _names(part.names)
         held |= {f"{number}.{name}": value for name, value in named.items()}
+    metadata = {
+        "screen": screen,
+        "dtype": str(dtype).removeprefix("torch."),
+        "width": str(d),
+        "ids": state.ids.kind or "",
+        "count": str(state.ids.count),
+        "parts": str(len(state.parts)),
+    }
     with naming(path):
-        write_tensors(path, _KIND, held, {**metadata, "parts": str(len(parts))})
+        write_tensors(path, _KIND, held, metadata)
 
 
-def load_parts(
-    path: Path, *, mapped: bool, verify: bool
-) -> tuple[list[Part], Tensor, dict[str, str]]:
-    """Read parts, centre and metadata.
+class IndexFile(TensorFile):
+    """A file that `save_index` wrote, open for reading.
 
-    Args:
-        path: the file.
-        mapped: leave vectors in the file.
-        verify: verify the checksums of vectors: now if they are read into memory, else as they are
-            first read.
+    Attributes:
+        screen: of the index.
+        stored: the dtype in which rows are kept.
+        d: their width.
 
     Raises:
         FileNotFoundError: there is no such file.
         FileError: it is truncated, damaged, of another kind, or of a later version.
     """
-    with TensorFile(path, _KIND) as file:
-        d, dtype, count, number = _checked_metadata(file)
-        file.expect("centre", torch.float32, (d,))
-        parts = []
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, _KIND)
+        try:
+            self._read_metadata()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_metadata(self) -> None:
+        metadata = self.metadata
+        numbers = [metadata.get(key, "") for key in ("width", "count", "parts")]
+        dtype = _DTYPES.get(metadata.get("dtype", ""))
+        kinds = ("", *get_args(Kind))
+        if (
+            not all(re.fullmatch("[0-9]{1,18}", number) for number in numbers)
+            or dtype is None
+            or metadata.get("screen") not in _checks.SCREENS
+            or metadata.get("ids") not in kinds
+        ):
+            raise FileError(f"{self.path} is damaged: its header does not describe an index")
+        self.screen, self.stored = metadata["screen"], dtype
+        self.d, self._count, self._parts = map(int, numbers)
+
+    def contents(
+        self, device: torch.device, coder: Coder | None, *, mapped: bool, verify: bool
+    ) -> Snapshot:
+        """Read parts, centre and ids.
+
+        Args:
+            device: where the centre has to be.
+            coder: codes the rows; None to take the codes in the file, for searches on CPU.
+            mapped: leave vectors in the file.
+            verify: verify the checksums of vectors: now if they are read into memory, else as they
+                are first read.
+
+        Raises:
+            FileError: it is damaged.
+        """
+        self.expect("centre", torch.float32, (self.d,))
+        centre = self.read("centre").to(device)
+        parts = list[Part]()
         wanted, serial = {"centre"}, 0
-        for each in range(number):  # the first missing one raises
-            part, names = _part(file, each, (d, dtype), mapped=mapped, verify=verify)
-            ascending = bool((part.serials[1:] > part.serials[:-1]).all())
-            if not ascending or part.serials[0] < serial or part.serials[-1] >= count:
-                raise FileError(f"{path} is damaged: the numbers of its rows are not in order")
-            serial = int(part.serials[-1]) + 1
-            parts.append(part)
+        for each in range(self._parts):  # the first missing one raises
+            piece, coded, names = _part(self, each, mapped=mapped, verify=verify, codes=not coder)
+            ascending = bool((piece.serials[1:] > piece.serials[:-1]).all())
+            if not ascending or piece.serials[0] < serial or piece.serials[-1] >= self._count:
+                raise FileError(f"{self.path} is damaged: the numbers of its rows are not in order")
+            serial = int(piece.serials[-1]) + 1
+            parts.append(part_of(piece, centre, coder) if coder else _of_codes(piece, coded))
             wanted |= names
-        if wanted != set(file.places):
-            other = min(set(file.places) - wanted)
-            raise FileError(f"{path} is damaged: it holds {other}, which belongs to no part")
-        return parts, file.read("centre"), file.metadata
-
-
-def _checked_metadata(file: TensorFile) -> tuple[int, torch.dtype, int, int]:
-    """Width, dtype, rows ever added and number of parts, from the checked metadata of an index."""
-    metadata = file.metadata
-    numbers = [metadata.get(key, "") for key in ("width", "count", "parts")]
-    dtype = _DTYPES.get(metadata.get("dtype", ""))
-    kinds = ("", *get_args(Kind))
-    if (
-        not all(re.fullmatch("[0-9]{1,18}", number) for number in numbers)
-        or dtype is None
-        or metadata.get("screen") not in _checks.SCREENS
-        or metadata.get("ids") not in kinds
-    ):
-        raise FileError(f"{file.path} is damaged: its header does not describe an index")
-    width, count, parts = map(int, numbers)
-    return width, dtype, count, parts
+        if wanted != set(self.places):
+            other = min(set(self.places) - wanted)
+            raise FileError(f"{self.path} is damaged: it holds {other}, which belongs to no part")
+        ids = Ids(self.metadata["ids"] or None, self._count)  # type: ignore[arg-type]
+        return snapshot_of(parts, centre, ids)
 
 
 def _part(
-    file: TensorFile, number: int, kind: tuple[int, torch.dtype], *, mapped: bool, verify: bool
-) -> tuple[Part, set[str]]:
-    """A part, and the names of all its tensors."""
-    begin, (d, dtype) = f"{number}.", kind
+    file: IndexFile, number: int, *, mapped: bool, verify: bool, codes: bool
+) -> tuple[Piece, dict[str, Tensor], set[str]]:
+    """The rows of a part, what they are coded in if ``codes``, and the names of all its tensors."""
+    begin, d, dtype = f"{number}.", file.d, file.stored
     n = file.shape(f"{begin}serials")[0]
     if not n:
         raise FileError(f"{file.path} is damaged: part {number} has no rows")
     blocks = -(-n // BLOCK)
-    shapes = {
-        "rows": (dtype, (n, d)),
-        "serials": (torch.int64, (n,)),
-        "alive": (torch.bool, (n,)),
+    coded = {
         "norms": (torch.float64, (n,)),
         "eligible": (torch.bool, (n,)),
         "radius": (torch.float32, (blocks,)),
     }
-    if file.metadata["screen"] in ("auto", "int8"):
-        shapes["codes"] = torch.int8, (blocks * BLOCK, d)
-        shapes["scale"] = shapes["residual"] = torch.float32, (blocks,)
+    if file.screen in ("auto", "int8"):
+        coded["codes"] = torch.int8, (blocks * BLOCK, d)
+        coded["scale"] = coded["residual"] = torch.float32, (blocks,)
+    shapes = {
+        "rows": (dtype, (n, d)),
+        "serials": (torch.int64, (n,)),
+        "alive": (torch.bool, (n,)),
+        **coded,
+    }
     if file.version > 1:
         shapes["sums"] = torch.uint8, (_sums(n, d, dtype), 4)
     if file.metadata["ids"] == "whole numbers":
@@ -132,13 +161,21 @@ def _part(
     for name, (expected, shape) in shapes.items():
         file.expect(f"{begin}{name}", expected, shape)
 
-    held = {
-        name: file.read(f"{begin}{name}")
-        for name in shapes
-        if name not in ("rows", "sums", "text", "ends")
-    }
     rows = (_mapped if mapped else _in_memory)(file, begin, (n, d), verify=verify)
-    coded = {name: held[name] for name in held.keys() & {f.name for f in fields(Segment)}}
+    names: np.ndarray[Any, Any] | None = None
+    if "numbers" in shapes:
+        names = file.read(f"{begin}numbers").numpy()
+    elif "text" in shapes:
+        names = _strings(file, begin)
+    serials, live = file.read(f"{begin}serials"), file.read(f"{begin}alive")
+    piece = Piece(rows, serials, names, live)
+    read = {name: file.read(f"{begin}{name}") for name in coded if codes}
+    return piece, read, {f"{begin}{name}" for name in shapes}
+
+
+def _of_codes(piece: Piece, coded: dict[str, Tensor]) -> HostPart:
+    """A part with the codes that were in the file."""
+    rows = piece.rows
     segment = Segment(
         first=0,
         rows=rows.tensor,
@@ -146,13 +183,8 @@ def _part(
         sums=rows.sums,
         **coded,  # type: ignore[arg-type]
     )
-    names: np.ndarray[Any, Any] | None = None
-    if "numbers" in held:
-        names = held["numbers"].numpy()
-    elif "text" in shapes:
-        names = _strings(file, begin)
-    part = Part(rows, segment, held["serials"], names, held["alive"]).compare()
-    return part, {f"{begin}{name}" for name in shapes}
+    assert piece.live is not None
+    return HostPart(rows, segment, piece.serials, piece.names, piece.live).compare()
 
 
 def _in_memory(file: TensorFile, begin: str, shape: tuple[int, int], *, verify: bool) -> Vectors:
@@ -193,7 +225,7 @@ def _rows_and_sums(part: Part) -> dict[str, Tensor | Blocks]:
         yield torch.from_numpy(raw).view(-1, 4)
 
     return {
-        "rows": Blocks((n, d), dtype, part.rows.summing(part.segment.norms, summed)),
+        "rows": Blocks((n, d), dtype, part.summing(summed)),
         # uint8, so that it is written last.
         "sums": Blocks((_sums(n, d, dtype), 4), torch.uint8, sums()),
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,34 +12,26 @@ import torch
 from torch import Tensor
 
 from cossim_fast._lazily import lazily
-from cossim_fast.retrieval.screening.codes import BLOCK, Segment, encode, large
-from cossim_fast.retrieval.screening.segment_projection import SegmentProjection
+from cossim_fast.retrieval.storage.block_sums import Summing
 from cossim_fast.retrieval.storage.growing_file import VectorFile
+from cossim_fast.retrieval.storage.tensor_file import Blocks
 from cossim_fast.retrieval.storage.vectors import Vectors
-
-# [rows] Verified when a file is opened again, so that another file is noticed at once. Each may
-# take 2 MB for a moment, as much as some systems map at once.
-_COMPARED = 16
 
 
 @dataclass
-class Part:
+class Part(ABC):
     """Consecutive rows of an index.
 
     A position counts the rows of all parts, including removed ones. A serial number counts the rows
-    that were ever added, and is never reused.
+    that were ever added, and is never reused. Ids, serial numbers and what was removed are on the
+    host; a subclass says what is searched, and where that is.
     """
 
     rows: Vectors
-    segment: Segment
+    segment: Any  # what is searched: a dataclass with first, rows and eligible
     serials: Tensor  # (n,) int64, ascending
     names: np.ndarray[Any, Any] | None  # (n,) int64 or str: ids that are not the serials
     live: Tensor  # (n,) bool: not removed
-
-    def __post_init__(self) -> None:
-        # Projecting rows in a file would read all of it, which takes longer than it saves.
-        if self.segment.projection is None and self.rows.owned and self.segment.codes is not None:
-            self.segment.projection = SegmentProjection()
 
     def __len__(self) -> int:
         return len(self.segment)
@@ -55,7 +48,7 @@ class Part:
     @lazily
     def skipped(self) -> int:
         """How many rows that were not removed hold NaN or an infinity."""
-        return int((self.live & ~self.segment.norms.isfinite()).sum())
+        return int((self.live & ~self.segment.eligible.cpu()).sum())
 
     def without(self, row: Tensor) -> Part:
         """The part after rows (by number within it) were removed."""
@@ -71,81 +64,25 @@ class Part:
             return self
         return replace(self, segment=replace(self.segment, first=first))
 
-    def compare(self) -> Part:
-        """Check that some rows still have the norms that they were coded with."""
-        count = min(_COMPARED, len(self))
-        # In float32 the last of more than 2^24 rows could round up to one that is not there.
-        row = torch.linspace(0, len(self) - 1, count, dtype=torch.float64, device="cpu").long()
-        self.rows.compare(row, self.segment.norms)
-        self.rows.release_pages()
-        return self
+    @abstractmethod
+    def summing(self, summed: Summing) -> Iterator[Tensor]:
+        """Yield all rows, a block at a time on the host, and compute their checksums."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        # The vectors are pickled once; vectors in a file by its name and their checksums.
-        self.rows.know_sums(self.segment.norms)
-        empty = torch.empty((0, 0), dtype=self.rows.tensor.dtype, device="cpu")
-        segment = replace(self.segment, rows=empty, mapping=None, sums=None)
-        return {**self.__dict__, "segment": segment}
-
-    def __setstate__(self, held: dict[str, Any]) -> None:
-        self.__dict__.update(held)
-        rows = self.rows
-        self.segment = replace(self.segment, rows=rows.tensor, mapping=rows.mapping, sums=rows.sums)
-        self.compare()
+    @abstractmethod
+    def coded(self) -> Mapping[str, Tensor | Blocks]:
+        """The tensors of `screening.codes.Segment`, except the rows, by name, for a file."""
 
 
-def without(segment: Segment, row: Tensor) -> Segment:
+def without(segment: Any, row: Tensor) -> Any:
     """The segment with some rows (by number within it) banned."""
-    return replace(segment, eligible=segment.eligible.index_fill(0, row, False))
+    banned = row.to(segment.eligible.device)
+    return replace(segment, eligible=segment.eligible.index_fill(0, banned, False))
 
 
-def part_of(
-    rows: Vectors,
-    serials: Tensor,
-    names: np.ndarray[Any, Any] | None,
-    centre: Tensor,
-    *,
-    codes: bool,
-    live: Tensor | None = None,
-) -> Part:
-    """Encode rows into a part; borrowed ones are copied while they are in cache."""
-    if rows.borrowed:
-        kept = large(tuple(rows.tensor.shape), rows.tensor.dtype)
-        segment = encode(rows.tensor, centre, codes=codes, into=kept)
-        rows = Vectors(kept, owned=True)
-    else:
-        segment = replace(_encode(rows, centre, codes=codes), mapping=rows.mapping, sums=rows.sums)
-    part = Part(
-        rows, segment, serials, names, torch.ones(len(segment), dtype=torch.bool, device="cpu")
-    )
-    return part if live is None else part.without((~live).nonzero()[:, 0])
-
-
-def _encode(rows: Vectors, centre: Tensor, *, codes: bool) -> Segment:
-    """Encode rows; those of a file a chunk at a time, whose memory is then released."""
-    n = len(rows.tensor)
-    merged: dict[str, Any] = {}
-    filled: dict[str, int] = {}
-    for chunk in rows.blocks():
-        piece = encode(chunk, centre, codes=codes)
-        if len(chunk) == n:
-            return piece
-        for name, values in tensors_of(piece).items():
-            if name not in merged:  # a chunk is a multiple of 64 rows
-                most = len(values) * -(-n // BLOCK) // (len(chunk) // BLOCK)
-                merged[name] = values.new_empty((most, *values.shape[1:]))
-            first = filled.get(name, 0)
-            filled[name] = first + len(values)
-            merged[name][first : filled[name]] = values
-    return Segment(
-        first=0, rows=rows.tensor, **{name: merged[name][: filled[name]] for name in merged}
-    )
-
-
-def tensors_of(segment: Segment) -> dict[str, Tensor]:
-    """The tensors of a segment except the rows, by name."""
-    held = {field.name: getattr(segment, field.name) for field in fields(segment)}
-    return {name: v for name, v in held.items() if isinstance(v, Tensor) and name != "rows"}
+def eligible(segment: Any, row: Tensor) -> Tensor:
+    """Whether rows (by number within the segment) may be returned, on the host."""
+    found: Tensor = segment.eligible[row.to(segment.eligible.device)].cpu()
+    return found
 
 
 def positions_of(parts: Sequence[Part], serials: Tensor) -> Tensor:
@@ -182,6 +119,16 @@ class Piece:
         return len(self.serials)
 
 
+# Codes rows about a centre (d,) into a part, as if none was removed.
+Coder = Callable[[Piece, Tensor], Part]
+
+
+def part_of(piece: Piece, centre: Tensor, coder: Coder) -> Part:
+    """Code the rows of a piece."""
+    part = coder(piece, centre)
+    return part if piece.live is None else part.without((~piece.live).nonzero()[:, 0])
+
+
 def piece_of(part: Part) -> Piece:
     """The rows of a part, to be coded again."""
     return Piece(part.rows, part.serials, part.names, part.live)
@@ -201,7 +148,7 @@ def merge(pieces: Sequence[Piece], file: VectorFile | None) -> Piece:
         return Piece(file.rows(first), serials, names, live)
     rows = torch.cat([piece.rows.tensor[_chosen(piece)] for piece in pieces])
     kept = None if names is None else names[live.numpy()]
-    return Piece(Vectors(rows, owned=True), serials[live], kept, None)
+    return Piece(pieces[0].rows.holding(rows), serials[live], kept, None)
 
 
 def _live(piece: Piece) -> Tensor:
@@ -214,4 +161,4 @@ def _chosen(piece: Piece) -> Tensor | slice:
     """An index for the rows that were not removed; a slice, which copies nothing, if none was."""
     if piece.live is None or bool(piece.live.all()):
         return slice(None)
-    return piece.live
+    return piece.live.to(piece.rows.tensor.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 from cossim_fast.retrieval.screening.codes import centre_of
 from cossim_fast.retrieval.storage.growing_file import VectorFile
 from cossim_fast.retrieval.storage.ids import Ids
-from cossim_fast.retrieval.storage.parts import Part, Piece, merge, part_of, piece_of
+from cossim_fast.retrieval.storage.parts import Coder, Part, Piece, merge, part_of, piece_of
 from cossim_fast.retrieval.storage.vectors import Vectors
 
 
@@ -24,7 +24,7 @@ class Snapshot:
     """
 
     parts: tuple[Part, ...]
-    centre: Tensor  # (d,) what codes leave out
+    centre: Tensor  # (d,) what codes leave out, where these are
     ids: Ids
 
     def live_count(self) -> int:
@@ -56,8 +56,7 @@ def with_rows(
     new: Vectors,
     names: np.ndarray[Any, Any] | None,
     file: VectorFile | None,
-    *,
-    codes: bool,
+    coder: Coder,
 ) -> Snapshot:
     """The snapshot after rows were added. Trailing parts that are not much longer are merged.
 
@@ -66,7 +65,7 @@ def with_rows(
         new: at least one row.
         names: (n,) their ids; None if they are counted.
         file: that they were appended to, if there is one.
-        codes: code rows in int8.
+        coder: of rows.
     """
     serials = state.ids.serials(len(new.tensor))
     parts, last = list(state.parts), [Piece(new, serials, names, None)]
@@ -77,7 +76,7 @@ def with_rows(
     piece = merge(last, file)
     # All parts must share a centre, so it is measured again only where every row is coded again.
     centre = state.centre if parts else centre_of(piece.rows.sample())
-    part = part_of(piece.rows, piece.serials, piece.names, centre, codes=codes, live=piece.live)
+    part = part_of(piece, centre, coder)
     return snapshot_of([*parts, part], centre, state.ids.with_added(names, serials))
 
 
@@ -90,20 +89,19 @@ def _can_merge(part: Part, piece: Piece, file: VectorFile | None) -> bool:
 
 
 def without_rows(
-    state: Snapshot, positions: Tensor, names: np.ndarray[Any, Any], *, codes: bool
+    state: Snapshot, positions: Tensor, names: np.ndarray[Any, Any], coder: Coder
 ) -> Snapshot:
     """The snapshot after the rows at some positions, with these ids, were removed."""
     parts = []
     for part in state.parts:
         row = positions - part.segment.first
         row = row[(row >= 0) & (row < len(part))]
-        parts.append(_thinned(part.without(row), state.centre, codes=codes) if len(row) else part)
+        parts.append(_thinned(part.without(row), state.centre, coder) if len(row) else part)
     return snapshot_of(parts, state.centre, state.ids.without(names))
 
 
-def _thinned(part: Part, centre: Tensor, *, codes: bool) -> Part:
+def _thinned(part: Part, centre: Tensor, coder: Coder) -> Part:
     """The part; coded again without its removed rows if these are the majority, and in memory."""
     if not part.rows.owned or not 0 < 2 * part.live_count < len(part):
         return part
-    piece = merge([piece_of(part)], None)
-    return part_of(piece.rows, piece.serials, piece.names, centre, codes=codes)
+    return part_of(merge([piece_of(part)], None), centre, coder)

@@ -156,7 +156,7 @@ class TensorFile:
         try:
             self._read_header(kind)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def _read_header(self, kind: str) -> None:
@@ -262,6 +262,10 @@ class TensorFile:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what was mapped stays mapped."""
         self._file.close()
 
 

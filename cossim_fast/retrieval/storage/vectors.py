@@ -70,12 +70,16 @@ class Vectors:
         step = max(len(self.tensor) // count, 1)
         return torch.cat([rows[::step].clone() for rows in self.blocks()])
 
+    def holding(self, tensor: Tensor) -> Vectors:
+        """Other rows in memory."""
+        return Vectors(tensor, owned=True)
+
     def release_pages(self) -> None:
         """Release the pages of a file that were read."""
         if self.mapping is not None:
             release_pages(self.mapping, self.tensor)
 
-    def summing(self, norms: Tensor, summed: Summing) -> Iterator[Tensor]:
+    def summing(self, summed: Summing, norms: Tensor) -> Iterator[Tensor]:
         """Yield all rows, a block at a time, and compute their checksums.
 
         Rows of a file are verified to be those that were coded, by their checksums if these are
@@ -113,7 +117,7 @@ class Vectors:
         place = self.place()
         if place is not None and self.sums is None:
             summed = Summing(self.tensor.shape[1] * self.tensor.itemsize)
-            for _ in self.summing(norms, summed):
+            for _ in self.summing(summed, norms):
                 pass
             self.sums = BlockSums(
                 raw_bytes(self.tensor), len(self.tensor), summed.sums(), place[0], compared=True

@@ -203,6 +203,14 @@ def topk_cases() -> Iterator[Case]:
             lambda x=x: kernels("rescore").launch_rescore(x, x, index, index),
             core=dtype == F32,
         )
+    for dtype, stored in ((F32, F16), (F32, BF16), (F32, F64), (F64, F32)):
+        q, x = _rows(64, 768, dtype), _rows(64, 768, stored)
+        yield Case(
+            "rescore",
+            dtype,
+            f"of {str(stored).removeprefix('torch.')} rows",
+            lambda q=q, x=x: kernels("rescore").launch_rescore(q, x, index, index),
+        )
 
 
 def selection_cases(dtype: torch.dtype) -> Iterator[Case]:
