@@ -21,8 +21,9 @@ from cossim_fast.kernels import (
 from torch import Tensor
 
 import cossim_fast.losses
-from cossim_fast import _ops, pairwise_cosine
+from cossim_fast import CosineIndex, _ops, pairwise_cosine
 from cossim_fast._cpu import topk_ops
+from cossim_fast.retrieval.device_engine import DeviceEngine
 from gpu_machine import Found, Machine, Step, Trial
 
 EPS = 1e-8
@@ -167,6 +168,20 @@ def search_by_stage(machine: Machine) -> Iterator[Trial]:
 
     for q in (4096, 64, 1):
         yield Trial(f"top-{k} of {q}", lambda q=q: by_stage(q))
+    yield from _by_index(machine, corpus, k)
+
+
+def _by_index(machine: Machine, corpus: Tensor, k: int) -> Iterator[Trial]:
+    """The same by an index on the device, which codes the corpus once."""
+    index = CosineIndex.__new__(CosineIndex)
+    index._start(DeviceEngine(corpus.device), "auto", corpus.dtype, corpus.shape[1])
+    index._create(corpus, len(corpus), None, None)
+    for q in (4096, 64, 1):
+        queries = machine.rows(q, 384)
+        yield Trial(
+            f"top-{k} of {q}, by an index",
+            lambda x=queries: machine.milliseconds(lambda: index.search(x, k)),
+        )
 
 
 def _search_by_ops(queries: Tensor, corpus: Tensor, k: int) -> object:
