@@ -61,6 +61,7 @@ def tile_of(launch: Launch) -> tuple[int, ...]:
         "_pairwise_bwd_product_kernel": ("BLOCK_N", "BLOCK_D", "BLOCK_M"),
         "_rescore_kernel": ("BLOCK_P",),
         "_recheck_kernel": ("BLOCK", "BLOCK_P", "BLOCK_K"),
+        "_best_rows_kernel": ("BLOCK", "BLOCK_P", "BLOCK_K"),
     }.get(launch.name, ("BLOCK_N", "BLOCK_M", "BLOCK_K", "BLOCK_D"))
     return tuple(constants[name] for name in names if name in constants)
 
