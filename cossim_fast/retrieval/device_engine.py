@@ -122,7 +122,7 @@ class DeviceEngine:
             scores = torch.cat([scores, found.scores], 1)
             positions = torch.cat([positions, there], 1)
             # Stable, so that equal scores stay in the order of the rows.
-            order = scores.nan_to_num(-torch.inf).sort(1, descending=True, stable=True).indices
+            order = scores.nan_to_num(-torch.inf).sort(dim=1, descending=True, stable=True).indices
             scores = scores.gather(1, order[:, :k])
             positions = positions.gather(1, order[:, :k])
             rescored += found.rescored
@@ -189,7 +189,7 @@ def _unpickled(device: str) -> DeviceEngine:
 
 def _with_codes(
     asked: Tensor, centre: Tensor, segments: Sequence[DeviceSegment]
-) -> Iterator[tuple[DeviceSegment, tuple[Tensor | None, ...]]]:
+) -> Iterator[tuple[DeviceSegment, tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]]]:
     """Yield segments with codes and terms of queries and rows, and which rows are eligible."""
     if len(asked) and segments:
         width = segments[0].codes.shape[1]
@@ -223,7 +223,7 @@ def _drop(banned: Forbidden, best: Best, rows: int) -> None:
     hit &= best.positions >= 0
     best.positions = best.positions.masked_fill(hit, -1)
     best.scores = best.scores.masked_fill(hit, torch.nan)
-    order = hit.to(torch.uint8).sort(1, stable=True).indices
+    order = hit.to(torch.uint8).sort(dim=1, stable=True).indices
     best.positions, best.scores = best.positions.gather(1, order), best.scores.gather(1, order)
 
 

@@ -118,18 +118,6 @@ class Selections:
     def _scored(
         self, some: Sequence[Selection], asked: Tensor, segments: Sequence[Any], banned: Banned
     ) -> Found:
-        """Score all pairs of some selections that may be returned; in float64, by query."""
-        number, position = pairs_of(some)
-        kept = _eligible(position, segments)
-        order = number[kept].argsort(stable=True)
-        number, position = number[kept][order], position[kept][order]
-        scores = self._engine.scores(asked, segments, number, position)
-        found = banned.left(Found(number, position, scores))
-        return Found(*(column[~found.scores.isnan()] for column in found))
-
-    def _scored(
-        self, some: Sequence[Selection], asked: Tensor, segments: Sequence[Any], banned: Banned
-    ) -> Found:
         """Score all pairs of some selections that may be returned; in float64, sorted by query."""
         number, position = pairs_of(some)
         kept = _eligible(position, segments)

@@ -109,21 +109,14 @@ class DevicePart(Part):
 
     def __getstate__(self) -> dict[str, Any]:
         segment = self.segment
-        held = {"first": segment.first} | {
-            name: getattr(segment, name).cpu() for name in ("codes", "terms", "eligible")
-        }
-        return {**self.__dict__, "segment": held}
+        codes = [held.cpu() for held in (segment.codes, segment.terms, segment.eligible)]
+        return {**self.__dict__, "segment": (segment.first, codes)}
 
     def __setstate__(self, held: dict[str, Any]) -> None:
+        first, codes = held["segment"]
         self.__dict__.update(held)
-        rows, device = self.rows.tensor, self.rows.tensor.device
-        self.segment = DeviceSegment(
-            rows=rows,
-            **{
-                name: value.to(device) if isinstance(value, Tensor) else value
-                for name, value in held["segment"].items()
-            },
-        )
+        rows = self.rows.tensor
+        self.segment = DeviceSegment(first, rows, *(value.to(rows.device) for value in codes))
         self.__post_init__()
 
 

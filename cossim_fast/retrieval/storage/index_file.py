@@ -79,6 +79,9 @@ class IndexFile(TensorFile):
             self.close()
             raise
 
+    def __enter__(self) -> IndexFile:
+        return self
+
     def _read_metadata(self) -> None:
         metadata = self.metadata
         numbers = [metadata.get(key, "") for key in ("width", "count", "parts")]
@@ -137,7 +140,7 @@ def _part(
     if not n:
         raise FileError(f"{file.path} is damaged: part {number} has no rows")
     blocks = -(-n // BLOCK)
-    coded = {
+    coded: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
         "norms": (torch.float64, (n,)),
         "eligible": (torch.bool, (n,)),
         "radius": (torch.float32, (blocks,)),
