@@ -1,5 +1,8 @@
 """The public functions on a GPU: against float64, at sizes of many tiles, in torch's company."""
 
+import pickle
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -208,3 +211,70 @@ def test_more_elements_than_32_bits_count():
     del matrix
     found = cossim_fast.topk(few, x, 1)
     assert found.indices[:, 0].tolist() == list(range(len(x) - 9, len(x)))
+
+
+@DTYPES
+def test_an_index_on_the_gpu_finds_what_one_on_the_cpu_finds(dtype, tmp_path):
+    queries, corpus = drawn(70, 100, dtype=dtype), drawn(9000, 100, dtype=dtype, seed=1)
+    corpus[5], corpus[6, 0], corpus[8000:8100] = 0, torch.nan, 2 * corpus[7]
+    queries[0], queries[1, 3] = corpus[7], torch.nan
+    card = cossim_fast.CosineIndex(corpus[:5000].cpu(), device="cuda")
+    plain = cossim_fast.CosineIndex(corpus[:5000].cpu())
+    for index in (card, plain):
+        index.add(corpus[5000:7000] if index is card else corpus[5000:7000].cpu())
+        index.add(corpus[7000:].cpu().numpy() if dtype != torch.bfloat16 else corpus[7000:].cpu())
+        index.remove(range(0, 9000, 10))
+    card.save(tmp_path / "card")
+    cards = [card, cossim_fast.CosineIndex.load(tmp_path / "card", device="cuda"),
+             pickle.loads(pickle.dumps(card))]  # fmt: skip
+    assert all(index.device == torch.device("cuda", 0) for index in cards)
+    where = torch.arange(len(card)) % 3 == 0
+    for options in ({}, {"exclude": plain.search(queries.cpu(), 3).indices}, {"where": where}):
+        wanted = plain.search(queries.cpu(), 20, **options)
+        reached = plain.range_search(queries.cpu(), 0.31234, **options)
+        for index in (*cards, cossim_fast.CosineIndex.load(tmp_path / "card")):
+            asked = queries if index.device.type == "cuda" else queries.cpu()
+            found = index.search(asked, 20, certify=True, **options)
+            assert found.scores.device == found.indices.device == asked.device
+            assert torch.equal(found.indices.cpu(), wanted.indices)
+            torch.testing.assert_close(found.scores.cpu(), wanted.scores, equal_nan=True)
+            found.certificate.verify(2000)
+            hits = index.range_search(asked, 0.31234, **options)
+            assert torch.equal(hits.lims.cpu(), reached.lims)
+            assert torch.equal(hits.indices.cpu(), reached.indices)
+    from_host = card.search(queries.cpu(), 20)
+    assert not from_host.scores.is_cuda
+    assert torch.equal(from_host.indices, plain.search(queries.cpu(), 20).indices)
+    assert torch.equal(card.search(queries.half(), 9).scores.cpu().isnan().any(1).nonzero(),
+                       torch.tensor([[1]]))  # fmt: skip
+
+
+def test_an_index_on_the_gpu_is_searched_in_streams_of_threads():
+    queries, corpus = drawn(50, 64), drawn(20_000, 64, seed=1)
+    index = cossim_fast.CosineIndex(corpus[:10_000], device="cuda")
+    ends = range(10_000, 20_001, 1000)
+    allowed = [cossim_fast.topk(queries, corpus[:end], 10).indices for end in ends]
+    wrong, done = [], threading.Event()
+
+    def search() -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.default_stream())
+        with torch.cuda.stream(stream):
+            while not done.is_set():
+                found = index.search(queries, 10).indices
+                if not any(torch.equal(found, each) for each in allowed):
+                    wrong.append(found)
+
+    torch.cuda.synchronize()
+    threads = [threading.Thread(target=search) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for begin in ends[:-1]:
+            index.add(corpus[begin : begin + 1000])
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+    assert torch.equal(index.search(queries, 10).indices, allowed[-1])
