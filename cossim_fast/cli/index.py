@@ -76,6 +76,9 @@ def search(
     skip_nan: inputs.SkipNan = False,
     show: outputs.Show = 20,
     progress: inputs.Progress = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Search on a GPU: cuda, or cuda:1.")
+    ] = None,
 ) -> None:
     """Find the k rows of an INDEX with the largest cosine to each row of QUERIES, exactly.
 
@@ -83,7 +86,7 @@ def search(
     """
     with one_line_errors():
         outputs.check(output, (queries, index, texts, query_texts))
-        held = CosineIndex.load(index)
+        held = CosineIndex.load(index, device=device)
         asked = inputs.embeddings(queries, key=key, skip_nan=skip_nan, format=format)
         shown, shown_queries = inputs.texts(texts, len(held)), inputs.texts(query_texts, len(asked))
         found = held.search(asked, at_most(k, len(held)), progress=bar_wanted(progress))

@@ -61,6 +61,10 @@ def one_line_errors(checkpoint: Path | None = None) -> Iterator[None]:
         raise typer.Exit(told(error, checkpoint)) from error
 
 
+# NotImplementedError: a GPU that lacks what it needs.
+_MISTAKES = ValueError, TypeError, ModuleNotFoundError, NotImplementedError
+
+
 def told(error: BaseException, checkpoint: Path | None = None) -> int:
     """Say in one line what went wrong, and return the exit status for it."""
     if isinstance(error, KeyboardInterrupt):
@@ -74,7 +78,7 @@ def told(error: BaseException, checkpoint: Path | None = None) -> int:
     elif isinstance(error, Exception) and files.is_lack_of_memory(error):
         named = isinstance(error, files.NotEnoughMemoryError)  # says for what
         note(f"{error if named else 'there is not enough memory'}{_way_on(checkpoint)}")
-    elif isinstance(error, (ValueError, TypeError, ModuleNotFoundError)):
+    elif isinstance(error, _MISTAKES):
         note(" ".join(str(error).split()) or type(error).__name__)
     else:
         said = " ".join([type(error).__name__, *str(error).split()])

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import device_index
 from cli_run import npz_columns, run, run_on_terminal
 from cossim_fast import CosineIndex
 from cossim_fast.retrieval.screening.screens import offer
@@ -285,6 +286,24 @@ def test_a_byte_order_mark_is_no_part_of_the_first_text(folder):
     assert marked == plain
     run("index", "build", folder / "x.npy", "--ids", folder / "marked.txt", "-o", folder / "i")
     assert CosineIndex.load(folder / "i").ids.tolist() == lines
+
+
+def test_an_index_is_searched_on_a_gpu(folder, monkeypatch):
+    run("index", "build", folder / "x.npy", "-o", folder / "x.index")
+    command = ["index", "search", folder / "q.npy", folder / "x.index", "-k", 3]
+    wanted = run(*command)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    status, out, err = run(*command, "--device", "cuda")
+    assert (status, out) == (2, "")
+    assert "expected a GPU for device='cuda', and torch" in err
+    device_index.stand_in(monkeypatch)
+    assert run(*command, "--device", "cuda") == wanted
+
+    def refuse(*_, **__):
+        raise NotImplementedError("expected a GPU that can")
+
+    monkeypatch.setattr("cossim_fast.retrieval.index.engine_on", refuse)
+    assert run(*command, "--device", "cuda") == (2, "", "cossim: expected a GPU that can\n")
 
 
 def test_rows_are_added_to_an_index(folder):
