@@ -50,7 +50,7 @@ def index_column(dataset: Any, column: str, ids: str | None = None, **options: A
         dataset: a ``datasets.Dataset``.
         column: its column of embeddings; see `column_rows`.
         ids: its column of ids; rows are numbered without, so that ``dataset[i]`` is row i.
-        **options: of `CosineIndex`: ``store``, ``path``, ``screen``.
+        **options: of `CosineIndex`: ``store``, ``path``, ``screen``, ``device``.
 
     The index keeps a copy of the rows of its own, or in the file at ``path``.
     """
@@ -67,7 +67,7 @@ class DatasetIndex:
     Args:
         dataset: a ``datasets.Dataset``.
         column: its column of embeddings; see `column_rows`.
-        **options: of `CosineIndex`: ``store``, ``path``, ``screen``.
+        **options: of `CosineIndex`: ``store``, ``path``, ``screen``, ``device``.
 
     Attributes:
         dataset: the dataset.

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cossim_fast import _checks
 from cossim_fast._as_one import as_one
@@ -15,12 +14,10 @@ from cossim_fast._threads import one_thread_after_fork
 from cossim_fast.retrieval.contents import Contents
 from cossim_fast.retrieval.engines import engine_on
 from cossim_fast.retrieval.explanation import SearchExplanation, explained
-from cossim_fast.retrieval.results import CertifiedTopK, RangeHits, TopK, assemble, like
+from cossim_fast.retrieval.results import CertifiedTopK, RangeHits, TopK, assemble
 from cossim_fast.retrieval.searching import Search
 from cossim_fast.retrieval.storage.growing_file import VectorFile
 from cossim_fast.retrieval.storage.index_file import IndexFile, save_index
-from cossim_fast.retrieval.storage.parts import ids_at
-from cossim_fast.retrieval.storage.snapshot import Snapshot
 
 
 class CosineIndex(Contents):
@@ -225,7 +222,8 @@ class CosineIndex(Contents):
         k = _checks.number_of_neighbours(k, search.state.live_count())
         best, oracle = search.topk(k, certify=certify, progress=progress, traces=[])
         found = assemble(queries, best, double=search.double, oracle=oracle)
-        return found._replace(indices=_named(queries, search.state, best.positions))
+        ids = search.given_back(queries, search.ids(best.positions))
+        return found._replace(scores=search.given_back(queries, found.scores), indices=ids)
 
     @as_one
     def range_search(
@@ -253,8 +251,8 @@ class CosineIndex(Contents):
         search = self._search(queries, exclude, where)
         found = search.reaching(_checks.threshold(threshold))
         scores = found.scores.to(torch.float64 if search.double else torch.float32)
-        named = _named(queries, search.state, found.position)
-        return RangeHits(like(queries, search.lims(found)), like(queries, scores), named)
+        columns = search.lims(found), scores, search.ids(found.position)
+        return RangeHits(*(search.given_back(queries, column) for column in columns))
 
     @as_one
     def explain(self, queries: Any, k: int) -> SearchExplanation:
@@ -352,9 +350,3 @@ class CosineIndex(Contents):
             file.close()
             raise
         return index
-
-
-def _named(queries: Any, state: Snapshot, positions: Tensor) -> Any:
-    """The ids of rows: strings as an array, numbers in the container of the queries."""
-    ids = ids_at(state.parts, positions, state.ids.missing())
-    return ids if ids.dtype == object else like(queries, torch.from_numpy(ids))

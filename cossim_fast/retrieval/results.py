@@ -182,8 +182,8 @@ def _narrowed(scores: Tensor) -> Tensor:
 
 
 def like(given: Any, tensor: Tensor) -> Any:
-    """A tensor where the caller's is, if a tensor was given, else an array."""
-    return tensor.to(given.device) if isinstance(given, Tensor) else tensor.numpy()
+    """A tensor if the caller gave a tensor, else an array."""
+    return tensor if isinstance(given, Tensor) else tensor.numpy()
 
 
 def oracle_of(queries: Tensor, rows: Tensor) -> Oracle:

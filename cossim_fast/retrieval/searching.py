@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from cossim_fast.retrieval.nearest.scan import Trace
 from cossim_fast.retrieval.progress import Progress
 from cossim_fast.retrieval.results import Best, Oracle
 from cossim_fast.retrieval.selection import Selections
+from cossim_fast.retrieval.storage.parts import ids_at
 from cossim_fast.retrieval.storage.snapshot import Snapshot
 
 
@@ -86,3 +88,14 @@ class Search:
     def lims(self, found: Found) -> Tensor:
         """Where the pairs of each query begin and end (q + 1,)."""
         return torch.searchsorted(found.query, torch.arange(len(self.queries) + 1, device="cpu"))
+
+    def ids(self, positions: Tensor) -> Tensor | np.ndarray[Any, Any]:
+        """The ids of rows: numbers as a tensor, strings as an array."""
+        ids = ids_at(self.state.parts, positions, self.state.ids.missing())
+        return ids if ids.dtype == object else torch.from_numpy(ids)
+
+    def given_back(self, queries: Any, found: Tensor | np.ndarray[Any, Any]) -> Any:
+        """A tensor where the queries are, if these are a tensor, else an array."""
+        if isinstance(found, np.ndarray) or not isinstance(queries, Tensor):
+            return np.asarray(found)
+        return found.to(self.queries.device)
