@@ -119,6 +119,15 @@ def bound_terms(
             )
 
 
+def per_query(name: str, values: Tensor, queries: Tensor, dtype: torch.dtype) -> None:
+    """Check values of which each query has one."""
+    if values.shape != queries.shape[:1] or values.dtype != dtype:
+        raise ValueError(
+            f"expected {name} of shape ({queries.shape[0]},) and dtype {dtype}, "
+            f"got {tuple(values.shape)} and {values.dtype}"
+        )
+
+
 def block_maxima(maxima: Tensor) -> None:
     """Check the result of the block-maximum screen."""
     if maxima.dim() != 2 or maxima.dtype not in (torch.int32, torch.float32):

@@ -5,12 +5,14 @@ It calls registered ops only, so CUDA tensors run kernels, and CPU tensors the o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cossim_fast import _checks, _ops
+from cossim_fast._score.exact import round_up
 
 BLOCK = 64  # rows that share a scale, a residual and a radius
 GROUPS = 1024  # at least, and 4 k: two of the k best blocks rarely fall into one group
@@ -23,8 +25,8 @@ ROWS_AT_ONCE = 2**22  # rows rescored in one step
 class Screened(NamedTuple):
     """What `screened_topk` found."""
 
-    scores: Tensor  # (q, k) float64, best first, NaN where fewer than k rows are eligible
-    rows: Tensor  # (q, k) int64, -1 where fewer than k rows are eligible
+    scores: Tensor  # (q, k) float64, best first, NaN where fewer than k rows are found
+    rows: Tensor  # (q, k) int64, -1 where fewer than k rows are found
     thresholds: Tensor  # (q,) float32: no row that was not rescored reaches this cosine
     rescored: Tensor  # (q,) int64: rows that were
 
@@ -39,6 +41,7 @@ def screened_topk(
     block_terms: Tensor,
     eligible: Tensor | None = None,
     *,
+    floors: Tensor | None = None,
     capacity: int = CAPACITY,
 ) -> Screened:
     """Find the k rows of the corpus with the largest score, ties to the smaller row.
@@ -54,7 +57,10 @@ def screened_topk(
       offset <q̄, m>; all NaN for a query that holds NaN, which gives rows -1 and scores NaN;
     - ``block_terms`` (3, ceil(n / 64)) float32: for each 64 rows scale s_B, residual
       ρ_B >= ‖x̄ - m - s_B z_x‖ and radius R_B >= ‖x̄ - m‖ over its eligible rows;
-    - ``eligible`` (n,) bool: False for rows that must not be returned, such as those with NaN.
+    - ``eligible`` (n,) bool: False for rows that must not be returned, such as those with NaN;
+    - ``floors`` (q,) float32: scores below which a row need not be returned, such as the k-th best
+      of rows that were searched before, rounded down; fewer than k rows may come back then. -inf
+      and NaN say nothing.
 
     Memory beyond the inputs: block maxima of at most 256 MiB (those of one query if that is more),
     16 times that where the bounds drop nothing, 2^26 bytes and 16 for each of 2^26 rows at most
@@ -63,21 +69,81 @@ def screened_topk(
     Source: Cauchy-Schwarz on the residuals of the codes, derived at `_cpu.topk_ops.cosine_bounds`.
     """
     k = _checks.whole_number("k", k)
+    if floors is not None:
+        _checks.per_query("floors", floors, queries, torch.float32)
     n, m = queries.shape[0], corpus.shape[0]
     best = _Best(n, k, queries)
     thresholds = torch.full((n,), -torch.inf, dtype=torch.float32, device=queries.device)
     rescored = torch.zeros(n, dtype=torch.int64, device=queries.device)
     block = _block_rows(m, k, eligible)
+    groups = max(GROUPS, 1 << (4 * k - 1).bit_length())
+
+    def reach(maxima: Tensor, terms: Tensor, bounds: Tensor, some: slice) -> Tensor:
+        found: Tensor = _ops.block_thresholds(maxima, terms, bounds, k, groups)
+        thresholds[some] = found if floors is None else torch.fmax(found, floors[some])
+        return thresholds[some]
+
+    codes = query_codes, query_terms, corpus_codes, block_terms, eligible
+    for query, row, score in _scored(queries, corpus, *codes, block, reach, capacity):
+        rescored.index_add_(0, query, torch.ones_like(query))
+        best.add(query, row, score)
+    return Screened(*best.table(), thresholds, rescored)
+
+
+def screened_range(
+    queries: Tensor,
+    corpus: Tensor,
+    thresholds: Tensor,
+    query_codes: Tensor,
+    query_terms: Tensor,
+    corpus_codes: Tensor,
+    block_terms: Tensor,
+    eligible: Tensor | None = None,
+    *,
+    capacity: int = CAPACITY,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find all rows whose score is at least the query's threshold.
+
+    Returns queries (p,) int64, rows (p,) int64 and scores (p,) float64, sorted by query, then row.
+    ``thresholds`` (q,) are float64; a NaN is reached by no row. The other arguments are those of
+    `screened_topk`, and so is what is needed beyond the result.
+    """
+    _checks.per_query("thresholds", thresholds, queries, torch.float64)
+    # Rounded down, so that what reaches a threshold reaches its float32.
+    reach = -round_up(-thresholds)
+    found = [(torch.empty(0, dtype=torch.int64, device=queries.device),) * 2]
+    scores = [torch.empty(0, dtype=torch.float64, device=queries.device)]
+    codes = query_codes, query_terms, corpus_codes, block_terms, eligible
+    for query, row, score in _scored(
+        queries, corpus, *codes, BLOCK, lambda *step: reach[step[-1]], capacity
+    ):
+        kept = score >= thresholds[query]
+        found.append((query[kept], row[kept]))
+        scores.append(score[kept])
+    query, row = (torch.cat(part) for part in zip(*found, strict=True))
+    order = (query * max(1, corpus.shape[0]) + row).argsort()
+    return query[order], row[order], torch.cat(scores)[order]
+
+
+def _scored(
+    queries: Tensor, corpus: Tensor, query_codes: Tensor, query_terms: Tensor,
+    corpus_codes: Tensor, block_terms: Tensor, eligible: Tensor | None, block: int,
+    reach_of: Callable[[Tensor, Tensor, Tensor, slice], Tensor], capacity: int,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
+    """Yield queries, rows and scores of all rows that may reach their query's threshold.
+
+    ``reach_of`` gives the thresholds of a slice of queries from their block maxima and terms. Rows
+    of one query ascend, within what is yielded at once and from one to the next.
+    """
+    n, m = queries.shape[0], corpus.shape[0]
     if block == 1:
         block_terms = block_terms.repeat_interleave(BLOCK, 1)[:, :m].contiguous()
-    groups = max(GROUPS, 1 << (4 * k - 1).bit_length())
     step = max(1, MAXIMA_AT_ONCE // max(1, block_terms.shape[1]))
     for start in range(0, n, step):
         some = slice(start, start + step)
         codes, terms = query_codes[some], query_terms[:, some].contiguous()
         maxima = _ops.block_max(codes, corpus_codes, block, eligible)
-        reach = _ops.block_thresholds(maxima, terms, block_terms, k, groups)
-        thresholds[some] = reach
+        reach = reach_of(maxima, terms, block_terms, some)
         query, number = _candidates(maxima, terms, block_terms, reach, capacity)
         del maxima
         # Adjacent pairs of one block share the reading of its codes; rows of a query ascend.
@@ -92,13 +158,10 @@ def screened_topk(
                 pair, lane = reached.nonzero(as_tuple=True)
                 pair_query, row = pair_query[pair], row[pair] * block + lane
             pair_query = pair_query + start
-            rescored.index_add_(0, pair_query, torch.ones_like(pair_query))
             for some_query, some_row in zip(
                 pair_query.split(ROWS_AT_ONCE), row.split(ROWS_AT_ONCE), strict=True
             ):
-                score = _ops.rescore(queries, corpus, some_query, some_row)
-                best.add(some_query, some_row, score)
-    return Screened(*best.table(), thresholds, rescored)
+                yield some_query, some_row, _ops.rescore(queries, corpus, some_query, some_row)
 
 
 def _block_rows(m: int, k: int, eligible: Tensor | None) -> int:
