@@ -12,7 +12,7 @@ is asked of torch.cuda; `Transport` copies at once, for tensors on CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -110,7 +110,7 @@ class _Slot:
 
 def to_device(
     blocks: Iterable[Tensor], by: Transport, *, rows: int | None = None, size: int = BLOCK_BYTES
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Yield the rows of blocks (n_i, d), in order, as blocks on the device of ``size`` bytes.
 
     Each is valid until the next is asked for. ``rows`` is how many there are in all, if known: no
