@@ -49,7 +49,7 @@ def scans_and_streams(machine: Machine) -> Iterator[Trial]:
 def _within_bound(machine: Machine, dtype: torch.dtype, size: float) -> Found:
     x, queries = machine.rows(1000, 384, dtype), machine.rows(64, 384, dtype)
     x[1], x[2], x[3, 5], x[64:128] = 0, x[2] * size, torch.nan, x[64:128] * size
-    factors = scan_factors(queries)[0]
+    factors = scan_factors(queries, dtype)[0]
     maxima, eligible = (t.cpu() for t in scan_rows.launch_scan_rows(factors, x))
     wanted, finite = topk_ops.scan_rows(factors.cpu(), x.cpu())
     norms = torch.linalg.vector_norm(factors.double(), dim=1).cpu()[:, None]
@@ -84,7 +84,7 @@ def _tiles(machine: Machine) -> Iterator[Trial]:
     for dtype in (torch.float32, torch.float16):
         x = machine.rows(1 << 20, 384, dtype)
         for q, name in ((64, "scan_rows"), (1, "scan_rows_few")):
-            z = scan_factors(machine.rows(q, 384))[0]
+            z = scan_factors(machine.rows(q, 384), dtype)[0]
             chosen = configs.choose_config(name, dtype, x.shape[1], arch)
             tiles = [
                 chosen,

@@ -166,7 +166,7 @@ def _scan_tile(kernel: str, family: str) -> TileConfig:
     tiles to share among multiprocessors. AMD's matrix cores multiply float32 as it is.
     """
     few = kernel == "scan_rows_few"
-    tile = TileConfig(64, 16, 64, 4, 3) if few else TileConfig(128, 64, 32, 8, 3)
+    tile = TileConfig(64, 16, 32, 4, 4) if few else TileConfig(128, 64, 32, 8, 3)
     if family == "cdna":
         return replace(tile, num_stages=2)
     return replace(tile, precision="tf32")

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from cossim_fast import _ops
 from cossim_fast._cpu import topk_ops
+from cossim_fast.retrieval.nearest.scanned_topk import scan_factors
 from ladder import coding, oracle, screening
 from ladder.checks import BF16, F16, F32
 from ladder.runtime import DEVICE, kernels, needs_kernels
@@ -33,7 +34,7 @@ def test_maxima_are_within_the_bound(dtype, q, n, d):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_rows_may_be_strided(dtype):
     x, z = oracle.inputs(300, 40, dtype=dtype), oracle.inputs(3, 20, dtype=F32, seed=1)
-    z = screening.scan_factors(z)[0]
+    z = scan_factors(z, dtype)[0]
     for rows in (x[::3, ::2], x[:20, :].mT[::2].mT, x[:1, :20].expand(90, 20)):
         launch = kernels("scan_rows").launch_scan_rows
         maxima, eligible = launch(z.to(DEVICE), rows.to(DEVICE))
@@ -67,41 +68,34 @@ def test_maxima_by_torchs_operations(dtype, at_once, monkeypatch):
     monkeypatch.setattr(topk_ops, "CODED_AT_ONCE", at_once)
     x = oracle.inputs(131, 67, dtype=dtype)
     x[3], x[70], x[71, 5] = 0, x[70] * (1e200 if dtype == torch.float64 else 1), torch.inf
-    z = screening.scan_factors(oracle.inputs(5, 67, dtype=dtype, seed=1))[0]
+    z = scan_factors(oracle.inputs(5, 67, dtype=dtype, seed=1), dtype)[0]
     screening.assert_scanned(z, x, *topk_ops.scan_rows(z, x))
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
-def test_factors_have_eleven_bits_and_terms_that_hold(dtype):
+def test_factors_have_eleven_bits_and_margins_that_hold(dtype):
     queries = oracle.inputs(40, 67, dtype=dtype)
     queries[3], queries[4, 5] = 0, torch.nan
     if dtype != F16:
         queries[5], queries[6] = queries[5] * 1e36, queries[6] * 1e-36
-    factors, terms = screening.scan_factors(queries)
+    factors, margins = scan_factors(queries, dtype)
     assert not (factors.view(torch.int32) & 0x1FFF).any()
-    assert terms[:, 4].isnan().tolist() == [True] * 4
+    assert margins.isnan().nonzero().tolist() == [[4]]
     kept = torch.arange(40) != 4
-    unit, (scale, residual, norm, offset) = coding.unit_rows(queries)[kept], terms[:, kept].double()
-    factors = factors[kept].double()
-    missed = torch.linalg.vector_norm(unit - factors * scale[:, None], dim=1)
-    assert bool((residual >= missed).all())
-    assert bool((residual <= 2.0**-11 + 2.0**-30).all())
-    assert bool((norm >= torch.linalg.vector_norm(factors, dim=1)).all())
-    assert not offset.any()
+    missed = coding.unit_rows(queries)[kept] - factors[kept].double()
+    assert bool((torch.linalg.vector_norm(missed, dim=1) <= 2.0**-11).all())
+    assert bool((margins[kept] <= 2.0**-11 + topk_ops.scan_error(67, dtype) * 1.001 + 2e-6).all())
 
 
-def test_bounds_hold_the_best_cosine_of_each_block():
-    """What the search does with the op: its maxima and terms in the bounds of all screens."""
-    queries, x = oracle.inputs(20, 67, dtype=F32), oracle.inputs(1403, 67, dtype=F32, seed=1)
-    factors, query_terms = screening.scan_factors(queries)
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
+def test_margins_hold_the_best_cosine_of_each_block(dtype):
+    queries, x = oracle.inputs(20, 67, dtype=dtype), oracle.inputs(1403, 67, dtype=dtype, seed=1)
+    factors, margins = scan_factors(queries, dtype)
     maxima, _ = _ops.scan_rows(factors, x)
-    block_terms = torch.tensor([1.0, topk_ops.scan_error(67, F32), 1.0])[:, None, None]
-    lower, upper = topk_ops.cosine_bounds(maxima, query_terms[:, :, None], block_terms)
     best = coding.unit_rows(queries) @ coding.unit_rows(x).T
     best = F.pad(best, (0, -1403 % 64), value=-torch.inf).view(20, -1, 64).amax(2)
-    assert bool((lower.double() <= best).all())
-    assert bool((upper.double() >= best).all())
-    assert float((upper - lower).max()) < 0.005  # a tenth of what int8 codes leave
+    assert bool(((maxima.double() - best).abs() <= margins[:, None]).all())
+    assert float(margins.max()) < 0.0025  # a tenth of what int8 codes leave
 
 
 @pytest.mark.parametrize(

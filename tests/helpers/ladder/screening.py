@@ -196,7 +196,7 @@ def check_scan_rows(
             x[row % n] = (queries[row % q].double() * size).to(dtype)
     x[n // 3, d // 2] = torch.nan
     x[n // 4, 0] = -torch.inf
-    factors = scan_factors(queries)[0]
+    factors = scan_factors(queries, dtype)[0]
     memory, outputs = guards()
     with memory, outputs:
         maxima, eligible = load("scan_rows").launch_scan_rows(*on_device(factors, x))

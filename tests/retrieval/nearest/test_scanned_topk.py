@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from cossim_fast.retrieval.nearest import scanned_topk as scanned_module
-from cossim_fast.retrieval.nearest import screened_topk as screened_module
 from cossim_fast.retrieval.nearest.scanned_topk import scanned_topk, suits
 from ladder.reach import as_cuda  # noqa: F401  (a fixture)
 from ladder.runtime import DEVICE, needs_kernels
@@ -60,17 +59,17 @@ def test_few_rows_are_scored(q, dtype):
     assert int(found.rescored.max()) <= 64 * 12
 
 
-@pytest.mark.parametrize("capacity", [1, 3, 8])
-def test_lists_that_overflow_are_redone_never_cut(capacity):
+def test_nothing_but_duplicates():
     queries, corpus = make("duplicates", 2000, 16, 5, torch.float32)
-    assert_exact(queries, corpus, 10, capacity=capacity)
+    found = assert_exact(queries, corpus[:1].expand(2000, 16), 10)
+    assert found.rescored.tolist() == [2000] * 5
 
 
 def test_passes_and_pieces_change_nothing(monkeypatch):
     queries, corpus = make("clustered", 2000, 16, 9, torch.float32)
     whole = assert_exact(queries, corpus, 10)
-    monkeypatch.setattr(screened_module, "MAXIMA_AT_ONCE", 100)
-    monkeypatch.setattr(screened_module, "ROWS_AT_ONCE", 128)
+    monkeypatch.setattr(scanned_module.screened, "MAXIMA_AT_ONCE", 100)
+    monkeypatch.setattr(scanned_module, "AT_ONCE", 128)
     for found, expected in zip(assert_exact(queries, corpus, 10), whole, strict=True):
         assert torch.equal(found, expected)
 
@@ -81,11 +80,11 @@ def test_rows_below_the_floors_need_not_be_returned():
     floors = torch.nextafter(scores[:, 4].float(), torch.tensor(-torch.inf))
     floors[3], floors[4] = -torch.inf, 2.0
     found, _ = scanned_topk(queries, corpus, 10, floors=floors)
-    # All that reach the floor come back, and whatever else comes is right.
-    for i, least in enumerate([5, 5, 5, 10, 0]):
-        count = int((found.rows[i] >= 0).sum())
-        assert count >= least
-        assert torch.equal(found.rows[i, :count], rows[i, :count])
+    # All that reach the floor come back, and whatever else comes is below it.
+    for i, reach in enumerate([5, 5, 5, 10, 0]):
+        assert torch.equal(found.rows[i, :reach], rows[i, :reach])
+        assert torch.equal(found.scores[i, :reach], scores[i, :reach])
+        assert bool((found.scores[i, reach:].nan_to_num(-9) < floors[i]).all())
     assert int(found.rescored[4]) == 0
 
 
@@ -95,6 +94,14 @@ def test_no_queries_and_no_rows():
     assert (found.rows.shape, eligible.all().item()) == ((0, 3), True)
     found, eligible = scanned_topk(queries, corpus[:0], 2)
     assert found.rows.tolist() == [[-1, -1]] * 4
+
+
+@pytest.mark.parametrize("groups", [1, 4, 40])
+def test_groups_of_blocks_change_nothing(groups, monkeypatch):
+    monkeypatch.setattr(scanned_module.screened, "GROUPS", groups)
+    queries, corpus = make("clustered", 9000, 16, 9, torch.float32)
+    for k in (1, 10, 100):
+        assert_exact(queries, corpus, k)
 
 
 def test_an_unsound_bound_is_caught(monkeypatch):
