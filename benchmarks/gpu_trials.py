@@ -123,8 +123,8 @@ def _backend(machine: Machine) -> str:
 
 
 STAGES = (
-    "code_rows", "scan_rows", "block_max", "block_thresholds", "block_candidates", "recheck",
-    "rescore",
+    "code_rows", "scan_rows", "block_max", "block_thresholds", "best_rows", "block_candidates",
+    "recheck", "rescore",
 )  # fmt: skip
 
 

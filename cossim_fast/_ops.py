@@ -212,13 +212,16 @@ def _(rows: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return found
 
 
+scan_error = topk_ops.scan_error
+
+
 @torch.library.custom_op("cossim_fast::scan_rows", mutates_args=())
 def scan_rows(queries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Block maxima (q, blocks) float32 and eligibility (n,) bool of rows (n, d) as they are.
 
     The largest estimate of <z, x> / |x| (0 for a row of zeros) over each 64 rows, for each z of the
     queries (q, d): float32 of at most 11 significant bits, finite, |z| <= 2. An estimate is off by
-    `_cpu.topk_ops.scan_error` |z| at most. Rows that are not finite are not eligible and take no
+    `scan_error` |z| at most. Rows that are not finite are not eligible and take no
     part; a block without any other gives -inf.
     """
     _checks.scanned_rows(queries, rows)
@@ -273,41 +276,45 @@ def _(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | None) -> T
 @torch.library.custom_op("cossim_fast::block_thresholds", mutates_args=())
 def block_thresholds(
     maxima: Tensor, query_terms: Tensor, block_terms: Tensor, k: int, groups: int
-) -> Tensor:
-    """A lower bound (n,) float32 on the k-th best cosine of each query, -inf if none is known.
+) -> tuple[Tensor, Tensor]:
+    """A lower bound (n,) float32 on the k-th best cosine of each query, and k blocks (n, k) int64.
 
     maxima (n, blocks) is what block_max gives; query_terms (4, n) float32 are the scale, residual,
     norm and offset of the queries, block_terms (3, blocks) the scale, residual and radius of the
-    blocks, as in `_cpu.topk_ops.cosine_bounds`. The k-th largest of the best lower bounds of
-    ``groups`` >= k groups, block b in group b % groups: k groups hold k different rows.
+    blocks, as in `_cpu.topk_ops.cosine_bounds`. The bound is the k-th largest of the best lower
+    bounds of ``groups`` >= k groups, block b in group b % groups: k groups hold k different rows.
+    The blocks are different ones whose lower bounds reach it. -inf and -1 where there are fewer.
     """
     _checks.block_thresholds(maxima, query_terms, block_terms, k, groups)
     return topk_ops.block_thresholds(maxima, query_terms, block_terms, k, groups)
 
 
 @block_thresholds.register_fake
-def _(maxima: Tensor, *rest: Any) -> Tensor:
+def _(maxima: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     _checks.block_thresholds(maxima, *rest)
-    return maxima.new_empty(maxima.shape[:1], dtype=torch.float32)
+    n, k = maxima.shape[0], rest[2]
+    bound = maxima.new_empty((n,), dtype=torch.float32)
+    return bound, maxima.new_empty((n, k), dtype=torch.int64)
 
 
 @block_thresholds.register_kernel("cuda")
-def _(*arguments: Any) -> Tensor:
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     from cossim_fast.kernels.thresholds import launch_block_thresholds  # noqa: PLC0415
 
     _checks.block_thresholds(*arguments)
-    out: Tensor = launch_block_thresholds(*arguments)
-    return out
+    found: tuple[Tensor, Tensor] = launch_block_thresholds(*arguments)
+    return found
 
 
 @torch.library.custom_op("cossim_fast::block_candidates", mutates_args=())
 def block_candidates(
     maxima: Tensor, query_terms: Tensor, block_terms: Tensor, thresholds: Tensor, capacity: int
 ) -> tuple[Tensor, Tensor]:
-    """The number (n,) int32 of blocks whose upper bound reaches the query's threshold, and a list.
+    """The number (1,) int32 of pairs whose upper bound reaches the query's threshold, and a list.
 
-    The lists (n, capacity) hold block numbers in any order, -1 where unused. The number counts on
-    past ``capacity``: a query that overflows is asked for again, with room for its number.
+    A pair of a query and a block is block * n + query, so that sorted pairs of one block are
+    neighbours. The list (capacity,) int32 is in any order, 2^31 - 1 where unused. The number counts
+    on past ``capacity``: what overflows is asked for again, with room for its number.
     """
     _checks.block_candidates(maxima, query_terms, block_terms, thresholds, capacity)
     return topk_ops.block_candidates(maxima, query_terms, block_terms, thresholds, capacity)
@@ -316,9 +323,8 @@ def block_candidates(
 @block_candidates.register_fake
 def _(maxima: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     _checks.block_candidates(maxima, *rest)
-    n, capacity = maxima.shape[0], rest[-1]
-    counts = maxima.new_empty((n,), dtype=torch.int32)
-    return counts, maxima.new_empty((n, capacity), dtype=torch.int32)
+    count = maxima.new_empty((1,), dtype=torch.int32)
+    return count, maxima.new_empty((rest[-1],), dtype=torch.int32)
 
 
 @block_candidates.register_kernel("cuda")
@@ -333,34 +339,64 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("cossim_fast::recheck", mutates_args=())
 def recheck(
     queries: Tensor, corpus: Tensor, query_terms: Tensor, block_terms: Tensor, thresholds: Tensor,
-    query_index: Tensor, block_index: Tensor, block: int, eligible: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """Which rows (p, block) bool of the pairs' blocks may be among the best of the pairs' queries.
+    pairs: Tensor, block: int, eligible: Tensor | None, capacity: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The number (n,) int32 of rows of its pairs' blocks that reach each query's threshold, lists.
 
-    queries and corpus are the codes that block_max took; a row stays if it is eligible and its own
-    upper bound reaches thresholds[query_index].
+    queries and corpus are the codes that block_max took, pairs (p,) int32 different ones as
+    block_candidates lists them; a row counts if it is eligible and its own upper bound reaches its
+    query's threshold. The lists (n, capacity) int64 are in any order, -1 where unused; the number
+    counts on past ``capacity``.
     """
     arguments = (
-        queries, corpus, query_terms, block_terms, thresholds, query_index, block_index, block,
-        eligible,
+        queries, corpus, query_terms, block_terms, thresholds, pairs, block, eligible, capacity
     )  # fmt: skip
     _checks.recheck(*arguments)
     return topk_ops.recheck(*arguments)
 
 
 @recheck.register_fake
-def _(queries: Tensor, *rest: Any) -> Tensor:
+def _(queries: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     _checks.recheck(queries, *rest)
-    query_index, block = rest[4], rest[6]
-    return queries.new_empty((query_index.shape[0], block), dtype=torch.bool)
+    n, capacity = queries.shape[0], rest[-1]
+    counts = queries.new_empty((n,), dtype=torch.int32)
+    return counts, queries.new_empty((n, capacity), dtype=torch.int64)
 
 
 @recheck.register_kernel("cuda")
-def _(*arguments: Any) -> Tensor:
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     from cossim_fast.kernels.recheck import launch_recheck  # noqa: PLC0415
 
     _checks.recheck(*arguments)
-    out: Tensor = launch_recheck(*arguments)
+    found: tuple[Tensor, Tensor] = launch_recheck(*arguments)
+    return found
+
+
+@torch.library.custom_op("cossim_fast::best_rows", mutates_args=())
+def best_rows(
+    queries: Tensor, corpus: Tensor, pairs: Tensor, block: int, eligible: Tensor | None
+) -> Tensor:
+    """The eligible row of each pair's block with the largest product of codes: (p,) int64.
+
+    queries, corpus and pairs are those of recheck. Of equal products the first row's counts; -1
+    where there is no pair or no such row.
+    """
+    _checks.best_rows(queries, corpus, pairs, block, eligible)
+    return topk_ops.best_rows(queries, corpus, pairs, block, eligible)
+
+
+@best_rows.register_fake
+def _(queries: Tensor, corpus: Tensor, pairs: Tensor, *rest: Any) -> Tensor:
+    _checks.best_rows(queries, corpus, pairs, *rest)
+    return pairs.new_empty(pairs.shape, dtype=torch.int64)
+
+
+@best_rows.register_kernel("cuda")
+def _(*arguments: Any) -> Tensor:
+    from cossim_fast.kernels.recheck import launch_best_rows  # noqa: PLC0415
+
+    _checks.best_rows(*arguments)
+    out: Tensor = launch_best_rows(*arguments)
     return out
 
 

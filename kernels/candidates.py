@@ -6,12 +6,12 @@ import triton.language as tl
 
 from .configs import TileConfig, choose_config, current_arch
 from .launch import cost, on_device
-from .tiles import cosine_bounds, load_block_terms, load_query_terms
+from .tiles import NO_PAIR, cosine_bounds, load_block_terms, load_query_terms
 
 
 def _metadata(grid, kernel, args):
     n, blocks = args["N"], args["BLOCKS"]
-    return cost("block_candidates", 4 * n * blocks + 12 * blocks + 24 * n, flops32=13 * n * blocks)
+    return cost("block_candidates", 4 * n * blocks + 12 * blocks + 20 * n, flops32=13 * n * blocks)
 
 
 @triton.jit(launch_metadata=_metadata)
@@ -20,23 +20,22 @@ def _block_candidates_kernel(
     query_terms_ptr,  # (4, N) float32, contiguous
     block_terms_ptr,  # (3, BLOCKS) float32, contiguous
     threshold_ptr,  # (N,) float32, contiguous
-    count_ptr,  # (N,) int32, contiguous, zeros
-    out_ptr,  # (N, CAPACITY) int32
+    count_ptr,  # (1,) int32, zero
+    pair_ptr,  # (CAPACITY,) int32, contiguous
     N,
     BLOCKS,
     CAPACITY,
     stride_mn,
     stride_mb,
-    stride_on,
-    stride_oc,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Append to each query's list the blocks whose upper bound reaches its threshold.
+    """Append the pairs of a query and a block whose upper bound reaches the query's threshold.
 
-    Owns BLOCK_N queries and BLOCK_M blocks. A hit takes its place from the query's counter, which
-    runs on past CAPACITY, and is written if the place exists; the order within a list is free.
-    Moves the N BLOCKS maxima once, 4 bytes and one atomic a hit; 13 operations a maximum.
+    Owns BLOCK_N queries and BLOCK_M blocks. Its hits take their places from the counter at once,
+    one atomic a tile, and are written if the places exist; the counter runs on past CAPACITY. The
+    order of the list is free.
+    Moves the N BLOCKS maxima once and 4 bytes a hit; 13 operations a maximum.
     """
     tiles_b = tl.cdiv(BLOCKS, BLOCK_M)
     program = tl.program_id(0)
@@ -60,13 +59,15 @@ def _block_candidates_kernel(
     threshold = tl.load(threshold_ptr + row, mask=row_mask, other=float("inf"))
     # A threshold of -inf asks for every block that holds a row, and for no other.
     hit = mask & (product != lowest) & (upper >= threshold[:, None])
-    # Most tiles hold none, and reading the maxima leaves few instructions a score to spare.
-    if tl.max(hit.to(tl.int32)) > 0:
-        counter = count_ptr + tl.broadcast_to(row[:, None], (BLOCK_N, BLOCK_M))
-        place = tl.atomic_add(counter, 1, mask=hit, sem="relaxed")
-        out = out_ptr + row[:, None] * stride_on + place.to(tl.int64) * stride_oc
-        number = tl.broadcast_to(block[None, :].to(tl.int32), (BLOCK_N, BLOCK_M))
-        tl.store(out, number, mask=hit & (place < CAPACITY))
+    hits = tl.sum(hit.to(tl.int32), axis=1)
+    total = tl.sum(hits, axis=0)
+    # Reading the maxima leaves few instructions a score to spare.
+    if total > 0:
+        first = tl.atomic_add(count_ptr, total, sem="relaxed")
+        before = tl.cumsum(hits, axis=0) - hits
+        place = first + before[:, None] + tl.cumsum(hit.to(tl.int32), axis=1) - 1
+        pair = block[None, :] * N + row[:, None]
+        tl.store(pair_ptr + place, pair.to(tl.int32), mask=hit & (place < CAPACITY))
 
 
 def launch_block_candidates(
@@ -77,16 +78,16 @@ def launch_block_candidates(
     capacity: int,
     config: TileConfig | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the number (n,) of blocks that reach the threshold, and the first of them found.
+    """Return the number (1,) int32 of pairs that reach the threshold, and the first of them found.
 
-    The lists (n, capacity) are int32 block numbers in any order, -1 where unused. A number above
-    ``capacity`` says that the list is cut: ask again for that query, with room for all.
+    The list (capacity,) holds block * n + query in int32, in any order, 2^31 - 1 where unused. A
+    number above ``capacity`` says that the list is cut: ask again, with room for all.
     """
     n, blocks = maxima.shape
-    counts = maxima.new_zeros((n,), dtype=torch.int32)
-    found = maxima.new_empty((n, capacity), dtype=torch.int32).fill_(-1)
+    count = maxima.new_zeros((1,), dtype=torch.int32)
+    pairs = maxima.new_empty((capacity,), dtype=torch.int32).fill_(NO_PAIR.value)
     if maxima.numel() == 0:
-        return counts, found
+        return count, pairs
     with on_device(maxima):
         config = config or choose_config("block_candidates", maxima.dtype, 0, current_arch())
         tiles = triton.cdiv(n, config.block_n) * triton.cdiv(blocks, config.block_m)
@@ -95,15 +96,14 @@ def launch_block_candidates(
             query_terms.contiguous(),
             block_terms.contiguous(),
             thresholds.contiguous(),
-            counts,
-            found,
+            count,
+            pairs,
             n,
             blocks,
             capacity,
             *maxima.stride(),
-            *found.stride(),
             BLOCK_N=config.block_n,
             BLOCK_M=config.block_m,
             **config.options(),
         )
-    return counts, found
+    return count, pairs

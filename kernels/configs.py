@@ -236,7 +236,7 @@ def choose_config(
         # for loads of 16 bytes a thread in the one, few terms to load in a loop in the other.
         tile = (8, 256) if kernel == "group_bounds" else (4, 512)
         return TileConfig(*tile, num_warps=4, fuse=False)
-    if kernel == "recheck":
+    if kernel in ("recheck", "best_rows"):
         return replace(_RECHECK[family][dtype != torch.int8], fuse=False)
     descriptors = descriptors and family in ("wgmma", "tcgen05")
     if kernel in ("block_max", "block_max_few"):

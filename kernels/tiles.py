@@ -7,6 +7,8 @@ import triton.language as tl
 # squared: below, squares become subnormal and lose bits; above, sums of products overflow.
 SMALLEST_SQUARE = tl.constexpr(2.0**-100)
 LARGEST_SQUARE = tl.constexpr(2.0**100)
+# No pair, in a list of pairs block * n + query in int32: the largest number, so that it sorts last.
+NO_PAIR = tl.constexpr(2**31 - 1)
 
 
 @triton.jit

@@ -119,7 +119,7 @@ def bound_terms(
             )
 
 
-def per_query(name: str, values: Tensor, queries: Tensor, dtype: torch.dtype) -> None:
+def query_values(name: str, values: Tensor, queries: Tensor, dtype: torch.dtype) -> None:
     """Check values of which each query has one."""
     if values.shape != queries.shape[:1] or values.dtype != dtype:
         raise ValueError(
@@ -153,19 +153,43 @@ def block_candidates(
     """Check the arguments of the list of candidate blocks."""
     block_maxima(maxima)
     bound_terms(maxima.shape[0], maxima.shape[1], query_terms, block_terms, thresholds)
+    at_least_one(capacity)
+    if maxima.shape[0] * maxima.shape[1] >= 2**31:
+        raise ValueError(
+            "expected less than 2^31 maxima, whose pairs fit int32, "
+            f"got {tuple(maxima.shape)}; pass fewer queries at once"
+        )
+
+
+def at_least_one(capacity: int) -> None:
+    """Check the length of a list that an op fills."""
     if capacity < 1:
         raise ValueError(f"expected a capacity of at least 1, got {capacity}")
 
 
 def recheck(
     queries: Tensor, corpus: Tensor, query_terms: Tensor, block_terms: Tensor, thresholds: Tensor,
-    query_index: Tensor, block_index: Tensor, block: int, eligible: Tensor | None,
+    pairs: Tensor, block: int, eligible: Tensor | None, capacity: int,
 ) -> None:  # fmt: skip
     """Check the arguments of the row-by-row check of candidate blocks."""
-    screen(queries, corpus, block, eligible)
+    best_rows(queries, corpus, pairs, block, eligible)
     blocks = (corpus.shape[0] + block - 1) // block
     bound_terms(queries.shape[0], blocks, query_terms, block_terms, thresholds)
-    pairs(query_index, block_index)
+    at_least_one(capacity)
+
+
+def best_rows(
+    queries: Tensor, corpus: Tensor, pairs: Tensor, block: int, eligible: Tensor | None
+) -> None:
+    """Check the arguments of the choice of one row of each candidate block."""
+    screen(queries, corpus, block, eligible)
+    if block == 1:
+        raise ValueError("expected a block of 32 or 64 rows, got 1, whose pairs are rows")
+    if pairs.dim() != 1 or pairs.dtype != torch.int32:
+        raise ValueError(
+            "expected pairs of shape (p,) and dtype torch.int32, "
+            f"got {tuple(pairs.shape)} and {pairs.dtype}"
+        )
 
 
 def pairs(query_index: Tensor, other_index: Tensor) -> None:

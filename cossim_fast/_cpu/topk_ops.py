@@ -13,6 +13,7 @@ CODE_WIDTH = 16  # codes of a row are padded to a multiple: kernels read full ve
 # [numbers] Coded at a time: 256 MB in float64, a few times.
 CODED_AT_ONCE = 1 << 25
 
+NO_PAIR = 2**31 - 1  # in a list of pairs, block * n + query in int32: none
 QUERIES_AT_ONCE = 256
 BLOCKS_AT_ONCE = 64
 # Errors of the float32 evaluation of a bound, see `cosine_bounds`.
@@ -156,63 +157,107 @@ def _all_bounds(
 
 def block_thresholds(
     maxima: Tensor, query_terms: Tensor, block_terms: Tensor, k: int, groups: int
-) -> Tensor:
-    """The k-th largest of the best lower bounds of groups of blocks, b in group b % groups."""
+) -> tuple[Tensor, Tensor]:
+    """The k-th largest of the best lower bounds of groups, and k blocks that reach it."""
     n, blocks = maxima.shape
     groups = min(groups, blocks)
     out = maxima.new_full((n,), -torch.inf, dtype=torch.float32)
+    chosen = maxima.new_full((n, k), -1, dtype=torch.int64)
     if k > groups:
-        return out
+        return out, chosen
     for start in range(0, n, QUERIES_AT_ONCE):
+        some = slice(start, start + QUERIES_AT_ONCE)
         lower, _ = _all_bounds(maxima, query_terms, block_terms, start)
         lower = lower.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         lower = torch.nn.functional.pad(lower, (0, -blocks % groups), value=-torch.inf)
-        best = lower.view(lower.shape[0], -1, groups).amax(1)
-        out[start : start + QUERIES_AT_ONCE] = best.topk(k, sorted=False).values.amin(1)
-    return out
+        best, stride = lower.view(lower.shape[0], -1, groups).max(1)
+        largest, group = best.topk(k, sorted=False)
+        out[some] = largest.amin(1)
+        block = stride.gather(1, group) * groups + group
+        chosen[some] = block.masked_fill_(largest == -torch.inf, -1)
+    return out, chosen
 
 
 def block_candidates(
     maxima: Tensor, query_terms: Tensor, block_terms: Tensor, thresholds: Tensor, capacity: int
 ) -> tuple[Tensor, Tensor]:
-    """How many blocks reach the threshold, and the first of them."""
+    """How many pairs of a query and a block reach the threshold, and the first of them."""
     n = maxima.shape[0]
-    counts = maxima.new_zeros((n,), dtype=torch.int32)
-    found = maxima.new_full((n, capacity), -1, dtype=torch.int32)
+    found = [maxima.new_empty((0,), dtype=torch.int32)]
     for start in range(0, n, QUERIES_AT_ONCE):
         some = slice(start, start + QUERIES_AT_ONCE)
         _, upper = _all_bounds(maxima, query_terms, block_terms, start)
         hit = (upper >= thresholds[some, None]) & (maxima[some] != lowest(maxima.dtype))
-        counts[some] = hit.sum(1)
         row, block = hit.nonzero(as_tuple=True)
-        place = hit.cumsum(1)[row, block] - 1
-        fits = place < capacity
-        found[start + row[fits], place[fits]] = block[fits].int()
-    return counts, found
+        found.append((block * n + row + start).int())
+    every = torch.cat(found)
+    pairs = every.new_full((capacity,), NO_PAIR)
+    pairs[: every.numel()] = every[:capacity]
+    return every.new_full((1,), every.numel()), pairs
+
+
+def _pair_products(
+    queries: Tensor, corpus: Tensor, pairs: Tensor, block: int, eligible: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Products (p, block) of pairs and the rows of their blocks, lowest where there is no row.
+
+    And the query and the block (p,) of each pair.
+    """
+    m = corpus.shape[0]
+    integer = queries.dtype == torch.int8
+    wide = torch.float64 if integer else torch.float32
+    query, number = pairs.long() % queries.shape[0], pairs.long() // queries.shape[0]
+    row = number[:, None] * block + torch.arange(block, device=queries.device)
+    keep = row < m
+    row = row.clamp_max(m - 1)
+    if eligible is not None:
+        keep &= eligible[row]
+    rows = corpus[row].to(wide)
+    product = _products.bmm(rows, queries[query].to(wide)[:, :, None]).squeeze(2)
+    product = product.to(torch.int32 if integer else wide)
+    return product.masked_fill_(~keep, lowest(product.dtype)), query, number
 
 
 def recheck(
     queries: Tensor, corpus: Tensor, query_terms: Tensor, block_terms: Tensor, thresholds: Tensor,
-    query_index: Tensor, block_index: Tensor, block: int, eligible: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """Which rows of the pairs' blocks are eligible and reach the threshold of the pair's query."""
-    m = corpus.shape[0]
-    integer = queries.dtype == torch.int8
-    wide = torch.float64 if integer else torch.float32
-    out = queries.new_empty((query_index.numel(), block), dtype=torch.bool)
-    for start in range(0, query_index.numel(), BLOCKS_AT_ONCE):
-        some = slice(start, start + BLOCKS_AT_ONCE)
-        query, number = query_index[some], block_index[some]
-        row = number[:, None] * block + torch.arange(block, device=queries.device)
-        keep = row < m
-        row = row.clamp_max(m - 1)
-        if eligible is not None:
-            keep &= eligible[row]
-        rows = corpus[row].to(wide)
-        product = _products.bmm(rows, queries[query].to(wide)[:, :, None]).squeeze(2)
-        product = product.to(torch.int32) if integer else product
+    pairs: Tensor, block: int, eligible: Tensor | None, capacity: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """How many rows of its pairs' blocks reach each query's threshold, and the first of them."""
+    n = queries.shape[0]
+    none = torch.empty(0, dtype=torch.int64, device=queries.device)
+    found = [(none, none)]
+    for some in pairs[pairs != NO_PAIR].split(BLOCKS_AT_ONCE):
+        product, query, number = _pair_products(queries, corpus, some, block, eligible)
         terms = query_terms[:, query, None], block_terms[:, number, None]
-        out[some] = keep & (cosine_bounds(product, *terms)[1] >= thresholds[query, None])
+        _, upper = cosine_bounds(product, *terms)
+        reached = (upper >= thresholds[query, None]) & (product != lowest(product.dtype))
+        pair, lane = reached.nonzero(as_tuple=True)
+        found.append((query[pair], number[pair] * block + lane))
+    query, row = (torch.cat(part) for part in zip(*found, strict=True))
+    order = query.argsort(stable=True)
+    query, row = query[order], row[order]
+    counts = query.bincount(minlength=n)
+    place = torch.arange(query.numel(), device=query.device) - (counts.cumsum(0) - counts)[query]
+    fits = place < capacity
+    rows = row.new_full((n, capacity), -1)
+    rows[query[fits], place[fits]] = row[fits]
+    return counts.int(), rows
+
+
+def best_rows(
+    queries: Tensor, corpus: Tensor, pairs: Tensor, block: int, eligible: Tensor | None
+) -> Tensor:
+    """The row of each pair's block with the largest product of codes, -1 if there is none."""
+    out = pairs.new_full(pairs.shape, -1, dtype=torch.int64)
+    for place in (pairs != NO_PAIR).nonzero().squeeze(1).split(BLOCKS_AT_ONCE):
+        product, _, number = _pair_products(queries, corpus, pairs[place], block, eligible)
+        nothing = lowest(product.dtype)
+        if product.is_floating_point():
+            product = product.nan_to_num_(nan=nothing, posinf=torch.inf, neginf=nothing)
+        largest = product.amax(1, keepdim=True)
+        lane = (product == largest).int().argmax(1)
+        row = number * block + lane
+        out[place] = row.masked_fill_(largest.squeeze(1) == nothing, -1)
     return out
 
 

@@ -11,7 +11,7 @@ from cossim_fast.kernels.candidates import launch_block_candidates
 from cossim_fast.kernels.configs import TileConfig, choose_config
 from cossim_fast.kernels.pairwise import launch_pairwise_fwd
 from cossim_fast.kernels.pairwise_backward import launch_pairwise_bwd
-from cossim_fast.kernels.recheck import launch_recheck
+from cossim_fast.kernels.recheck import launch_best_rows, launch_recheck
 from cossim_fast.kernels.rowwise import launch_rowwise_fwd
 from cossim_fast.kernels.softmax_sums import launch_softmax_sums
 from cossim_fast.kernels.softmax_weights import launch_softmax_weights
@@ -172,14 +172,16 @@ def test_selection_reports_bytes_and_operations_too():
         terms = torch.zeros(4, n), torch.zeros(3, blocks)
         launch_block_thresholds(maxima, *terms, 10, 1024)
         launch_block_candidates(maxima, *terms, reach, 256)
-        codes, index = torch.zeros(64, d, dtype=torch.int8), torch.zeros(pairs, dtype=torch.int64)
-        launch_recheck(codes[:n], codes, terms[0], terms[1][:, :1], reach, index, index)
+        codes, listed = torch.zeros(64, d, dtype=torch.int8), torch.zeros(pairs, dtype=torch.int32)
+        launch_recheck(codes[:n], codes, terms[0], terms[1][:, :1], reach, listed, 64, None, 9)
+        launch_best_rows(codes[:n], codes, listed, 64, None)
     cost = {launch.name: launch.cost for launch in launches}
-    # Maxima in; what each query and each block is bounded by; groups or counters out.
+    # Maxima in; what each query and each block is bounded by; groups out, a bound and a block each.
     read = 4 * n * blocks + 12 * blocks + 16 * n
-    assert cost["_group_bounds_kernel"]["bytes"] == read + 4 * n * 1024
-    assert cost["_block_candidates_kernel"]["bytes"] == read + 8 * n
-    assert cost["_recheck_kernel"]["bytes"] == pairs * (64 * d + d + 64 + 16)
+    assert cost["_group_bounds_kernel"]["bytes"] == read + 8 * n * 1024
+    assert cost["_block_candidates_kernel"]["bytes"] == read + 4 * n
+    assert cost["_recheck_kernel"]["bytes"] == pairs * (64 * d + d + 4)
+    assert cost["_best_rows_kernel"]["bytes"] == pairs * (64 * d + d + 4 + 8)
     assert cost["_recheck_kernel"]["flops8"] == 2 * pairs * 64 * d
 
 

@@ -332,6 +332,24 @@ MUTANTS = [
     ),
     (
         Mutant(
+            "queries of a tile share places",
+            "candidates",
+            "first + before[:, None] + tl.cumsum",
+            "first + tl.cumsum",
+        ),
+        lambda load: screening.check_block_candidates(load, 300),
+    ),
+    (
+        Mutant(
+            "the block of another stride",
+            "thresholds",
+            "best = tl.where(larger, first, best)",
+            "best = tl.where(larger, first + GROUPS, best)",
+        ),
+        screening.check_block_thresholds,
+    ),
+    (
+        Mutant(
             "a bound that meets the threshold is dropped",
             "candidates",
             "upper >= threshold",
@@ -361,10 +379,46 @@ MUTANTS = [
         Mutant(
             "one pair past the last rechecked",
             "recheck",
-            "in_list = pair < P",
-            "in_list = pair <= P",
+            "mask=place < P, other=NO_PAIR",
+            "mask=place <= P, other=NO_PAIR",
         ),
         screening.check_recheck,
+    ),
+    (
+        Mutant(
+            "one row past the capacity",
+            "recheck",
+            "slot < CAPACITY",
+            "slot <= CAPACITY",
+        ),
+        lambda load: screening.check_recheck(load, capacity=7),
+    ),
+    (
+        Mutant(
+            "rows in the list of another query",
+            "recheck",
+            "out_ptr + query[None, :] * stride_on",
+            "out_ptr + (query[None, :] ^ 1) * stride_on",
+        ),
+        screening.check_recheck,
+    ),
+    (
+        Mutant(
+            "the row after the best",
+            "recheck",
+            "tl.where(product == largest[None, :], lane, BLOCK)",
+            "tl.where(product == largest[None, :], lane + 1, BLOCK)",
+        ),
+        screening.check_best_rows,
+    ),
+    (
+        Mutant(
+            "a row where there is none",
+            "recheck",
+            "found = present & (largest != lowest)",
+            "found = present",
+        ),
+        screening.check_best_rows,
     ),
     (
         Mutant(

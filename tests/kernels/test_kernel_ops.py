@@ -26,7 +26,7 @@ ROWWISE = ["_rowwise_fwd_kernel", "_rowwise_bwd_kernel"]
 PAIRWISE_FWD = ["_row_norm_kernel", "_pairwise_fwd_kernel", "_pairwise_fwd_scaled_kernel"]
 SCREEN = [
     "_block_max_kernel", "_rescore_kernel", "_group_bounds_kernel", "_block_candidates_kernel",
-    "_recheck_kernel", "_code_rows_kernel", "_scan_rows_kernel",
+    "_recheck_kernel", "_best_rows_kernel", "_code_rows_kernel", "_scan_rows_kernel",
 ]  # fmt: skip
 PAIRWISE_BWD = [
     "_row_norm_kernel",
@@ -184,13 +184,15 @@ def selection_arguments() -> dict:
     """Arguments of the other ops of a search."""
     s = screening.example()
     terms, reach = (s.query_terms, s.block_terms), torch.zeros(len(s.queries))
-    index = torch.tensor([0, 1, 4])
+    n = len(s.queries)
+    pairs = torch.tensor([2 * n, 3 * n + 1, 6 * n + 4], dtype=torch.int32)
     return {
         "block_thresholds": (s.maxima, *terms, 3, 16),
         "block_candidates": (s.maxima, *terms, reach, 5),
         "recheck": (
-            s.query_codes, s.corpus_codes, *terms, reach, index, index + 2, 64, s.eligible
+            s.query_codes, s.corpus_codes, *terms, reach, pairs, 64, s.eligible, 7
         ),
+        "best_rows": (s.query_codes, s.corpus_codes, pairs, 64, s.eligible),
         "code_rows": (s.corpus, torch.zeros(s.corpus.shape[1])),
         "scan_rows": (torch.zeros(3, s.corpus.shape[1]), s.corpus),
     }  # fmt: skip

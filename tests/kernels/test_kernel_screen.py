@@ -40,7 +40,7 @@ def test_thresholds_of_few_blocks_and_of_many(m):
 
 
 @SCREENS
-@pytest.mark.parametrize("capacity", [1, 7, 20, 300])
+@pytest.mark.parametrize("capacity", [1, 20, 300])
 def test_candidates_are_counted_past_the_capacity(dtype, capacity):
     screening.check_block_candidates(kernels, capacity, dtype)
 
@@ -52,6 +52,18 @@ def test_recheck_keeps_what_may_be_among_the_best(dtype, block, pairs, d):
     screening.check_recheck(kernels, dtype, block, max(pairs, 8), d)
 
 
+@pytest.mark.parametrize("capacity", [1, 7, 1403])
+def test_rows_in_reach_are_counted_past_the_capacity(capacity):
+    screening.check_recheck(kernels, capacity=capacity)
+
+
+@SCREENS
+@pytest.mark.parametrize("block", [32, 64])
+@pytest.mark.parametrize(("pairs", "d"), [(77, 67), (8, 300), (16, 16)])
+def test_the_best_row_of_a_block(dtype, block, pairs, d):
+    screening.check_best_rows(kernels, dtype, block, pairs, d)
+
+
 def test_nothing_to_do():
     coded = kernels("code_rows").launch_code_rows(
         torch.ones(0, 5, device=DEVICE), torch.ones(5, device=DEVICE)
@@ -59,12 +71,17 @@ def test_nothing_to_do():
     assert [tuple(t.shape) for t in coded] == [(0, 16), (3, 0), (0,)]
     terms = torch.zeros(4, 3, device=DEVICE), torch.zeros(3, 0, device=DEVICE)
     maxima = torch.zeros(3, 0, dtype=torch.int32, device=DEVICE)
-    reach = kernels("thresholds").launch_block_thresholds(maxima, *terms, 1, 4)
+    reach, blocks = kernels("thresholds").launch_block_thresholds(maxima, *terms, 2, 4)
     assert reach.tolist() == [-torch.inf] * 3
-    counts, found = kernels("candidates").launch_block_candidates(maxima, *terms, reach, 2)
-    assert counts.tolist() == [0, 0, 0]
-    assert found.tolist() == [[-1, -1]] * 3
-    none = torch.empty(0, dtype=torch.int64, device=DEVICE)
+    assert blocks.tolist() == [[-1, -1]] * 3
+    count, pairs = kernels("candidates").launch_block_candidates(maxima, *terms, reach, 2)
+    assert count.tolist() == [0]
+    assert pairs.tolist() == [topk_ops.NO_PAIR] * 2
     codes = torch.zeros(3, 16, dtype=INT8, device=DEVICE)
-    got = kernels("recheck").launch_recheck(codes, codes[:0], *terms, reach, none, none)
-    assert got.shape == (0, 64)
+    recheck = kernels("recheck")
+    for some in (pairs[:0], pairs):
+        counts, rows = recheck.launch_recheck(codes, codes[:0], *terms, reach, some, 64, None, 2)
+        assert counts.tolist() == [0, 0, 0]
+        assert rows.tolist() == [[-1, -1]] * 3
+        best = recheck.launch_best_rows(codes, codes[:0], some, 64, None)
+        assert best.tolist() == [-1] * len(some)

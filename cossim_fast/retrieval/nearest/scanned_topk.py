@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks, _ops
-from cossim_fast._cpu.topk_ops import scan_error
 from cossim_fast._score.exact import round_up, widened
 from cossim_fast.retrieval.nearest import screened_topk as screened
 from cossim_fast.retrieval.nearest.screened_topk import BLOCK, Screened
@@ -118,7 +117,7 @@ def scan_factors(queries: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor]:
     factors = ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
     near = factors.double()
     missed, size = (torch.linalg.vector_norm(x, dim=1) for x in (unit - near, near))
-    margins = round_up(missed + scan_error(queries.shape[1], stored) * size) + 2.0**-21
+    margins = round_up(missed + _ops.scan_error(queries.shape[1], stored) * size) + 2.0**-21
     return factors, margins.masked_fill(~norms.isfinite(), torch.nan)
 
 

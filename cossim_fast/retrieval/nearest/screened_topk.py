@@ -1,11 +1,24 @@
 """Exact top-k on one device: screen by codes, drop blocks by proven bounds, rescore the rest.
 
 It calls registered ops only, so CUDA tensors run kernels, and CPU tensors the ops' CPU bodies.
+
+The stages of a pass over n queries, after the block maxima; none waits for the device:
+
+1. the k-th best lower bound of the blocks, and k blocks that reach it (`block_thresholds`);
+2. the best row of each of these (`best_rows`), scored: the least score is the threshold;
+3. the pairs of a query and a block that reach it, in one list, sorted (`block_candidates`);
+4. the rows of these blocks that reach it, a list for each query, sorted (`recheck`, `rescore`);
+5. one stable sort by score, which leaves equal scores in the order of rows.
+
+The lists have a length that is chosen beforehand. How much was found is read once, when all this is
+under way: the one wait for the device. Where a list was too short, its queries are done again at
+the length that they need, never cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,10 +29,10 @@ from cossim_fast._score.exact import round_up
 
 BLOCK = 64  # rows that share a scale, a residual and a radius
 GROUPS = 1024  # at least, and 4 k: two of the k best blocks rarely fall into one group
-CAPACITY = 256  # candidate blocks a query that the first pass has room for
+CAPACITY = 128  # candidates of a query that there is room for at first, and of a larger k 8 k + 48
 MAXIMA_AT_ONCE = 2**26  # 256 MiB of int32: bounds the queries of one pass
-RECHECKED_AT_ONCE = 2**26  # rows rechecked in one step, of which few are rescored
-ROWS_AT_ONCE = 2**22  # rows rescored in one step
+ROWS_AT_ONCE = 2**22  # rows rescored at once, unused places of lists included
+NO_PAIR = 2**31 - 1  # in a list of pairs
 
 
 class Screened(NamedTuple):
@@ -42,7 +55,7 @@ def screened_topk(
     eligible: Tensor | None = None,
     *,
     floors: Tensor | None = None,
-    capacity: int = CAPACITY,
+    capacity: int | None = None,
 ) -> Screened:
     """Find the k rows of the corpus with the largest score, ties to the smaller row.
 
@@ -60,34 +73,36 @@ def screened_topk(
     - ``eligible`` (n,) bool: False for rows that must not be returned, such as those with NaN;
     - ``floors`` (q,) float32: scores below which a row need not be returned, such as the k-th best
       of rows that were searched before, rounded down; fewer than k rows may come back then. -inf
-      and NaN say nothing.
+      and NaN say nothing;
+    - ``capacity``: room a query for candidates at first, which changes nothing but the time.
 
-    Memory beyond the inputs: block maxima of at most 256 MiB (those of one query if that is more),
-    16 times that where the bounds drop nothing, 2^26 bytes and 16 for each of 2^26 rows at most
-    that pass the recheck, and 2^22 rescored rows.
+    Memory beyond the inputs and the result: block maxima of at most 256 MiB (those of one query if
+    that is more), 100 bytes for each place of the lists, of which there are 2^22 at most, and 8 KiB
+    a query of a pass (32 k bytes if that is more). Where the bounds drop little, 28 bytes for each
+    of the block maxima, or 100 for each row of the corpus if that is more.
 
     Source: Cauchy-Schwarz on the residuals of the codes, derived at `_cpu.topk_ops.cosine_bounds`.
     """
     k = _checks.whole_number("k", k)
     if floors is not None:
-        _checks.per_query("floors", floors, queries, torch.float32)
+        _checks.query_values("floors", floors, queries, torch.float32)
     n, m = queries.shape[0], corpus.shape[0]
-    best = _Best(n, k, queries)
-    thresholds = torch.full((n,), -torch.inf, dtype=torch.float32, device=queries.device)
-    rescored = torch.zeros(n, dtype=torch.int64, device=queries.device)
-    block = _block_rows(m, k, eligible)
-    groups = max(GROUPS, 1 << (4 * k - 1).bit_length())
-
-    def reach(maxima: Tensor, terms: Tensor, bounds: Tensor, some: slice) -> Tensor:
-        found: Tensor = _ops.block_thresholds(maxima, terms, bounds, k, groups)
-        thresholds[some] = found if floors is None else torch.fmax(found, floors[some])
-        return thresholds[some]
-
-    codes = query_codes, query_terms, corpus_codes, block_terms, eligible
-    for query, row, score in _scored(queries, corpus, *codes, block, reach, capacity):
-        rescored.index_add_(0, query, torch.ones_like(query))
-        best.add(query, row, score)
-    return Screened(*best.table(), thresholds, rescored)
+    scores = queries.new_full((n, k), torch.nan, dtype=torch.float64)
+    rows = queries.new_full((n, k), -1, dtype=torch.int64)
+    thresholds = queries.new_full((n,), -torch.inf, dtype=torch.float32)
+    rescored = queries.new_zeros((n,), dtype=torch.int64)
+    screen = _Screen(queries, corpus, query_codes, query_terms, corpus_codes, block_terms, eligible)
+    width = min(max(CAPACITY, 8 * k + 48) if capacity is None else capacity, m)
+    single = screen.blocks < k
+    for some in _passes(n, m if single else screen.blocks, max(width, min(k, m))):
+        part = screen.of(some)
+        reach = part.thresholds(min(k, m), single)
+        thresholds[some] = reach if floors is None else torch.fmax(reach, floors[some])
+        for found in part.rows_in_reach(thresholds[some], width):
+            at = found.query + some.start
+            rescored[at] = found.counts.long()
+            scores[at], rows[at] = _best(found, k)
+    return Screened(scores, rows, thresholds, rescored)
 
 
 def screened_range(
@@ -100,138 +115,170 @@ def screened_range(
     block_terms: Tensor,
     eligible: Tensor | None = None,
     *,
-    capacity: int = CAPACITY,
+    capacity: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find all rows whose score is at least the query's threshold.
 
     Returns queries (p,) int64, rows (p,) int64 and scores (p,) float64, sorted by query, then row.
     ``thresholds`` (q,) are float64; a NaN is reached by no row. The other arguments are those of
-    `screened_topk`, and so is what is needed beyond the result.
+    `screened_topk`, and so is the memory beyond the result.
     """
-    _checks.per_query("thresholds", thresholds, queries, torch.float64)
+    _checks.query_values("thresholds", thresholds, queries, torch.float64)
     # Rounded down, so that what reaches a threshold reaches its float32.
     reach = -round_up(-thresholds)
-    found = [(torch.empty(0, dtype=torch.int64, device=queries.device),) * 2]
-    scores = [torch.empty(0, dtype=torch.float64, device=queries.device)]
-    codes = query_codes, query_terms, corpus_codes, block_terms, eligible
-    for query, row, score in _scored(
-        queries, corpus, *codes, BLOCK, lambda *step: reach[step[-1]], capacity
-    ):
-        kept = score >= thresholds[query]
-        found.append((query[kept], row[kept]))
-        scores.append(score[kept])
-    query, row = (torch.cat(part) for part in zip(*found, strict=True))
-    order = (query * max(1, corpus.shape[0]) + row).argsort()
-    return query[order], row[order], torch.cat(scores)[order]
-
-
-def _scored(
-    queries: Tensor, corpus: Tensor, query_codes: Tensor, query_terms: Tensor,
-    corpus_codes: Tensor, block_terms: Tensor, eligible: Tensor | None, block: int,
-    reach_of: Callable[[Tensor, Tensor, Tensor, slice], Tensor], capacity: int,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
-    """Yield queries, rows and scores of all rows that may reach their query's threshold.
-
-    ``reach_of`` gives the thresholds of a slice of queries from their block maxima and terms. Rows
-    of one query ascend, within what is yielded at once and from one to the next.
-    """
     n, m = queries.shape[0], corpus.shape[0]
-    if block == 1:
-        block_terms = block_terms.repeat_interleave(BLOCK, 1)[:, :m].contiguous()
-    step = max(1, MAXIMA_AT_ONCE // max(1, block_terms.shape[1]))
-    for start in range(0, n, step):
-        some = slice(start, start + step)
-        codes, terms = query_codes[some], query_terms[:, some].contiguous()
-        maxima = _ops.block_max(codes, corpus_codes, block, eligible)
-        reach = reach_of(maxima, terms, block_terms, some)
-        query, number = _candidates(maxima, terms, block_terms, reach, capacity)
-        del maxima
-        # Adjacent pairs of one block share the reading of its codes; rows of a query ascend.
-        order = number.argsort()
-        query, number = query[order], number[order]
-        for first in range(0, query.numel(), RECHECKED_AT_ONCE // block):
-            piece = slice(first, first + RECHECKED_AT_ONCE // block)
-            pair_query, row = query[piece], number[piece]
-            if block > 1:
-                reached = _ops.recheck(codes, corpus_codes, terms, block_terms, reach, pair_query,
-                                     row, block, eligible)  # fmt: skip
-                pair, lane = reached.nonzero(as_tuple=True)
-                pair_query, row = pair_query[pair], row[pair] * block + lane
-            pair_query = pair_query + start
-            for some_query, some_row in zip(
-                pair_query.split(ROWS_AT_ONCE), row.split(ROWS_AT_ONCE), strict=True
-            ):
-                yield some_query, some_row, _ops.rescore(queries, corpus, some_query, some_row)
+    screen = _Screen(queries, corpus, query_codes, query_terms, corpus_codes, block_terms, eligible)
+    width = min(CAPACITY if capacity is None else capacity, m)
+    parts = [(reach.new_empty((0,), dtype=torch.int64), thresholds.new_empty((0,)))]
+    for some in _passes(n, screen.blocks, width):
+        for found in screen.of(some).rows_in_reach(reach[some], width):
+            at = found.query + some.start
+            kept = (found.scores >= thresholds[at, None]) & found.complete[:, None]
+            place = kept.nonzero(as_tuple=True)
+            parts.append((at[place[0]] * m + found.rows[place], found.scores[place]))
+    key, score = (torch.cat(part) for part in zip(*parts, strict=True))
+    # Queries that were done again come after the others.
+    key, order = key.sort()
+    return key // max(m, 1), key % max(m, 1), score[order]
 
 
-def _block_rows(m: int, k: int, eligible: Tensor | None) -> int:
-    """Rows a block: 64, or 1 where fewer than k blocks hold a row that may be returned.
-
-    k different blocks must reach a threshold for it to bound the k-th best row.
-    """
-    if eligible is None:
-        blocks = -(-m // BLOCK)
-    else:
-        padded = torch.nn.functional.pad(eligible, (0, -m % BLOCK))
-        blocks = int(padded.view(-1, BLOCK).any(1).sum())
-    return BLOCK if blocks >= k else 1
+def _passes(n: int, columns: int, width: int) -> Iterator[slice]:
+    """Slices of n queries whose maxima and whose lists are of bounded size."""
+    step = max(1, min(MAXIMA_AT_ONCE // max(columns, 1), ROWS_AT_ONCE // max(width, 1)))
+    # Without rows there is nothing to find.
+    for start in range(0, n if columns else 0, step):
+        yield slice(start, min(start + step, n))
 
 
-def _candidates(
-    maxima: Tensor, query_terms: Tensor, block_terms: Tensor, thresholds: Tensor, capacity: int
-) -> tuple[Tensor, Tensor]:
-    """All (query, block) whose upper bound reaches the threshold: two lists of one length.
+class _Found(NamedTuple):
+    """Rows that may reach their queries' thresholds, w places a query."""
 
-    Queries with more than ``capacity`` of them are asked again at their exact number, never cut.
-    """
-    counts, blocks = _ops.block_candidates(maxima, query_terms, block_terms, thresholds, capacity)
-    most = int(counts.max()) if counts.numel() else 0
-    place = torch.arange(capacity, device=maxima.device)
-    if most <= capacity:
-        query, slot = (place < counts[:, None]).nonzero(as_tuple=True)
-        return query, blocks[query, slot].long()
-    over = counts > capacity
-    query, slot = (place < counts.masked_fill(over, 0)[:, None]).nonzero(as_tuple=True)
-    again = over.nonzero().squeeze(1)
-    query_again, number_again = _candidates(
-        maxima[again], query_terms[:, again], block_terms, thresholds[again], most
-    )
-    number = torch.cat([blocks[query, slot].long(), number_again])
-    return torch.cat([query, again[query_again]]), number
+    query: Tensor  # (n,) int64, different ones
+    rows: Tensor  # (n, w) int64, ascending; the -1 of unused places come first
+    scores: Tensor  # (n, w) float64, NaN where unused
+    counts: Tensor  # (n,) int32: how many there are, beyond w too
+    complete: Tensor  # (n,) bool: whether these are all
 
 
-class _Best:
-    """The k best (query, row, score) a query of all that were added."""
+def _best(found: _Found, k: int) -> tuple[Tensor, Tensor]:
+    """Scores and rows (n, k) of the best, ties to the smaller row; NaN and -1 beyond."""
+    scores = found.scores.nan_to_num(nan=-torch.inf)
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    scores, rows = scores[:, :k], found.rows.gather(1, order[:, :k])
+    missing = k - scores.shape[1]
+    rows = torch.nn.functional.pad(rows, (0, missing), value=-1)
+    scores = torch.nn.functional.pad(scores, (0, missing), value=torch.nan)
+    return scores.masked_fill(rows < 0, torch.nan), rows
 
-    def __init__(self, n: int, k: int, like: Tensor):
-        self.n, self.k = n, k
-        self.query = torch.empty(0, dtype=torch.int64, device=like.device)
-        self.row = self.query
-        self.score = torch.empty(0, dtype=torch.float64, device=like.device)
 
-    def add(self, query: Tensor, row: Tensor, score: Tensor) -> None:
-        """Add entries; rows of one query ascend, and come after all that were added before."""
-        query = torch.cat([self.query, query])
-        row = torch.cat([self.row, row])
-        score = torch.cat([self.score, score])
-        # By query, then the larger score; stable sorts leave equal scores in the order of rows.
-        order = score.argsort(descending=True, stable=True)
-        order = order[query[order].argsort(stable=True)]
-        query = query[order]
-        kept = self._rank(query) < self.k
-        self.query, order = query[kept], order[kept]
-        self.row, self.score = row[order], score[order]
+@dataclass(frozen=True)
+class _Screen:
+    """Queries, a corpus, and the codes that bound their cosines; see `screened_topk`."""
 
-    def _rank(self, query: Tensor) -> Tensor:
-        """The place of each entry among those of its query; ``query`` is sorted."""
-        start = torch.searchsorted(query, torch.arange(self.n, device=query.device))
-        return torch.arange(query.numel(), device=query.device) - start[query]
+    queries: Tensor
+    corpus: Tensor
+    query_codes: Tensor
+    query_terms: Tensor
+    corpus_codes: Tensor
+    block_terms: Tensor
+    eligible: Tensor | None
 
-    def table(self) -> tuple[Tensor, Tensor]:
-        """(n, k) scores and rows, best first."""
-        scores = self.score.new_full((self.n, self.k), torch.nan)
-        rows = self.row.new_full((self.n, self.k), -1)
-        place = self._rank(self.query)
-        scores[self.query, place] = self.score
-        rows[self.query, place] = self.row
-        return scores, rows
+    @property
+    def blocks(self) -> int:
+        return self.block_terms.shape[1]
+
+    def of(self, some: slice) -> _Pass:
+        """A pass over some of the queries: reads the codes of the corpus once."""
+        terms = self.query_terms[:, some].contiguous()
+        codes = self.query_codes[some]
+        maxima = _ops.block_max(codes, self.corpus_codes, BLOCK, self.eligible)
+        return _Pass(self, self.queries[some], codes, terms, maxima)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Some queries of a screen and their block maxima."""
+
+    screen: _Screen
+    queries: Tensor
+    codes: Tensor
+    terms: Tensor
+    maxima: Tensor
+
+    def thresholds(self, k: int, single: bool) -> Tensor:
+        """A lower bound (n,) float32 on the k-th best score of each query, -inf if none is known.
+
+        The least score of k rows that are good by their codes, which the k-th best cannot be below:
+        about an error bound above what the codes alone prove, so that less is in reach. With
+        ``single``, because there are fewer than k blocks, the k rows with the best codes of all;
+        else those of k blocks.
+        """
+        s, n, m = self.screen, len(self.queries), len(self.screen.corpus)
+        groups = max(GROUPS, 1 << (4 * k - 1).bit_length())
+        if single:
+            products = _ops.block_max(self.codes, s.corpus_codes, 1, s.eligible)
+            terms = s.block_terms.repeat_interleave(BLOCK, 1)[:, :m].contiguous()
+            reach, row = _ops.block_thresholds(products, self.terms, terms, k, groups)
+        else:
+            reach, block = _ops.block_thresholds(self.maxima, self.terms, s.block_terms, k, groups)
+            query = torch.arange(n, device=block.device)[:, None]
+            pairs = (block * n + query).masked_fill_(block < 0, NO_PAIR).view(-1)
+            pairs, order = pairs.int().sort()
+            row = torch.empty_like(block)
+            row.view(-1)[order] = _ops.best_rows(
+                self.codes, s.corpus_codes, pairs, BLOCK, s.eligible
+            )
+        score = self._scores(row).amin(1)
+        # Rounded down; NaN where fewer than k rows are known.
+        return torch.fmax(reach, -round_up(-score))
+
+    def rows_in_reach(self, reach: Tensor, width: int) -> Iterator[_Found]:
+        """Yield all rows that may reach their queries' thresholds, at first ``width`` a query.
+
+        Then the queries that these were not all of, each once more, with all.
+        """
+        n = len(self.queries)
+        everyone = torch.arange(n, device=reach.device)
+        room = min(n * width, self.maxima.numel())
+        total, found = self._listed(everyone, reach, room, width)
+        yield found
+        pairs, most = torch.cat([total, found.counts.amax(0, keepdim=True)]).tolist()
+        if pairs > room:
+            _, found = self._listed(everyone, reach, pairs, width)
+            yield found
+            most = int(found.counts.max())
+        if most <= width:
+            return
+        counts = found.counts.tolist()
+        longest = sorted((i for i in range(n) if counts[i] > width), key=counts.__getitem__)
+        while longest:
+            most = counts[longest[-1]]
+            again = longest[-max(1, ROWS_AT_ONCE // most) :]
+            del longest[-len(again) :]
+            some = torch.tensor(sorted(again), dtype=torch.int64, device=reach.device)
+            room = min(max(pairs, 1), len(again) * self.screen.blocks)
+            yield self._listed(some, reach[some], room, most)[1]
+
+    def _listed(self, query: Tensor, reach: Tensor, room: int, width: int) -> tuple[Tensor, _Found]:
+        """The number of pairs of blocks in reach of some queries, and the rows of those listed."""
+        s = self.screen
+        whole = len(query) == len(self.queries)
+        part = self if whole else _Pass(
+            s, self.queries[query], self.codes[query], self.terms[:, query], self.maxima[query]
+        )  # fmt: skip
+        total, pairs = _ops.block_candidates(part.maxima, part.terms, s.block_terms, reach, room)
+        counts, rows = _ops.recheck(
+            part.codes, s.corpus_codes, part.terms, s.block_terms, reach, pairs.sort().values,
+            BLOCK, s.eligible, width,
+        )  # fmt: skip
+        rows = rows.sort(dim=1).values
+        complete = (counts <= width) & (total <= room)
+        return total, _Found(query, rows, part._scores(rows), counts, complete)
+
+    def _scores(self, rows: Tensor) -> Tensor:
+        """Scores (n, w) float64 of rows (n, w) of the queries, NaN for a row of -1."""
+        query = torch.arange(len(rows), device=rows.device)[:, None].expand_as(rows)
+        found: Tensor = _ops.rescore(
+            self.queries, self.screen.corpus, query.reshape(-1), rows.reshape(-1)
+        )
+        return found.view_as(rows)

@@ -229,7 +229,7 @@ def check_offsets(load: Load, name: str = "pairwise") -> None:
         "recheck": (
             "_recheck_kernel",
             lambda: module.launch_recheck(
-                x[0], x[0], torch.zeros(4, n), terms[:, :1], torch.zeros(n), rows, rows * 0
+                x[0], x[0], torch.zeros(4, n), terms[:, :1], torch.zeros(n), rows.int(), 64, None, 1
             ),
         ),
     }[name]

@@ -235,20 +235,28 @@ def selection_cases(dtype: torch.dtype) -> Iterator[Case]:
         core=dtype == torch.int8,
     )
     queries, corpus = _rows(n, d, dtype), _rows(m, d, dtype)
-    index, eligible = torch.zeros(64, dtype=torch.int64), torch.ones(m, dtype=torch.bool)
-    launch = kernels("recheck").launch_recheck
+    pairs, eligible = torch.zeros(64, dtype=torch.int32), torch.ones(m, dtype=torch.bool)
+    recheck, best = kernels("recheck").launch_recheck, kernels("recheck").launch_best_rows
     for block in (32, 64):
         block_terms = torch.zeros(3, m // block)
-        arguments = queries, corpus, terms[0], block_terms, reach, index, index, block
+        arguments = queries, corpus, terms[0], block_terms, reach, pairs, block
         for mask in (eligible, None) if block == 64 else (eligible,):
             yield Case(
                 "recheck",
                 dtype,
                 f"block={block}" + (" all eligible" if mask is None else ""),
-                lambda a=arguments, e=mask: launch(*a, e),
+                lambda a=arguments, e=mask: recheck(*a, e, 128),
                 core=dtype == torch.int8 and block == 64 and mask is not None,
                 tensor_core=True,
             )
+        yield Case(
+            "best_rows",
+            dtype,
+            f"block={block}",
+            lambda b=block: best(queries, corpus, pairs, b, eligible),
+            core=dtype == torch.int8 and block == 64,
+            tensor_core=True,
+        )
 
 
 def softmax_cases() -> Iterator[Case]:

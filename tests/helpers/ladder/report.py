@@ -61,6 +61,7 @@ def tile_of(launch: Launch) -> tuple[int, ...]:
         "_pairwise_bwd_product_kernel": ("BLOCK_N", "BLOCK_D", "BLOCK_M"),
         "_rescore_kernel": ("BLOCK_P",),
         "_recheck_kernel": ("BLOCK", "BLOCK_P", "BLOCK_K"),
+        "_best_rows_kernel": ("BLOCK", "BLOCK_P", "BLOCK_K"),
     }.get(launch.name, ("BLOCK_N", "BLOCK_M", "BLOCK_K", "BLOCK_D"))
     return tuple(constants[name] for name in names if name in constants)
 
@@ -114,9 +115,10 @@ def table(rows: dict[str, dict[str, dict]]) -> str:
         "can choose, compiled ahead of time with the pinned Triton and read back from",
         "the machine code. Those for sm_90 were run too, on one card ([on a GPU](gpu.md)), but for",
         "`code_rows`, `half_rows`, `softmax_sums` and `softmax_weights` (no function calls these",
-        "two yet), and `row_norm` and `rescore` as they are now. For the others the kernels are",
-        "compiled and checked, not yet run. Of sm_86, sm_89, sm_103, sm_120, sm_121 and gfx90a,",
-        "which share most tiles with the others, the core alone is compiled.",
+        "two yet), `best_rows`, and `row_norm`, `rescore`, `group_bounds`, `block_candidates` and",
+        "`recheck` as they are now. For the others the kernels are compiled and checked, not yet",
+        "run. Of sm_86, sm_89, sm_103, sm_120, sm_121 and gfx90a, which share most tiles with the",
+        "others, the core alone is compiled.",
         "",
         "*Resident warps* a multiprocessor by registers and shared memory; *loop* counts",
         "instructions and matrix instructions a warp in the innermost product loop; *issue :*",

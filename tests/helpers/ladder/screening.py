@@ -75,16 +75,28 @@ def check_block_thresholds(
     with memory, outputs:
         terms = s.query_terms.to(DEVICE), s.block_terms.to(DEVICE)
         launch = load("thresholds").launch_block_thresholds
-        got = launch(on_device(maxima)[0], *terms, k, groups).cpu()
-    expected = topk_ops.block_thresholds(maxima, s.query_terms, s.block_terms, k, groups)
+        got, blocks = (t.cpu() for t in launch(on_device(maxima)[0], *terms, k, groups))
+    expected, chosen = topk_ops.block_thresholds(maxima, s.query_terms, s.block_terms, k, groups)
     assert got.tolist() == expected.tolist()
     # Valid: no larger than the k-th best cosine. Useful: what the groups give and no less.
     kth = s.cosines.topk(min(k, m), dim=1).values[:, -1]
     assert bool((got[:-1].double() <= kth[:-1]).all())
     assert got[-1] == -torch.inf
+    lower = s.bounds()[0][:-1]
     if groups >= maxima.shape[1] >= k:
-        lower = s.bounds()[0][:-1]
         assert got[:-1].tolist() == lower.topk(k, dim=1).values[:, -1].tolist()
+    # As many different blocks as there are, up to k, each of which reaches the threshold.
+    for of_query in (blocks, chosen):
+        assert (of_query.shape, of_query.dtype) == ((len(maxima), k), torch.int64)
+        assert of_query[-1].tolist() == [-1] * k
+        for i, found in enumerate(of_query[:-1].tolist()):
+            known = [block for block in found if block >= 0]
+            present = lower[i] > -torch.inf
+            wanted = min(k, int(present.sum())) if min(groups, len(present)) >= k else 0
+            assert len(set(known)) == len(known) <= k
+            assert all(block < len(present) for block in known)
+            assert len(known) == wanted or groups < len(present)
+            assert bool((lower[i, known] >= got[i]).all())
 
 
 def check_block_candidates(
@@ -92,6 +104,7 @@ def check_block_candidates(
 ) -> None:
     s = example(dtype=dtype)
     maxima = s.maxima
+    n = len(maxima)
     _, upper = s.bounds()
     # Each query has a threshold that one block meets exactly, the first all of them.
     thresholds = upper.nan_to_num(0.0).quantile(quantile, dim=1, interpolation="nearest")
@@ -100,51 +113,121 @@ def check_block_candidates(
     with memory, outputs:
         arguments = [x.to(DEVICE) for x in (s.query_terms, s.block_terms, thresholds)]
         launch = load("candidates").launch_block_candidates
-        counts, found = launch(on_device(maxima)[0], *arguments, capacity)
-    counts, found = counts.cpu(), found.cpu()
+        count, pairs = launch(on_device(maxima)[0], *arguments, capacity)
     present = s.best_of_blocks() > -torch.inf
-    for i in range(len(maxima)):
-        wanted = ((upper[i] >= thresholds[i]) & present[i]).nonzero().squeeze(1).tolist()
-        kept = found[i, : int(counts[i])].tolist()
-        assert int(counts[i]) == len(wanted), (counts[i], wanted)
-        assert len(kept) == len(set(kept)) == min(len(wanted), capacity)
-        assert set(kept) <= set(wanted)
-        assert found[i, len(kept) :].tolist() == [-1] * (capacity - len(kept))
+    wanted = ((upper >= thresholds[:, None]) & present).nonzero().tolist()
+    for total, listed in (
+        (count.cpu(), pairs.cpu()),
+        topk_ops.block_candidates(maxima, s.query_terms, s.block_terms, thresholds, capacity),
+    ):
+        assert total.tolist() == [len(wanted)]
+        assert (total.dtype, listed.dtype, listed.shape) == (torch.int32,) * 2 + ((capacity,),)
+        found = listed[listed != topk_ops.NO_PAIR].tolist()
+        assert len(set(found)) == len(found) == min(capacity, len(wanted))
+        assert {(pair % n, pair // n) for pair in found} <= {(i, j) for i, j in wanted}
 
 
-def check_recheck(
-    load: Load, dtype: torch.dtype = INT8, block: int = BLOCK, pairs: int = 77, d: int = 67
-) -> None:
-    s = example(d=d, dtype=dtype)
+def pairs_example(s: Screen, block: int, pairs: int) -> tuple[Tensor, Tensor]:
+    """Different pairs of a query and a block, in any order, and the terms of blocks so large.
+
+    Of them a third is unused; the last query's hold NaN, and some are of the ragged last block.
+    """
     n, m = s.cosines.shape
     terms = s.block_terms.repeat_interleave(BLOCK // block, 1)[:, : -(-m // block)]
     generator = torch.Generator().manual_seed(3)
-    query_index = torch.randint(0, n, (pairs,), generator=generator)
-    block_index = torch.randint(0, terms.shape[1], (pairs,), generator=generator).sort().values
-    block_index[-3:] = terms.shape[1] - 1
-    block_index[5] = 2
+    ragged = n * (terms.shape[1] - 1) + 1
+    chosen = torch.randperm(n * terms.shape[1], generator=generator).int()
+    chosen = chosen[chosen != ragged][:pairs]
+    chosen[-2] = ragged
+    chosen[1::3] = topk_ops.NO_PAIR
+    return chosen, terms.contiguous()
+
+
+def check_recheck(
+    load: Load,
+    dtype: torch.dtype = INT8,
+    block: int = BLOCK,
+    pairs: int = 77,
+    d: int = 67,
+    capacity: int = 64,
+) -> None:
+    s = example(d=d, dtype=dtype)
+    n, m = s.cosines.shape
+    chosen, terms = pairs_example(s, block, pairs)
     thresholds = torch.linspace(-0.3, 0.3, n)
     thresholds[1] = -torch.inf
-    arguments = (s.query_terms, terms, thresholds, query_index, block_index)
+    arguments = (s.query_terms, terms, thresholds, chosen)
     memory, outputs = guards()
     with memory, outputs:
         codes = on_device(s.query_codes, s.corpus_codes)
         rest = [x.to(DEVICE) for x in arguments]
         launch = load("recheck").launch_recheck
-        got = launch(*codes, *rest, block, s.eligible.to(DEVICE)).cpu()
-    expected = topk_ops.recheck(s.query_codes, s.corpus_codes, *arguments, block, s.eligible)
-    assert got.shape == expected.shape
+        counts, rows = (
+            t.cpu() for t in launch(*codes, *rest, block, s.eligible.to(DEVICE), capacity)
+        )
+    codes = s.query_codes, s.corpus_codes
+    expected = topk_ops.recheck(*codes, *arguments, block, s.eligible, m)
+    listed = topk_ops.recheck(*codes, *arguments, block, s.eligible, capacity)
+    assert (counts.dtype, rows.dtype, rows.shape) == (torch.int32, torch.int64, (n, capacity))
     if dtype == INT8:
-        assert bool((got == expected).all())
-    # Valid: every eligible row whose cosine reaches the threshold stays. Useful: not all do.
-    rows = block_index[:, None] * block + torch.arange(block)
-    inside = rows < m
-    cosine = s.cosines[query_index[:, None], rows.clamp_max(m - 1)]
-    may = inside & (cosine > -torch.inf) & (query_index != n - 1)[:, None]
-    must = may & (cosine >= thresholds[query_index, None])
-    assert bool(got[must].all())
-    assert not bool(got[~may].any())
-    assert int(must.sum()) <= int(got.sum()) < 0.9 * int(inside.sum())
+        assert counts.tolist() == expected[0].tolist()
+    assert listed[0].tolist() == expected[0].tolist()
+    asked = chosen[chosen != topk_ops.NO_PAIR].tolist()
+    reached = 0
+    for i in range(n):
+        every = set(expected[1][i, : int(expected[0][i])].tolist())
+        for count, of_query in ((counts[i], rows[i]), (listed[0][i], listed[1][i])):
+            found = of_query[of_query >= 0].tolist()
+            assert len(set(found)) == len(found) == min(int(count), capacity)
+            assert set(found) <= every or dtype != INT8
+        # Valid: every eligible row whose cosine reaches the threshold. Useful: not all there are.
+        inside = [
+            row
+            for pair in asked
+            if pair % n == i
+            for row in range(pair // n * block, min((pair // n + 1) * block, m))
+            if s.eligible[row]
+        ]
+        must = {row for row in inside if i < n - 1 and s.cosines[i, row] >= thresholds[i]}
+        assert must <= every <= set(inside)
+        if capacity >= int(counts[i]):
+            assert must <= set(rows[i].tolist()) <= {*inside, -1}
+        reached += len(every)
+    assert 0 < reached < 0.95 * len(asked) * block
+
+
+def check_best_rows(
+    load: Load, dtype: torch.dtype = INT8, block: int = BLOCK, pairs: int = 77, d: int = 67
+) -> None:
+    s = example(d=d, dtype=dtype)
+    n = len(s.queries)
+    chosen, _ = pairs_example(s, block, pairs)
+    # One block of nothing but ties.
+    s.corpus_codes[128 : 128 + block] = s.corpus_codes[128]
+    chosen[0] = 128 // block * n
+    memory, outputs = guards()
+    with memory, outputs:
+        codes = on_device(s.query_codes, s.corpus_codes)
+        launch = load("recheck").launch_best_rows
+        got = launch(*codes, chosen.to(DEVICE), block, s.eligible.to(DEVICE)).cpu()
+    on_cpu = topk_ops.best_rows(s.query_codes, s.corpus_codes, chosen, block, s.eligible)
+    if dtype == INT8:
+        assert got.tolist() == on_cpu.tolist()
+    products = s.query_codes.double() @ s.corpus_codes.double().T
+    products = F.pad(products.masked_fill(~s.eligible, -torch.inf), (0, BLOCK), value=-torch.inf)
+    slack = 0 if dtype == INT8 else 2**-20
+    for found in (got, on_cpu):
+        assert (found.shape, found.dtype) == (chosen.shape, torch.int64)
+        assert found[0] == 128
+        for pair, row in zip(chosen.tolist(), found.tolist(), strict=True):
+            first = pair // n * block
+            of_block = products[pair % n, first : first + block]
+            if pair == topk_ops.NO_PAIR or bool((of_block == -torch.inf).all()):
+                assert row == -1
+            else:
+                assert first <= row < first + block
+                assert of_block[row - first] >= of_block.max() - slack
+    assert int((got >= 0).sum()) > 0.4 * pairs
 
 
 def check_code_rows(

@@ -1,7 +1,5 @@
 """Exact top-k from codes to ranks, by the ops' CPU bodies or by kernels, against brute force."""
 
-from math import isnan
-
 import pytest
 import torch
 
@@ -13,47 +11,8 @@ from ladder import coding, oracle, screening
 from ladder.checks import BF16, F16, F32
 from ladder.reach import as_cuda  # noqa: F401  (a fixture)
 from ladder.runtime import DEVICE, needs_kernels
-from ladder.screening import INT8, Screen
-
-
-def brute_force(s: Screen, k: int) -> tuple[list, list]:
-    """Scores and rows, best first and ties to the smaller row, from the score of every pair."""
-    n, m = s.cosines.shape
-    query = torch.arange(n).repeat_interleave(m)
-    scores = topk_ops.rescore(s.queries, s.corpus, query, torch.arange(m).repeat(n)).view(n, m)
-    scores, rows = scores.tolist(), []
-    allowed = [j for j in range(m) if s.eligible[j]]
-    for i in range(n):
-        finite = bool(s.queries[i].isfinite().all())
-        best = sorted(allowed, key=lambda j: (-scores[i][j], j))[:k] if finite else []
-        rows.append(best + [-1] * (k - len(best)))
-    return [[scores[i][j] for j in row if j >= 0] for i, row in enumerate(rows)], rows
-
-
-def search(s: Screen, k: int, eligible: bool = True, **options) -> screened_module.Screened:
-    mask = s.eligible if eligible else None
-    return screened_topk(s.queries, s.corpus, k, s.query_codes, s.query_terms, s.corpus_codes,
-                         s.block_terms, mask, **options)  # fmt: skip
-
-
-def assert_exact(s: Screen, k: int, **options) -> screened_module.Screened:
-    found = search(s, k, **options)
-    scores, rows = brute_force(s, k)
-    assert found.rows.tolist() == rows
-    assert [[x for x in row if not isnan(x)] for row in found.scores.tolist()] == scores
-    # The certificate: a row that reaches the threshold was rescored, so its number is a bound.
-    n = len(rows)
-    reaching = ((s.cosines >= found.thresholds[:, None].double()) & s.eligible).sum(1)
-    finite = s.queries.isfinite().all(1)
-    assert bool((found.rescored >= reaching)[finite].all())
-    assert found.rescored[~finite].tolist() == [0] * int((~finite).sum())
-    assert found.scores.shape == found.rows.shape == (n, k)
-    return found
-
-
-def gaussian(n: int, m: int, d: int, dtype: torch.dtype = F32, shift: float = 0.3) -> tuple:
-    queries, corpus = oracle.inputs(n, d, dtype=F32), oracle.inputs(m, d, dtype=F32, seed=1) + shift
-    return queries.to(dtype), corpus.to(dtype), torch.ones(m, dtype=torch.bool)
+from ladder.screening import INT8
+from ladder.searching import assert_exact, brute_force, gaussian, search
 
 
 @pytest.mark.parametrize("screen", [INT8, BF16], ids=str)
@@ -146,18 +105,18 @@ def test_passes_and_pieces_change_nothing(monkeypatch):
     s = screening.screen(*gaussian(9, 2000, 32))
     whole = assert_exact(s, 10)
     monkeypatch.setattr(screened_module, "MAXIMA_AT_ONCE", 100)
-    monkeypatch.setattr(screened_module, "RECHECKED_AT_ONCE", 256)
-    monkeypatch.setattr(screened_module, "ROWS_AT_ONCE", 128)
+    monkeypatch.setattr(screened_module, "ROWS_AT_ONCE", 256)
     for found, expected in zip(search(s, 10), whole, strict=True):
         assert torch.equal(found, expected)
 
 
-def test_ties_across_pieces_go_to_the_smaller_row(monkeypatch):
+def test_ties_of_queries_that_are_done_again_go_to_the_smaller_row(monkeypatch):
     queries, corpus = gaussian(5, 40, 32)[:2]
     rows = corpus[torch.randint(40, (1500,), generator=torch.Generator().manual_seed(3))]
-    monkeypatch.setattr(screened_module, "RECHECKED_AT_ONCE", 256)
     monkeypatch.setattr(screened_module, "ROWS_AT_ONCE", 50)
-    assert_exact(screening.screen(queries, rows, torch.ones(1500, dtype=torch.bool)), 60)
+    s = screening.screen(queries, rows, torch.ones(1500, dtype=torch.bool))
+    assert_exact(s, 60)
+    assert_exact(s, 60, capacity=40)
 
 
 def test_empty_inputs():
@@ -234,6 +193,15 @@ def test_arguments_are_checked():
         _ops.block_candidates(s.maxima, s.query_terms, s.block_terms, torch.zeros(4), 0)
     with pytest.raises(ValueError, match=r"expected thresholds of shape \(4,\)"):
         _ops.block_candidates(s.maxima, s.query_terms, s.block_terms, torch.zeros(3), 1)
+    many = torch.zeros(1, 1, dtype=torch.int32).expand(2**16, 2**15)
+    terms = torch.zeros(4, 1).expand(4, 2**16), torch.zeros(3, 1).expand(3, 2**15)
+    with pytest.raises(ValueError, match=r"less than 2\^31 maxima"):
+        _ops.block_candidates(many, *terms, torch.zeros(2**16), 1)
+    pairs = torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"pairs of shape \(p,\) and dtype torch.int32"):
+        _ops.best_rows(s.query_codes, s.corpus_codes, pairs.long(), 64, None)
+    with pytest.raises(ValueError, match="32 or 64 rows, got 1, whose pairs are rows"):
+        _ops.best_rows(s.query_codes, s.corpus_codes, pairs, 1, None)
     with pytest.raises(ValueError, match=r"expected maxima of shape \(n, blocks\)"):
         _ops.block_candidates(s.cosines, s.query_terms, s.block_terms, torch.zeros(4), 1)
 
@@ -253,73 +221,3 @@ def test_kernels_give_the_same_ranks(k, capacity, screen, as_cuda):  # noqa: F81
     for got, expected in zip(found.scores.tolist(), scores, strict=True):
         # Two processors agree to 2^-48; none of these scores is as close to the next.
         assert got[: len(expected)] == pytest.approx(expected, rel=0, abs=2**-48)
-
-
-def all_scores(s: Screen) -> torch.Tensor:
-    """The score (n, m) of every pair, -inf where none may be returned."""
-    n, m = s.cosines.shape
-    query = torch.arange(n).repeat_interleave(m)
-    scores = topk_ops.rescore(s.queries, s.corpus, query, torch.arange(m).repeat(n)).view(n, m)
-    allowed = s.eligible & s.queries.isfinite().all(1)[:, None]
-    return scores.masked_fill(~allowed, -torch.inf)
-
-
-def search_range(s: Screen, thresholds: torch.Tensor, **options) -> tuple:
-    return screened_module.screened_range(
-        s.queries, s.corpus, thresholds, s.query_codes, s.query_terms, s.corpus_codes,
-        s.block_terms, s.eligible, **options,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("above", [0, 1])
-def test_rows_below_a_floor_need_not_come_back(above):
-    """Every row that reaches its query's floor comes back in its place, few others."""
-    s = screening.example()
-    k = 10
-    whole = search(s, k)
-    floors = -coding.rounded_up(-whole.scores[:, 3]).nan_to_num(-torch.inf) + above
-    found = search(s, k, floors=floors)
-    scores, rows = all_scores(s), found.rows
-    for i in range(len(rows)):
-        reaching = int((scores[i] >= floors[i].double()).sum())
-        assert rows[i, :reaching].tolist() == whole.rows[i, :reaching].tolist()
-        assert bool((found.rescored <= whole.rescored).all())
-    assert bool((found.thresholds >= floors).all())
-    if above:
-        assert bool((found.rows == -1)[:-1].all())
-        assert bool(found.scores.isnan()[:-1].all())
-    nothing_known = search(s, k, floors=torch.full((len(rows),), torch.nan))
-    assert torch.equal(nothing_known.rows, whole.rows)
-
-
-@pytest.mark.parametrize("capacity", [1, 256])
-def test_all_rows_that_reach_a_threshold(capacity):
-    s = screening.example()
-    scores = all_scores(s)
-    # One row meets the threshold of each query exactly; three queries have others.
-    thresholds = scores.topk(25, dim=1).values[:, -1].contiguous()
-    thresholds[0], thresholds[1], thresholds[2] = -torch.inf, torch.inf, torch.nan
-    query, row, score = search_range(s, thresholds, capacity=capacity)
-    wanted = (scores >= thresholds[:, None]) & (scores > -torch.inf)
-    assert torch.stack([query, row], 1).tolist() == wanted.nonzero().tolist()
-    assert torch.equal(score, scores[query, row])
-    counts = query.bincount(minlength=len(scores)).tolist()
-    assert counts == [int(s.eligible.sum()), 0, 0] + [25] * (len(scores) - 4) + [0]
-
-
-def test_range_of_nothing():
-    s = screening.example()
-    for nobody in (
-        screening.screen(s.queries[:0], s.corpus, s.eligible),
-        screening.screen(s.queries, s.corpus[:0], s.eligible[:0]),
-    ):
-        found = search_range(nobody, torch.zeros(len(nobody.queries), dtype=torch.float64))
-        assert [tuple(t.shape) for t in found] == [(0,)] * 3
-
-
-def test_floors_and_thresholds_are_checked():
-    s = screening.screen(*gaussian(4, 100, 32))
-    with pytest.raises(ValueError, match=r"floors of shape \(4,\) and dtype torch.float32"):
-        search(s, 1, floors=torch.zeros(3))
-    with pytest.raises(ValueError, match=r"thresholds of shape \(4,\) and dtype torch.float64"):
-        search_range(s, torch.zeros(4))
