@@ -25,6 +25,7 @@ from cossim_fast import CosineIndex, _ops, pairwise_cosine
 from cossim_fast._cpu import topk_ops
 from cossim_fast.retrieval.device_engine import DeviceEngine
 from gpu_machine import Found, Machine, Step, Trial
+from gpu_scan_trials import scans_and_streams
 
 EPS = 1e-8
 FORWARD, BACKWARD = pairwise.launch_pairwise_fwd, pairwise_backward.launch_pairwise_bwd
@@ -123,8 +124,8 @@ def _backend(machine: Machine) -> str:
 
 
 STAGES = (
-    "code_rows", "block_max", "block_thresholds", "best_rows", "block_candidates", "recheck",
-    "rescore",
+    "code_rows", "scan_rows", "block_max", "block_thresholds", "best_rows", "block_candidates",
+    "recheck", "rescore",
 )  # fmt: skip
 
 
@@ -374,6 +375,7 @@ STEPS = (
     Step("correctness", 40, correctness),
     Step("search by stage", 50, search_by_stage),
     Step("coding and maxima", 70, coding_and_maxima),
+    Step("scans and streams", 40, scans_and_streams),
     Step("matrices", 60, matrices),
     Step("float32 products", 40, float32_products),
     Step("compiled and small", 30, compiled_and_small),

@@ -212,6 +212,40 @@ def _(rows: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return found
 
 
+scan_error = topk_ops.scan_error
+
+
+@torch.library.custom_op("cossim_fast::scan_rows", mutates_args=())
+def scan_rows(queries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Block maxima (q, blocks) float32 and eligibility (n,) bool of rows (n, d) as they are.
+
+    The largest estimate of <z, x> / |x| (0 for a row of zeros) over each 64 rows, for each z of the
+    queries (q, d): float32 of at most 11 significant bits, finite, |z| <= 2. An estimate is off by
+    `scan_error` |z| at most. Rows that are not finite are not eligible and take no
+    part; a block without any other gives -inf.
+    """
+    _checks.scanned_rows(queries, rows)
+    return topk_ops.scan_rows(queries, rows)
+
+
+@scan_rows.register_fake
+def _(queries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    _checks.scanned_rows(queries, rows)
+    maxima = queries.new_empty((queries.shape[0], (rows.shape[0] + 63) // 64))
+    return maxima, rows.new_empty(rows.shape[:1], dtype=torch.bool)
+
+
+@scan_rows.register_kernel("cuda")
+def _(queries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    _checks.scanned_rows(queries, rows)
+    if not _takes_kernels(rows, rows.dtype):
+        return topk_ops.scan_rows(queries, rows)
+    from cossim_fast.kernels.scan_rows import launch_scan_rows  # noqa: PLC0415
+
+    found: tuple[Tensor, Tensor] = launch_scan_rows(queries, rows)
+    return found
+
+
 @torch.library.custom_op("cossim_fast::block_max", mutates_args=())
 def block_max(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | None) -> Tensor:
     """The largest <query, row> over each block of corpus rows: (n, ceil(m / block)).

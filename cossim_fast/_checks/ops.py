@@ -46,6 +46,19 @@ def coded_rows(rows: Tensor, centre: Tensor) -> None:
         )
 
 
+def scanned_rows(queries: Tensor, rows: Tensor) -> None:
+    """Check the arguments of the op that scans rows as they are."""
+    if queries.dim() != 2 or rows.dim() != 2 or queries.shape[1] != rows.shape[1]:
+        raise ValueError(
+            "expected queries of shape (q, d) and rows of shape (n, d), "
+            f"got {tuple(queries.shape)} and {tuple(rows.shape)}"
+        )
+    if queries.dtype != torch.float32 or rows.dtype not in COMPUTED:
+        raise TypeError(
+            f"expected float32 queries and floating rows, got {queries.dtype} and {rows.dtype}"
+        )
+
+
 def screen(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | None) -> torch.dtype:
     """Check the arguments of the block-maximum screen; return the dtype of its result."""
     if queries.dim() != 2 or corpus.dim() != 2 or queries.shape[1] != corpus.shape[1]:

@@ -56,6 +56,39 @@ def code_rows(rows: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return codes, terms, eligible
 
 
+def scan_error(d: int, dtype: torch.dtype) -> float:
+    """What an estimate of `_ops.scan_rows` is off by, over the norm of its query.
+
+    Derived at `launch_scan_rows` of the kernels; what is computed here errs by 2^-24.
+    """
+    return (0.0 if dtype.itemsize == 2 else 2.0**-10) + (d + 16) * 2.0**-21
+
+
+def scan_rows(queries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Block maxima and eligibility of rows in float64; see `_ops.scan_rows`.
+
+    As `code_rows`, it suits a GPU too, where float64 rows are scanned so.
+    """
+    n, d = rows.shape
+    blocks = -(-n // CODED)
+    maxima = queries.new_empty((len(queries), blocks))
+    eligible = rows.new_empty((n,), dtype=torch.bool)
+    step = max(CODED_AT_ONCE // max(d, 1) // CODED, 1) * CODED
+    factor = queries.double()
+    for start in range(0, n, step):
+        wide = widened(rows[start : start + step])
+        norms = torch.linalg.vector_norm(wide, dim=1)
+        finite = norms.isfinite()
+        eligible[start : start + step] = finite
+        wide = wide.masked_fill(~finite[:, None], 0.0)
+        scores = _products.mm(factor, wide.mT) / norms.masked_fill(norms == 0, 1.0)
+        scores = scores.masked_fill(~finite, -torch.inf)
+        scores = torch.nn.functional.pad(scores, (0, -len(wide) % CODED), value=-torch.inf)
+        scores = scores.view(len(queries), scores.shape[1] // CODED, CODED)
+        maxima[:, start // CODED : start // CODED + scores.shape[1]] = scores.amax(2)
+    return maxima, eligible
+
+
 def block_max(queries: Tensor, corpus: Tensor, block: int, eligible: Tensor | None) -> Tensor:
     """The largest product of each query with each block of rows.
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 import cossim_fast
 from cossim_fast import _ops, cosine_similarity, explain, pairwise_cosine
+from cossim_fast.retrieval.nearest.streamed import search_stream
 from search_data import CORPORA, make
 
 pytestmark = [
@@ -159,11 +160,16 @@ def all_scores(queries: torch.Tensor, corpus: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("k", [1, 10, 70])
+@pytest.mark.parametrize("screen", ["auto", "int8", "streamed"])
 @pytest.mark.parametrize("kind", CORPORA)
-def test_topk_is_brute_force(kind, k):
+def test_topk_is_brute_force(kind, screen, k, monkeypatch):
     dtype = torch.float64 if kind == "near" else torch.float32
     queries, corpus = (x.cuda() for x in make(kind, 5000, 40, 6, dtype))
-    found = cossim_fast.topk(queries, corpus, k, certify=True)
+    if screen == "streamed":
+        monkeypatch.setitem(search_stream.__kwdefaults__, "size", 1 << 17)
+        found = cossim_fast.topk(queries, corpus.cpu(), k, certify=True)
+    else:
+        found = cossim_fast.topk(queries, corpus, k, screen=screen, certify=True)
     scores = all_scores(queries, corpus)
     # A stable sort: equal scores by position.
     ranked, rows = scores.nan_to_num(-9.0).sort(dim=1, descending=True, stable=True)
@@ -189,6 +195,19 @@ def test_topk_of_many_queries_and_rows(dtype):
     apart = (plain.values[:, :20].diff(dim=1).abs() > 2**-40).all(1) & clear
     assert int(apart.sum()) > 250
     assert torch.equal(found.indices[apart], plain.indices[apart, :20])
+
+
+@pytest.mark.parametrize("q", [1, 300])
+def test_a_corpus_of_the_host_is_streamed(q):
+    """Blocks of 256 MB, ten of them: no buffer is overwritten too early."""
+    queries, corpus = drawn(q, 384), drawn(1_700_003, 384, seed=1)
+    corpus[1_000_000] = queries[0]
+    on_host = corpus.cpu()
+    expected = cossim_fast.topk(queries, corpus, 20)
+    torch.cuda.synchronize()
+    for rows in (on_host, iter(on_host.split(100_000))):
+        for got, wanted in zip(cossim_fast.topk(queries, rows, 20), expected, strict=True):
+            assert torch.equal(got, wanted)
 
 
 def test_more_elements_than_32_bits_count():

@@ -24,8 +24,8 @@ def session():
 
 
 STEPS = (
-    "ceilings", "correctness", "search by stage", "coding and maxima", "matrices",
-    "float32 products", "compiled and small", "contrastive loss",
+    "ceilings", "correctness", "search by stage", "coding and maxima", "scans and streams",
+    "matrices", "float32 products", "compiled and small", "contrastive loss",
 )  # fmt: skip
 
 

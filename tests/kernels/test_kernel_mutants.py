@@ -58,6 +58,60 @@ MUTANTS = [
     ),
     (
         Mutant(
+            "rows out of range multiplied as they are",
+            "scan_rows",
+            "            x = times_power_of_two(x, -exponent[:, None])\n",
+            "            x = x * 1.0\n",
+        ),
+        screening.check_scan_rows,
+    ),
+    (
+        Mutant(
+            "scanned beyond the last row",
+            "scan_rows",
+            "mask=inside[:, None] & (d < D), other=0.0)",
+            "mask=d < D, other=0.0)",
+        ),
+        screening.check_scan_rows,
+    ),
+    (
+        Mutant(
+            "scanned beyond the row's end",
+            "scan_rows",
+            "mask=inside[:, None] & (d < D), other=0.0)",
+            "mask=inside[:, None] & (d <= D), other=0.0)",
+        ),
+        screening.check_scan_rows,
+    ),
+    (
+        Mutant(
+            "padding beats rows of negative cosines",
+            "scan_rows",
+            'finite = inside & (square < float("inf"))',
+            'finite = square < float("inf")',
+        ),
+        screening.check_scan_rows,
+    ),
+    (
+        Mutant(
+            "the first queries for all",
+            "scan_rows",
+            "number = (tile % tiles_q).to(tl.int64) * BLOCK_M",
+            "number = (tile % tiles_q).to(tl.int64) * 0",
+        ),
+        lambda load: screening.check_scan_rows(load, q=67),
+    ),
+    (
+        Mutant(
+            "32-bit offsets of scanned rows",
+            "scan_rows",
+            "first = (tile // tiles_q).to(tl.int64) * BLOCK_N",
+            "first = (tile // tiles_q) * BLOCK_N",
+        ),
+        lambda load: checks.check_offsets(load, "scan_rows"),
+    ),
+    (
+        Mutant(
             "rows that float16 cannot hold",
             "half_rows",
             "LARGEST = tl.constexpr(14)",

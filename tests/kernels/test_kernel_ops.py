@@ -26,7 +26,7 @@ ROWWISE = ["_rowwise_fwd_kernel", "_rowwise_bwd_kernel"]
 PAIRWISE_FWD = ["_row_norm_kernel", "_pairwise_fwd_kernel", "_pairwise_fwd_scaled_kernel"]
 SCREEN = [
     "_block_max_kernel", "_rescore_kernel", "_group_bounds_kernel", "_block_candidates_kernel",
-    "_recheck_kernel", "_best_rows_kernel", "_code_rows_kernel",
+    "_recheck_kernel", "_best_rows_kernel", "_code_rows_kernel", "_scan_rows_kernel",
 ]  # fmt: skip
 PAIRWISE_BWD = [
     "_row_norm_kernel",
@@ -194,6 +194,7 @@ def selection_arguments() -> dict:
         ),
         "best_rows": (s.query_codes, s.corpus_codes, pairs, 64, s.eligible),
         "code_rows": (s.corpus, torch.zeros(s.corpus.shape[1])),
+        "scan_rows": (torch.zeros(3, s.corpus.shape[1]), s.corpus),
     }  # fmt: skip
 
 

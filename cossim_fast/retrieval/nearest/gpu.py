@@ -1,4 +1,4 @@
-"""A search with queries and corpus on one GPU: they are coded there, then `screened_topk`.
+"""A search with queries and corpus on one GPU: by a scan, or coded there and then screened.
 
 Nothing here depends on the device, so tests run it on CPU tensors.
 """
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cossim_fast import _ops
 from cossim_fast._score.exact import round_up, widened
-from cossim_fast.retrieval.nearest.screened_topk import screened_topk
+from cossim_fast.retrieval.nearest import scanned_topk
+from cossim_fast.retrieval.nearest.screened_topk import Screened, screened_topk
 from cossim_fast.retrieval.results import Best, Oracle
 from cossim_fast.retrieval.screening.codes import centre_of
 
@@ -18,36 +19,56 @@ from cossim_fast.retrieval.screening.codes import centre_of
 _LEVELS = 127
 
 
-def search_on_device(queries: Tensor, corpus: Tensor, k: int, *, certify: bool) -> Best:
+def search_on_device(
+    queries: Tensor, corpus: Tensor, k: int, *, certify: bool, screen: str = "auto"
+) -> Best:
     """Find the k best rows (n, d) for each query (q, d), both of one dtype on one device."""
     n = len(corpus)
+    # The k + 1st row gives the bound on the dropped ones.
+    more = min(k + 1, n) if certify else k
+    found, skipped = best_rows(queries, corpus, more, screen=screen)
+    return as_best(
+        found.scores, found.rows, found.rescored, k, certify, rows_searched=n, skipped=skipped
+    )
+
+
+def best_rows(
+    queries: Tensor, corpus: Tensor, k: int, *, screen: str = "auto", floors: Tensor | None = None
+) -> tuple[Screened, int]:
+    """The k best rows, of those that reach the ``floors`` (q,), and how many are not finite."""
+    n = len(corpus)
+    if screen == "auto" and scanned_topk.suits(len(queries), k, n):
+        found, eligible = scanned_topk.scanned_topk(queries, corpus, k, floors=floors)
+        return found, n - int(eligible.sum())
     centre = centre_of(corpus)
     codes, terms, eligible = _ops.code_rows(corpus, centre)
     codes = codes[:n]
     skipped = n - int(eligible.sum())
     query_codes, query_terms = _code_queries(queries, centre)
-    # The k + 1st row gives the bound on the dropped ones.
-    more = min(k + 1, n) if certify else k
+    query_codes = torch.nn.functional.pad(query_codes, (0, codes.shape[1] - query_codes.shape[1]))
     found = screened_topk(
-        queries,
-        corpus,
-        more,
-        torch.nn.functional.pad(query_codes, (0, codes.shape[1] - query_codes.shape[1])),
-        query_terms,
-        codes,
-        terms,
-        eligible if skipped else None,
-    )
+        queries, corpus, k, query_codes, query_terms, codes, terms, eligible if skipped else None,
+        floors=floors,
+    )  # fmt: skip
+    return found, skipped
+
+
+def as_best(
+    scores: Tensor, rows: Tensor, rescored: Tensor, k: int, certify: bool, *, rows_searched: int,
+    skipped: int,
+) -> Best:  # fmt: skip
+    """The result of a search from the k + 1 best rows, or from k where there is no other."""
     dropped_bound = None
     if certify:
-        nothing = torch.full_like(found.scores[:, 0], -torch.inf)
-        dropped_bound = found.scores[:, k].nan_to_num(-torch.inf) if more > k else nothing
+        dropped_bound = torch.full_like(scores[:, 0], -torch.inf)
+        if scores.shape[1] > k:
+            dropped_bound = scores[:, k].nan_to_num(-torch.inf)
     return Best(
-        found.scores[:, :k].contiguous(),
-        found.rows[:, :k].contiguous(),
+        scores[:, :k].contiguous(),
+        rows[:, :k].contiguous(),
         dropped_bound,
-        found.rescored,
-        rows=n,
+        rescored,
+        rows=rows_searched,
         skipped=skipped,
     )
 

@@ -17,6 +17,7 @@ from cossim_fast.retrieval.nearest.batches import Batches
 from cossim_fast.retrieval.nearest.checkpoint import SearchCheckpoint
 from cossim_fast.retrieval.nearest.filtered import is_coded, screen_for
 from cossim_fast.retrieval.nearest.gpu import device_oracle, search_on_device
+from cossim_fast.retrieval.nearest.streamed import search_stream, stream_oracle
 from cossim_fast.retrieval.progress import Progress
 from cossim_fast.retrieval.results import CertifiedTopK, TopK, assemble, oracle_of
 from cossim_fast.retrieval.screening.codes import centre_of, encode
@@ -45,7 +46,8 @@ def topk(
 
     Args:
         queries: (q, d) tensor or array of float16, bfloat16, float32, float64 or int8; on CPU, or
-            on a GPU with its corpus.
+            on a GPU. A corpus that is not there too is copied to it block by block: it may be
+            larger than the GPU's memory.
         corpus: (n, d) likewise, for instance ``np.load(path, mmap_mode="r")``; or an iterator
             (something with ``__next__``) of blocks (n_i, d), whose rows are numbered consecutively.
         k: how many rows for each query, 1 to n.
@@ -82,8 +84,10 @@ def topk(
     candidates are counted; and for the block of rows that is searched its codes (16 MB), four tiles
     of scores (8 MB each) and a copy of a tile's codes (4 MB, which a thread keeps), for each thread
     that has queries of its own. If k is so large that all rows are ranked at once: three times
-    16 MB. On a GPU: codes, a byte a number, half a GB of scratch while they are made, and block
-    maxima (256 MB).
+    16 MB. On a GPU: codes, a byte a number (none for a few queries), half a GB of scratch while
+    they are made, and block maxima (256 MB). Of a corpus on the host, two blocks of 256 MB are on
+    the GPU at a time, and as many in pinned memory; codes and maxima are those of one block, which
+    is also copied if the queries' dtype is wider.
 
     Raises:
         TypeError: for integer, complex or sparse input.
@@ -98,7 +102,7 @@ def topk(
     """
     if isinstance(queries, Tensor) and queries.is_cuda:
         _checks.no_filter(where, "on a GPU")
-        return _topk_on_device(queries, corpus, k, screen, certify, checkpoint)
+        return _topk_on_device(queries, corpus, k, screen, certify, checkpoint, progress)
     if where is not None:
         if checkpoint is not None:
             _checks.no_filter(where, "with a checkpoint")
@@ -182,16 +186,35 @@ def _topk_on_device(
     screen: str,
     certify: bool,
     checkpoint: str | Path | None,
+    progress: bool,
 ) -> TopK | CertifiedTopK:
-    """`topk` where queries and corpus are on one GPU."""
+    """`topk` where the queries are on a GPU: with their corpus, or it comes from the host."""
     asked = _checks.embedding_rows("queries", queries, "cuda")
+    _checks.device_search(screen, checkpoint, asked.shape[1], _ops.kernels_miss(asked))
+    if not (isinstance(corpus, Tensor) and corpus.is_cuda):
+        return _topk_of_stream(asked, corpus, k, screen, certify, progress)
     rows = _checks.embedding_rows("corpus", corpus, "cuda")
     _checks.same_device(asked, rows)
     _checks.same_width(asked.shape[1], rows.shape[1])
     k = _checks.number_of_neighbours(k, rows.shape[0])
-    _checks.device_search(screen, checkpoint, rows.shape[1], _ops.kernels_miss(rows))
     dtype = torch.promote_types(asked.dtype, rows.dtype)  # holds both exactly
     asked, rows = asked.to(dtype), rows.to(dtype)
     oracle = device_oracle(asked, rows)
-    best = search_on_device(asked, rows, k, certify=certify)
+    best = search_on_device(asked, rows, k, certify=certify, screen=screen)
     return assemble(queries, best, double=dtype == torch.float64, oracle=oracle)
+
+
+def _topk_of_stream(
+    asked: Tensor, corpus: Any, k: int, screen: str, certify: bool, progress: bool
+) -> TopK | CertifiedTopK:
+    """`topk` where the queries are on a GPU, and the corpus is an array or iterator on the host."""
+    one_thread_after_fork()
+    source = open_corpus(corpus, asked.shape[1])
+    _checks.same_width(asked.shape[1], source.d)
+    k = _checks.number_of_neighbours(k, source.n)
+    with Progress(progress, "topk", source.n) as bar:
+        best = search_stream(asked, source, k, certify=certify, screen=screen, bar=bar)
+    _checks.number_of_neighbours(k, best.rows)
+    double = torch.float64 in (asked.dtype, source.dtype)  # of an iterator it is known by now
+    oracle = stream_oracle(asked, source.rows) if isinstance(source, ArrayCorpus) else None
+    return assemble(asked, best, double=double, oracle=oracle)

@@ -209,6 +209,10 @@ def check_offsets(load: Load, name: str = "pairwise") -> None:
             "_code_rows_kernel",
             lambda: module.launch_code_rows(x[0], torch.zeros(d)),
         ),
+        "scan_rows": (
+            "_scan_rows_kernel",
+            lambda: module.launch_scan_rows(torch.zeros(1, d), x[0]),
+        ),
         "softmax_sums": (
             "_softmax_sums_kernel",
             lambda: module.launch_softmax_sums(

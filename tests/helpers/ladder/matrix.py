@@ -193,6 +193,16 @@ def topk_cases() -> Iterator[Case]:
                 lambda x=x, c=centre: kernels("code_rows").launch_code_rows(x, c),
                 core=d == 768 and dtype == F32,
             )
+            for q in (64, 16):
+                z = _rows(q, d, F32)
+                yield Case(
+                    "scan_rows",
+                    dtype,
+                    f"d={d}" + (" few" if q == 16 else ""),
+                    lambda x=x, z=z: kernels("scan_rows").launch_scan_rows(z, x),
+                    core=d == 768 and dtype == F32,
+                    tensor_core=True,
+                )
     index = torch.zeros(64, dtype=torch.int64)
     for dtype in (*FLOATS, F64):
         x = _rows(64, 768, dtype)

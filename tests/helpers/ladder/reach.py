@@ -6,8 +6,8 @@ import torch
 from cossim_fast import _ops
 
 SCREEN_OPS = (
-    "code_rows", "block_max", "block_thresholds", "best_rows", "block_candidates", "recheck",
-    "rescore",
+    "code_rows", "scan_rows", "block_max", "block_thresholds", "best_rows", "block_candidates",
+    "recheck", "rescore",
 )  # fmt: skip
 OPS = ("rowwise_fwd", "rowwise_bwd", "pairwise_fwd", "pairwise_bwd", *SCREEN_OPS)
 

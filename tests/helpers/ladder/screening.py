@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cossim_fast._cpu import topk_ops
+from cossim_fast.retrieval.nearest.scanned_topk import scan_factors
 from ladder import coding, oracle
 from ladder.checks import F32, Load, guards, on_device
 from ladder.runtime import DEVICE
@@ -93,6 +94,7 @@ def check_block_thresholds(
             present = lower[i] > -torch.inf
             wanted = min(k, int(present.sum())) if min(groups, len(present)) >= k else 0
             assert len(set(known)) == len(known) <= k
+            assert all(block < len(present) for block in known)
             assert len(known) == wanted or groups < len(present)
             assert bool((lower[i, known] >= got[i]).all())
 
@@ -264,3 +266,35 @@ def assert_coded(x: Tensor, centre: Tensor, codes: Tensor, terms: Tensor, eligib
         assert bool((bound <= longest * 1.001 + (d + 16) * 2.0**-23).all())
     largest = codes.reshape(blocks, -1).int().abs().amax(1)
     assert bool(((largest == 127) | (y.abs().view(blocks, -1).amax(1) == 0)).all())
+
+
+def check_scan_rows(
+    load: Load, dtype: torch.dtype = torch.float32, q: int = 17, n: int = 131, d: int = 67
+) -> None:
+    """Maxima within the bound of the exact ones, and which rows are finite."""
+    queries, x = oracle.inputs(q, d, dtype=dtype), oracle.inputs(n, d, dtype=dtype, seed=1)
+    x[:: n // 2 + 1] = 0
+    if dtype != torch.float16 and n > 9:
+        for row, size in zip((1, 2, 5, 70), (1e37, 1e-36, 1e-42, 1e-44), strict=True):
+            x[row % n] = (queries[row % q].double() * size).to(dtype)
+    x[n // 3, d // 2] = torch.nan
+    x[n // 4, 0] = -torch.inf
+    factors = scan_factors(queries, dtype)[0]
+    memory, outputs = guards()
+    with memory, outputs:
+        maxima, eligible = load("scan_rows").launch_scan_rows(*on_device(factors, x))
+    assert_scanned(factors, x, maxima.cpu(), eligible.cpu())
+
+
+def assert_scanned(factors: Tensor, x: Tensor, maxima: Tensor, eligible: Tensor) -> None:
+    """Assert what `_ops.scan_rows` promises, in float64."""
+    assert torch.equal(eligible, x.isfinite().all(1))
+    exact = factors.double() @ coding.unit_rows(x).T
+    exact = F.pad(exact.masked_fill(~eligible, -torch.inf), (0, -len(x) % BLOCK), value=-torch.inf)
+    exact = exact.view(len(factors), -1, BLOCK).amax(2)
+    assert maxima.dtype == F32
+    assert torch.equal(maxima == -torch.inf, exact == -torch.inf)
+    norms = torch.linalg.vector_norm(factors.double(), dim=1)[:, None]
+    allowed = topk_ops.scan_error(x.shape[1], x.dtype) * norms + 2.0**-36
+    error = (maxima.double() - exact).masked_fill(exact == -torch.inf, 0.0).abs()
+    assert bool((error <= allowed).all()), f"{float((error / allowed).max())} of the bound"
