@@ -195,8 +195,8 @@ def choose_config(
         # 2^20 pairs of 768: forward, float16 0.78 (steps of 256: 0.84, 512: 1.40), float32 1.52
         # (1.45, 1.75), of 384: 0.51 (0.69, 1.09) and 0.82 (1.17, 1.18). Backward, float16 1.73 with
         # steps of 256 (512: 2.05), float32 3.58 with 512 (256: 4.29).
-        # Where a step covers d, the backward keeps rows in registers: 59 of sm_90, where to read them
-        # again took 72. A step of 1024 would for d = 768 (1 row, 40 registers): not measured.
+        # Where a step covers d, the backward keeps rows in registers: 59 on sm_90, where reading
+        # them again took 72. A step of 1024 would do so for d = 768: 40, not measured.
         if kernel == "rowwise_fwd":
             return _rows(elements, d, 128)
         return _rows(elements, d, 512 if dtype == torch.float32 else 256)
