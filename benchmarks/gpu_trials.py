@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from cossim_fast.kernels import (
     code_rows,
     configs,
+    gradient_panel,
     half_rows,
     pairwise,
     pairwise_backward,
+    row_norm,
+    rowwise,
     softmax_sums,
     softmax_weights,
     topk,
@@ -29,6 +32,7 @@ from gpu_scan_trials import scans_and_streams
 
 EPS = 1e-8
 FORWARD, BACKWARD = pairwise.launch_pairwise_fwd, pairwise_backward.launch_pairwise_bwd
+SELF = pairwise_backward.launch_pairwise_self_bwd
 
 
 def ceilings(machine: Machine) -> Iterator[Trial]:
@@ -112,11 +116,36 @@ def correctness(machine: Machine) -> Iterator[Trial]:
 
     for scale in (1.0, 1e30, 1e-30):
         yield Trial(f"precision high, rows times {scale:g}", lambda s=scale: half(s))
+    for scale in (1.0, 1e-9, 1e30):
+        yield Trial(f"gradients of {scale:g}", lambda s=scale: _gradient(machine, s, torch.float32))
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        yield Trial(
+            f"gradients with itself {dtype}",
+            lambda t=dtype: _gradient(machine, 1.0, t, itself=True),
+        )
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         yield Trial(f"coding {dtype}", lambda dtype=dtype: coded(dtype))
     yield Trial("copies score 1", copies)
     yield Trial("top-k as on the CPU", same_as_on_cpu)
     yield Trial("compiled is eager", compiled)
+
+
+def _gradient(machine: Machine, scale: float, dtype: torch.dtype, *, itself: bool = False) -> Found:
+    """Gradient for y, or for an x that stands on both sides, from gradients of a magnitude."""
+    x, y = machine.rows(700, 384, dtype), machine.rows(500, 384, dtype)
+    y = x if itself else y
+    grad = scale * torch.randn(1, len(x), len(y), device=machine.device)
+    grad = grad.to(dtype)
+    if itself:
+        got, wide = SELF(grad, x[None], 0.0, "high")[0], (grad.double() + grad.double().mT)[0]
+    else:
+        got, wide = BACKWARD(grad.mT, y[None], x[None], 0.0, "high")[0], grad[0].double().mT
+    norms = torch.linalg.vector_norm(y.double(), dim=1, keepdim=True)
+    unit, sums = y.double() / norms, wide @ F.normalize(x.double(), dim=-1)
+    exact = (sums - unit * (unit * sums).sum(1, keepdim=True)) / norms
+    error = float(((got.double() - exact).abs() * norms / wide.abs().sum(1, keepdim=True)).max())
+    bound = 2.0**-7 if dtype == torch.bfloat16 else 2.0**-10 + 2.0**-14
+    return {"error": error, "bound": bound, "right": error <= bound}
 
 
 def _backend(machine: Machine) -> str:
@@ -242,7 +271,7 @@ def _tile(
 
 
 def matrices(machine: Machine) -> Iterator[Trial]:
-    """The matrix and its gradient beside torch's product."""
+    """The matrix and its gradient beside torch's product; the gradient of paired rows."""
     for dtype in (torch.float16, torch.bfloat16):
         x, y = machine.rows(16384, 768, dtype), machine.rows(16384, 768, dtype)
         grad = torch.randn(len(x), len(y), device=machine.device).to(dtype)
@@ -268,6 +297,33 @@ def matrices(machine: Machine) -> Iterator[Trial]:
                 lambda: BACKWARD(g[None], x[None], y[None], EPS)
             ),
         )
+        yield Trial(
+            f"gradient with itself {dtype}",
+            lambda x=x, g=grad: machine.milliseconds(lambda: SELF(g[None], x[None], EPS)),
+        )
+        norms = row_norm.launch_row_norm(y[None], EPS)
+        unit = row_norm.launch_unit_rows(y[None], *norms, dtype)
+        out = unit.new_empty((1, len(x), unit.shape[2]), dtype=torch.float32)
+        yield Trial(
+            f"gradient's product alone {dtype}",
+            lambda g=grad[None], u=unit, out=out: machine.milliseconds(
+                lambda: pairwise_backward.launch_weighted_sums(g, u, out)
+            ),
+        )
+        if machine.real:
+            yield Trial(
+                f"gradient's product alone, torch {dtype}",
+                lambda g=grad, u=unit[0]: machine.milliseconds(
+                    lambda: torch.mm(g, u, out_dtype=torch.float32)
+                ),
+            )
+    for dtype in (torch.float16, torch.float32):
+        x, y = machine.rows(1 << 19, 768, dtype), machine.rows(1 << 19, 768, dtype)
+        chosen = configs.choose_config("rowwise_bwd", dtype, x.shape[1], arch)
+        whole = replace(chosen, block_n=1, block_k=1024)
+        for tile in (chosen, whole, replace(whole, block_n=2, num_warps=8)):
+            launch = rowwise.launch_rowwise_bwd
+            yield _tile(f"paired rows' gradient {dtype}", tile, machine, launch, x[:, 0], x, y, EPS)
 
 
 def float32_products(machine: Machine) -> Iterator[Trial]:
@@ -286,6 +342,24 @@ def float32_products(machine: Machine) -> Iterator[Trial]:
         yield Trial(
             f"matrix float32, {precision}",
             lambda p=precision: measured(lambda: FORWARD(x[None], y[None], EPS, p)[0]),
+        )
+    grad = torch.randn(1, len(x), len(y), device=machine.device)
+    for precision in ("high", "highest"):
+        runs = {
+            "gradient": lambda p=precision: BACKWARD(grad, x[None], y[None], EPS, p),
+            "gradient, transposed": lambda p=precision: BACKWARD(grad.mT, x[None], y[None], EPS, p),
+            "gradient with itself": lambda p=precision: SELF(grad, x[None], EPS, p),
+        }
+        for name, run in runs.items():
+            yield Trial(f"{name}, {precision}", lambda run=run: machine.milliseconds(run))
+    exponent = torch.empty(1, len(x), dtype=torch.int32, device=machine.device)
+    panel = gradient_panel.launch_gradient_panel
+    for name, sides in {
+        "along": (grad, None), "transposed": (grad.mT, None), "plus its mirror": (grad, grad.mT)
+    }.items():  # fmt: skip
+        yield Trial(
+            f"gradient to float16, {name}",
+            lambda s=sides: machine.milliseconds(lambda: panel(*s, torch.float16, exponent)),
         )
     yield Trial("rows to float16", lambda: machine.milliseconds(
         lambda: half_rows.launch_half_rows(x[None], EPS)

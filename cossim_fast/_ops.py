@@ -75,6 +75,20 @@ def _(grad: Tensor, x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
     return x.new_empty(x.shape)
 
 
+@torch.library.custom_op("cossim_fast::pairwise_self_bwd", mutates_args=())
+def pairwise_self_bwd(grad: Tensor, x: Tensor, eps: float, precision: str) -> Tensor:
+    """The derivative of <grad, pairwise_fwd(x, x)> by x, which stands on both sides."""
+    _checks.batched_rows(x, x, eps, precision)
+    by_row = matrix_gradients.matrix_gradient(grad, x, x, eps)
+    return by_row + matrix_gradients.matrix_gradient(grad.mT, x, x, eps)
+
+
+@pairwise_self_bwd.register_fake
+def _(grad: Tensor, x: Tensor, eps: float, precision: str) -> Tensor:
+    _checks.batched_rows(x, x, eps, precision)
+    return x.new_empty(x.shape)
+
+
 def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, y, ctx.eps = inputs
     ctx.save_for_backward(x, y)
@@ -92,6 +106,7 @@ def _rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _save_matrix(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, y, ctx.eps, ctx.precision = inputs
+    ctx.with_itself = x is y
     ctx.save_for_backward(x, y)
 
 
@@ -106,6 +121,9 @@ def _matrix_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return gradient
 
     with without_autocast(grad):
+        if ctx.with_itself and not torch.is_grad_enabled():
+            # Autograd adds what it gets for the two: the sum, and nothing.
+            return pairwise_self_bwd(grad, x, ctx.eps, ctx.precision), None, None, None
         by_x = one_side(grad, x, y) if for_x else None
         by_y = one_side(grad.mT, y, x) if for_y else None
     return by_x, by_y, None, None
@@ -174,6 +192,17 @@ def _(grad: Tensor, x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
 
     gradient: Tensor = launch_pairwise_bwd(grad, x.to(dtype), y.to(dtype), eps, precision)
     return gradient.to(x.dtype)
+
+
+@pairwise_self_bwd.register_kernel("cuda")
+def _(grad: Tensor, x: Tensor, eps: float, precision: str) -> Tensor:
+    if not _takes_kernels(x, _checks.batched_rows(x, x, eps, precision)):
+        by_row = _composite.matrix_gradient_without_graph(x, x, grad, eps)
+        return by_row + _composite.matrix_gradient_without_graph(x, x, grad.mT, eps)
+    from cossim_fast.kernels.pairwise_backward import launch_pairwise_self_bwd  # noqa: PLC0415
+
+    gradient: Tensor = launch_pairwise_self_bwd(grad, x, eps, precision)
+    return gradient
 
 
 @torch.library.custom_op("cossim_fast::code_rows", mutates_args=())

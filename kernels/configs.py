@@ -105,35 +105,18 @@ _PAIRWISE_FWD = {
         torch.float32: TileConfig(128, 128, 32, 8, 2),
     },
 }
-# The gradient is scaled and rounded in registers: wide tiles spread that over more columns, where
-# the registers suffice. float16 scales its sums as well, and spills at 256 columns. bfloat16 on
-# sm_100: 1.44 to issue where 128 columns take 2.08.
+# Products of the gradient in float32; those in 16 bits take the forward's tiles.
 _PAIRWISE_BWD = {
-    "mma": {
-        torch.float16: TileConfig(128, 128, 32, 8, 2),
-        torch.bfloat16: TileConfig(128, 128, 32, 8, 2),
-        torch.float32: TileConfig(64, 64, 32, 8, 2),
-    },
-    "wgmma": {
-        torch.float16: TileConfig(128, 128, 32, 8, 3),
-        torch.bfloat16: TileConfig(128, 256, 32, 8, 3),
-        # 6.7; 128 x 64 tiles and 2 stages take 8.5, with 8 warps 12.4.
-        torch.float32: TileConfig(64, 128, 32, 4, 3),
-    },
-    "tcgen05": {
-        torch.float16: TileConfig(128, 128, 64, 8, 3),
-        torch.bfloat16: TileConfig(128, 256, 32, 8, 3),
-        torch.float32: TileConfig(128, 64, 32, 8, 2),
-    },
-    "cdna": {
-        torch.float16: TileConfig(128, 128, 32, 8, 2),
-        torch.bfloat16: TileConfig(128, 128, 32, 8, 2),
-        torch.float32: TileConfig(128, 64, 32, 8, 2),
-    },
+    "mma": TileConfig(64, 64, 32, 8, 2),
+    # 6.7; 128 x 64 tiles and 2 stages take 8.5, with 8 warps 12.4.
+    "wgmma": TileConfig(64, 128, 32, 4, 3),
+    "tcgen05": TileConfig(128, 64, 32, 8, 2),
+    "cdna": TileConfig(128, 64, 32, 8, 2),
+    # The split products of sm_80 spill.
+    "sm_120": TileConfig(64, 64, 32, 4, 2),
 }
 # sm_120 compiles the split products of sm_80 with spills.
 _PAIRWISE_FWD["sm_120"] = _PAIRWISE_FWD["mma"] | {torch.float32: TileConfig(64, 64, 32, 8, 3)}
-_PAIRWISE_BWD["sm_120"] = _PAIRWISE_BWD["mma"] | {torch.float32: TileConfig(64, 64, 32, 4, 2)}
 # By family: tiles for int8 codes and for bfloat16 rows.
 _BLOCK_MAX = {
     "mma": (TileConfig(128, 128, 64, 8, 2, dots=2), TileConfig(128, 128, 32, 8, 3)),
@@ -176,9 +159,11 @@ def _pairwise_tile(kernel: str, dtype: torch.dtype, family: str, descriptors: bo
     """Tile of one of the products of a matrix and its gradients."""
     if kernel == "pairwise_fwd_scaled" and dtype == torch.float32:
         return TileConfig(64, 64, 32, 4, 2)  # scaling takes registers: larger tiles spill
-    # A gradient of the rows' dtype is multiplied as it is, as rows are in the forward; on sm_120
-    # the forward's tile would spill.
-    as_it_is = kernel == "pairwise_bwd" and dtype != torch.float32 and family != "sm_120"
+    backward = kernel == "pairwise_bwd"
+    if backward and dtype == torch.float32:
+        return _PAIRWISE_BWD[family]
+    if backward and family == "sm_120":
+        return replace(_PAIRWISE_FWD[family][dtype], num_stages=2)  # the forward's would spill
     narrow_fwd = kernel in ("pairwise_fwd", "softmax_sums") and dtype != torch.float32
     # Two powers and a mask for each pair of the forward's tile would spill there; on sm_100 where
     # float32 is written.
@@ -186,12 +171,10 @@ def _pairwise_tile(kernel: str, dtype: torch.dtype, family: str, descriptors: bo
         return TileConfig(128, 64 if dtype == torch.float32 else 128, 64, 8, 3)
     if kernel == "softmax_weights_wide" and family == "tcgen05":
         return replace(_PAIRWISE_FWD[family][dtype], block_m=64)
-    if family == "wgmma" and not descriptors and (as_it_is or narrow_fwd):
+    if family == "wgmma" and not descriptors and narrow_fwd:
         return TileConfig(128, 128, 64, 8, 3)  # loads by pointer take registers, too
-    if kernel.startswith(("pairwise_fwd", "softmax_")) or as_it_is:
+    if kernel.startswith(("pairwise_fwd", "softmax_")) or backward:
         return _PAIRWISE_FWD[family][dtype]
-    if kernel in ("pairwise_bwd", "pairwise_bwd_rounded"):
-        return _PAIRWISE_BWD[family][dtype]
     raise ValueError(f"expected the name of a kernel, got {kernel!r}")
 
 
@@ -212,6 +195,15 @@ def choose_config(
         return _rows(1024, d, 128)
     if kernel in ("unit_rows", "half_rows", "pairwise_bwd_project"):
         return _rows(2048, d)
+    if kernel == "gradient_panel":
+        # One step holds rows of up to 16384, 32 gradients a thread: they are read once.
+        block = min(max(triton.next_power_of_2(d), 64), 16384)
+        elements = max(block, 4096)
+        return TileConfig(elements // block, block_k=block, num_warps=elements // 1024)
+    if kernel == "gradient_panel_transposed":
+        # 32 float32 gradients are a line of memory in the one direction, 128 in the other suffice
+        # to keep 16 KiB in flight a program.
+        return TileConfig(32, block_k=128, num_warps=8)
     if kernel in ("rowwise_fwd", "rowwise_bwd"):
         # More elements spill: in the backward, which holds twice the operands, and on sm_100.
         elements = 2048 if kernel == "rowwise_fwd" else 1024
@@ -219,6 +211,8 @@ def choose_config(
         # 2^20 pairs of 768: forward, float16 0.78 (steps of 256: 0.84, 512: 1.40), float32 1.52
         # (1.45, 1.75), of 384: 0.51 (0.69, 1.09) and 0.82 (1.17, 1.18). Backward, float16 1.73 with
         # steps of 256 (512: 2.05), float32 3.58 with 512 (256: 4.29).
+        # Where a step covers d, the backward keeps rows in registers: 59 on sm_90, where reading
+        # them again took 72. A step of 1024 would do so for d = 768: 40, not measured.
         if kernel == "rowwise_fwd":
             return _rows(elements, d, 128)
         return _rows(elements, d, 512 if dtype == torch.float32 else 256)

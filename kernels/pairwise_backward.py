@@ -1,4 +1,4 @@
-"""Gradient of the pairwise cosine for one of its two sides."""
+"""Gradient of the pairwise cosine for one of its two sides, or for both if they are the same."""
 
 import torch
 import triton
@@ -6,16 +6,20 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .configs import TileConfig, choose_config, current_arch
+from .gradient_panel import launch_gradient_panel
 from .launch import cost, describable, element_size, on_device
-from .row_norm import launch_row_norms, launch_unit_rows
-from .tiles import binary_exponent, load_tile, power_of_two, times_power_of_two
+from .row_norm import RowNorms, launch_row_norms, launch_unit_rows
+from .tiles import load_tile, times_power_of_two
+
+# Bytes of the largest piece of a gradient that is copied at once.
+PANEL = 2**29
 
 
 def _product_metadata(grid, kernel, args):
     b, n, m, d = args["B"], args["N"], args["M"], args["D"]
-    size = element_size(args["unit_ptr"])
-    moved = b * (n * m * element_size(args["grad_ptr"]) + m * d * size + 4 * n * d)
-    return cost("pairwise_bwd_product", moved, **{f"flops{8 * size}": 2 * b * n * m * d})
+    size, products = element_size(args["unit_ptr"]), 2 if args["MIRRORED"] else 1
+    moved = b * (products * n * m * size + m * d * size + 4 * n * d)
+    return cost("pairwise_bwd_product", moved, **{f"flops{8 * size}": 2 * products * b * n * m * d})
 
 
 def _project_metadata(grid, kernel, args):
@@ -24,9 +28,54 @@ def _project_metadata(grid, kernel, args):
     return cost("pairwise_bwd_project", moved, flops32=8 * elements)
 
 
+@triton.jit
+def _add_product(
+    acc,  # (BLOCK_N, BLOCK_D)
+    grad_ptr,
+    unit_ptr,
+    batch,
+    first_n,
+    first_d,
+    N,
+    M,
+    D,
+    stride_gb,
+    stride_gn,
+    stride_gm,
+    stride_ub,
+    stride_um,
+    stride_ud,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """Add a tile of grad times the unit rows."""
+    for m in range(0, M, BLOCK_M):
+        if TRANSPOSED:
+            grad = load_tile(
+                grad_ptr, stride_gb, stride_gn, stride_gm, batch, m, first_n, M, N,
+                BLOCK_M, BLOCK_N, DESCRIPTORS,
+            ).T  # fmt: skip
+        else:
+            grad = load_tile(
+                grad_ptr, stride_gb, stride_gn, stride_gm, batch, first_n, m, N, M,
+                BLOCK_N, BLOCK_M, DESCRIPTORS,
+            )  # fmt: skip
+        unit = load_tile(
+            unit_ptr, stride_ub, stride_um, stride_ud, batch, m, first_d, M, D,
+            BLOCK_M, BLOCK_D, DESCRIPTORS,
+        )  # fmt: skip
+        acc = tl.dot(grad, unit, acc, input_precision=PRECISION)
+    return acc
+
+
 @triton.jit(launch_metadata=_product_metadata)
 def _pairwise_bwd_product_kernel(
     grad_ptr,  # (B, N, M), if TRANSPOSED (B, M, N), or a descriptor of it
+    mirror_ptr,  # if MIRRORED the same gradients, or another descriptor of them
     unit_ptr,  # (B, M, D), or a descriptor of it
     sum_ptr,  # (B, N, D) float32
     B,
@@ -47,14 +96,16 @@ def _pairwise_bwd_product_kernel(
     BLOCK_M: tl.constexpr,
     PRECISION: tl.constexpr,
     TRANSPOSED: tl.constexpr,
+    MIRRORED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):
     """Write one BLOCK_N x BLOCK_D tile of grad times the unit rows of y.
 
     Owns one tile of one batch; tiles of D are innermost, so that the gradient leaves device memory
     once. Loops over M in steps of BLOCK_M, keeps the float32 sums in registers and writes the tile
-    once. A gradient of the rows' dtype is multiplied as it is; another is rounded to it first.
-    Moves N M gradients, M D inputs at best and N D float32 sums; 2 N M D operations.
+    once. If MIRRORED, N is M, and a second loop adds the transposed gradient times the same rows.
+    Moves N M gradients, M D inputs at best and N D float32 sums; 2 N M D operations; if MIRRORED
+    twice the gradients and the operations.
     """
     tiles_n = tl.cdiv(N, BLOCK_N)
     tiles_d = tl.cdiv(D, BLOCK_D)
@@ -64,32 +115,17 @@ def _pairwise_bwd_product_kernel(
     batch = program // (tiles_d * tiles_n)
 
     acc = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-    for m in range(0, M, BLOCK_M):
-        if TRANSPOSED:
-            grad = load_tile(
-                grad_ptr, stride_gb, stride_gn, stride_gm, batch, m, first_n, M, N,
-                BLOCK_M, BLOCK_N, DESCRIPTORS,
-            ).T  # fmt: skip
-        else:
-            grad = load_tile(
-                grad_ptr, stride_gb, stride_gn, stride_gm, batch, first_n, m, N, M,
-                BLOCK_N, BLOCK_M, DESCRIPTORS,
-            )  # fmt: skip
-        unit = load_tile(
-            unit_ptr, stride_ub, stride_um, stride_ud, batch, m, first_d, M, D,
-            BLOCK_M, BLOCK_D, DESCRIPTORS,
+    acc = _add_product(
+        acc, grad_ptr, unit_ptr, batch, first_n, first_d, N, M, D,
+        stride_gb, stride_gn, stride_gm, stride_ub, stride_um, stride_ud,
+        BLOCK_N, BLOCK_D, BLOCK_M, PRECISION, TRANSPOSED, DESCRIPTORS,
+    )  # fmt: skip
+    if MIRRORED:
+        acc = _add_product(
+            acc, mirror_ptr, unit_ptr, batch, first_n, first_d, N, M, D,
+            stride_gb, stride_gn, stride_gm, stride_ub, stride_um, stride_ud,
+            BLOCK_N, BLOCK_D, BLOCK_M, PRECISION, not TRANSPOSED, DESCRIPTORS,
         )  # fmt: skip
-        if unit.dtype == tl.float16 and grad.dtype != tl.float16:
-            # Gradients of a mean over a large matrix vanish in float16: bring the largest of each
-            # row into [1, 2) before it is rounded.
-            grad = grad.to(tl.float32)
-            exponent_g = binary_exponent(tl.max(tl.abs(grad), axis=1))
-            exponent_g = tl.minimum(tl.maximum(exponent_g, -126), 126)
-            grad *= power_of_two(-exponent_g)[:, None]
-            product = tl.dot(grad.to(tl.float16), unit)
-            acc += product * power_of_two(exponent_g)[:, None]
-        else:
-            acc = tl.dot(grad.to(unit.dtype), unit, acc, input_precision=PRECISION)
 
     row = tl.cast(first_n, tl.int64) + tl.arange(0, BLOCK_N)
     column = tl.cast(first_d, tl.int64) + tl.arange(0, BLOCK_D)
@@ -104,6 +140,7 @@ def _pairwise_bwd_project_kernel(
     x_ptr,  # (B, N, D)
     inverse_x_ptr,  # (B * N,) float32
     exponent_x_ptr,  # (B * N,) int32
+    exponent_sum_ptr,  # (B * N,) int32, or None
     grad_x_ptr,  # (B, N, D)
     ROWS,  # B * N
     N,
@@ -122,9 +159,9 @@ def _pairwise_bwd_project_kernel(
 ):
     """Turn the weighted sums t of BLOCK_N rows into gradients (t - x <x, t> / (n |x|)) / n.
 
-    Owns BLOCK_N rows, with n = max(|x|, eps). A first loop over D sums <x, t> and <x, x>, a second
-    reads the same elements again, from L2, and writes. Moves the sums, the input and the gradient
-    once; 8 operations an element.
+    Owns BLOCK_N rows, with n = max(|x|, eps); the sums are t times 2**-exponent. A first loop over
+    D sums <x, t> and <x, x>, a second reads the same elements again, from L2, and writes. Moves the
+    sums, the input and the gradient once; 8 operations an element.
     """
     flat = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = flat < ROWS
@@ -133,6 +170,11 @@ def _pairwise_bwd_project_kernel(
     grad_row = grad_x_ptr + (flat // N) * stride_gb + (flat % N) * stride_gn
     exponent = tl.load(exponent_x_ptr + flat, mask=mask_n, other=0)
     inverse = tl.load(inverse_x_ptr + flat, mask=mask_n, other=0.0)
+    # Gradients are those of the scaled rows times 2**power; beyond 252 they vanish or overflow.
+    power = -exponent
+    if exponent_sum_ptr is not None:
+        power += tl.load(exponent_sum_ptr + flat, mask=mask_n, other=0)
+        power = tl.clamp(power, -252, 252)
     column = tl.arange(0, BLOCK_D).to(tl.int64)
 
     xx = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
@@ -156,7 +198,7 @@ def _pairwise_bwd_project_kernel(
         t = tl.load(sum_row[:, None] + d * stride_sd, mask=mask, other=0.0)
         x = times_power_of_two(x, -exponent[:, None])
         grad = inverse[:, None] * (t - x * along[:, None])
-        grad = times_power_of_two(grad, -exponent[:, None]).to(grad_x_ptr.dtype.element_ty)
+        grad = times_power_of_two(grad, power[:, None]).to(grad_x_ptr.dtype.element_ty)
         tl.store(grad_row[:, None] + d * stride_gd, grad, mask=mask)
 
 
@@ -170,66 +212,92 @@ def launch_pairwise_bwd(
 ) -> torch.Tensor:
     """Return the gradient (b, n, d) for x of the pairwise cosine, given its gradient (b, n, m).
 
-    The gradient for y is the same call with x and y exchanged and ``grad`` transposed: any strides
-    are taken, those of an expanded gradient by a copy. Needs one float32 temporary of x's shape and
-    one of y's, of unit rows: multiplied by them, a gradient need not pass through registers to be
-    scaled. ``precision`` as in the forward: of float32 rows those of y, or the gradient's, are
-    rounded to float16 for one product.
+    The gradient for y is the same call with x and y exchanged and ``grad`` transposed. Needs one
+    float32 temporary of x's shape and one of y's, of unit rows. ``precision`` as in the forward: of
+    float32 rows those of y and the gradient are rounded to float16 for one product, the gradient by
+    `launch_gradient_panel`, which scales each of its rows. A gradient of another dtype than the
+    unit rows, one that is expanded or that does not load in pieces of 16 bytes is copied in the
+    same way: by rows that together take PANEL bytes at most, or by 128 rows.
+    By instructions issued, a gradient that is scaled in the product's registers instead takes 2.1
+    clocks a clock of the tensor cores (sm_90; 2.6 transposed, 3.8 on sm_100), and one as it is 0.2.
+    One that is loaded number by number takes 1.4.
     """
     b, n, d = x.shape
     m = y.shape[1]
-    grad_x = x.new_empty((b, n, d))
-    if grad_x.numel() == 0 or m == 0:
-        return grad_x.zero_()
+    if x.numel() == 0 or m == 0:
+        return x.new_zeros((b, n, d))
     norms = launch_row_norms(x, y, eps)
-    halved = y.dtype == torch.float32 and precision != "highest"
-    dtype = torch.float16 if halved else y.dtype
-    unit = launch_unit_rows(y, norms.inverse_y, norms.exponent_y, dtype)
-    width = unit.shape[-1]
-    if any(s == 0 and size > 1 for s, size in zip(grad.stride(), grad.shape, strict=True)):
-        grad = grad.contiguous()
-    transposed = grad.stride(-1) != 1 and grad.stride(-2) == 1
-    grad = grad.mT if transposed else grad
-    weighted = x.new_empty((b, n, width), dtype=torch.float32)
+    unit = launch_unit_rows(y, norms.inverse_y, norms.exponent_y, _factor_dtype(y, precision))
+    return _gradient(grad, False, x, unit, norms, config)
+
+
+def launch_pairwise_self_bwd(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    eps: float,
+    precision: str = "highest",
+    config: TileConfig | None = None,
+) -> torch.Tensor:
+    """Return the gradient (b, n, d) for x of its cosines with itself, given theirs (b, n, n).
+
+    It is the gradient for the one side plus that for the other, hence a product of the gradient
+    plus its transpose. One in float32, and any that has to be copied, is added to its transpose as
+    it is copied, and rounded once after; there is one product. One of 16 bits that is multiplied as
+    it is, is multiplied twice, into the same sums: to round their sum would err as much as to round
+    the rows does, and save a quarter of the time at most, by bytes.
+    """
+    b, n, d = x.shape
+    if x.numel() == 0:
+        return x.new_zeros((b, n, d))
+    norms = launch_row_norms(x, None, eps)
+    unit = launch_unit_rows(x, norms.inverse_x, norms.exponent_x, _factor_dtype(x, precision))
+    return _gradient(grad, True, x, unit, norms, config)
+
+
+def _factor_dtype(rows: torch.Tensor, precision: str) -> torch.dtype:
+    """The dtype in which the rows and the gradient are multiplied."""
+    halved = rows.dtype == torch.float32 and precision != "highest"
+    return torch.float16 if halved else rows.dtype
+
+
+def _gradient(
+    grad: torch.Tensor,
+    mirrored: bool,
+    x: torch.Tensor,
+    unit: torch.Tensor,
+    norms: RowNorms,
+    config: TileConfig | None,
+) -> torch.Tensor:
+    """The gradient for x from that of its cosines with the unit rows (b, m, d'), d' >= d."""
+    (b, n, d), m = x.shape, grad.shape[2]
+    weighted = x.new_empty((b, n, unit.shape[-1]), dtype=torch.float32)
+    as_it_is = grad.dtype == unit.dtype and (describable(grad) or describable(grad.mT))
+    exponent = None
+    if as_it_is and not (mirrored and grad.dtype == torch.float32):
+        launch_weighted_sums(grad, unit, weighted, mirrored, config)
+    else:
+        if unit.dtype == torch.float16 and (mirrored or grad.dtype != torch.float16):
+            exponent = x.new_empty((b * n,), dtype=torch.int32)
+        rows = max(PANEL // (unit.element_size() * b * m) // 128 * 128, 128)
+        for first in range(0, n, rows):
+            at = slice(first, first + rows)
+            panel = launch_gradient_panel(
+                grad[:, at],
+                grad.mT[:, at] if mirrored else None,
+                unit.dtype,
+                None if exponent is None else exponent.view(b, n)[:, at],
+            )
+            launch_weighted_sums(panel, unit, weighted[:, at], False, config)
+            del panel  # before the next one
+    grad_x = x.new_empty((b, n, d))
     with on_device(x):
-        arch = current_arch()
-        if config is None:
-            same = grad.dtype == unit.dtype
-            descriptors = same and describable(grad) and describable(unit)
-            kernel = "pairwise_bwd" if same else "pairwise_bwd_rounded"
-            config = choose_config(kernel, unit.dtype, d, arch, descriptors)
-        tile_n, tile_d, tile_m = config.block_n, config.block_m, config.block_k
-        grad_source, unit_source = grad, unit
-        if config.descriptors:
-            grad_tile = [1, tile_m, tile_n] if transposed else [1, tile_n, tile_m]
-            grad_source = TensorDescriptor.from_tensor(grad, grad_tile)
-            unit_source = TensorDescriptor.from_tensor(unit, [1, tile_m, tile_d])
-        tiles = triton.cdiv(n, tile_n) * triton.cdiv(width, tile_d)
-        _pairwise_bwd_product_kernel[(b * tiles,)](
-            grad_source,
-            unit_source,
-            weighted,
-            b,
-            n,
-            m,
-            width,
-            *grad.stride(),
-            *unit.stride(),
-            *weighted.stride(),
-            BLOCK_N=tile_n,
-            BLOCK_D=tile_d,
-            BLOCK_M=tile_m,
-            PRECISION=config.precision,
-            TRANSPOSED=transposed,
-            DESCRIPTORS=config.descriptors,
-            **config.options(),
-        )
-        rows = choose_config("pairwise_bwd_project", x.dtype, d, arch)
+        rows = choose_config("pairwise_bwd_project", x.dtype, d, current_arch())
         _pairwise_bwd_project_kernel[(triton.cdiv(b * n, rows.block_n),)](
             weighted,
             x,
             norms.inverse_x,
             norms.exponent_x,
+            exponent,
             grad_x,
             b * n,
             n,
@@ -242,3 +310,53 @@ def launch_pairwise_bwd(
             **rows.options(),
         )
     return grad_x
+
+
+def launch_weighted_sums(
+    grad: torch.Tensor,
+    unit: torch.Tensor,
+    out: torch.Tensor,
+    mirrored: bool = False,
+    config: TileConfig | None = None,
+) -> None:
+    """Write grad (b, n, m) times unit (b, m, d), of one dtype, to out (b, n, d) float32.
+
+    If ``mirrored``, n is m, and the transposed gradient times the same rows is added.
+    """
+    b, n, m = grad.shape
+    width = unit.shape[-1]
+    transposed = grad.stride(-1) != 1 and grad.stride(-2) == 1
+    grad = grad.mT if transposed else grad
+    with on_device(grad):
+        if config is None:
+            descriptors = describable(grad) and describable(unit)
+            config = choose_config("pairwise_bwd", unit.dtype, width, current_arch(), descriptors)
+        tile_n, tile_d, tile_m = config.block_n, config.block_m, config.block_k
+        grad_source, mirror_source, unit_source = grad, grad, unit
+        if config.descriptors:
+            tiles = [1, tile_m, tile_n], [1, tile_n, tile_m]
+            grad_source = TensorDescriptor.from_tensor(grad, tiles[0 if transposed else 1])
+            mirror_source = TensorDescriptor.from_tensor(grad, tiles[1 if transposed else 0])
+            unit_source = TensorDescriptor.from_tensor(unit, [1, tile_m, tile_d])
+        programs = b * triton.cdiv(n, tile_n) * triton.cdiv(width, tile_d)
+        _pairwise_bwd_product_kernel[(programs,)](
+            grad_source,
+            mirror_source if mirrored else None,
+            unit_source,
+            out,
+            b,
+            n,
+            m,
+            width,
+            *grad.stride(),
+            *unit.stride(),
+            *out.stride(),
+            BLOCK_N=tile_n,
+            BLOCK_D=tile_d,
+            BLOCK_M=tile_m,
+            PRECISION=config.precision,
+            TRANSPOSED=transposed,
+            MIRRORED=mirrored,
+            DESCRIPTORS=config.descriptors,
+            **config.options(),
+        )

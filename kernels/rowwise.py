@@ -156,6 +156,49 @@ def _rowwise_fwd_kernel(
     tl.store(out_ptr + row * stride_on, c, mask=mask_n)
 
 
+@triton.jit
+def _load_pair(x_row, y_row, d, stride_xd, stride_yd, mask):
+    """Load a step of the rows of each pair as float32, 0 outside."""
+    x = tl.load(x_row[:, None] + d * stride_xd, mask=mask, other=0.0).to(tl.float32)
+    y = tl.load(y_row[:, None] + d * stride_yd, mask=mask, other=0.0).to(tl.float32)
+    return x, y
+
+
+@triton.jit
+def _scaled_pair(x, y, mask_n, D, eps):
+    """Whole rows of each pair (BLOCK_N, BLOCK_D), scaled where needed, with _pair_statistics."""
+    xy, xx, yy = tl.sum(x * y, axis=1), tl.sum(x * x, axis=1), tl.sum(y * y, axis=1)
+    exponent_x = tl.zeros_like(mask_n.to(tl.int32))
+    exponent_y = exponent_x
+    suspect = (out_of_range(xx) | out_of_range(yy)) & mask_n
+    if tl.max(suspect.to(tl.int32), axis=0) > 0:
+        exponent_x = scaling_exponent(tl.max(tl.abs(x), axis=1), xx, eps, D)
+        exponent_y = scaling_exponent(tl.max(tl.abs(y), axis=1), yy, eps, D)
+        x = times_power_of_two(x, -exponent_x[:, None])
+        y = times_power_of_two(y, -exponent_y[:, None])
+        xy, xx, yy = tl.sum(x * y, axis=1), tl.sum(x * x, axis=1), tl.sum(y * y, axis=1)
+    return x, y, xy, xx, yy, exponent_x, exponent_y
+
+
+@triton.jit
+def _store_gradient(
+    grad_row,  # (BLOCK_N,) pointers to rows
+    stride_gd,
+    x,  # (BLOCK_N, BLOCK_D) scaled rows
+    y,
+    factor,  # (BLOCK_N,)
+    inverse_y,
+    along_x,
+    exponent_x,
+    d,
+    mask,
+):
+    """Write a step of the gradients for x."""
+    grad = factor[:, None] * (y * inverse_y[:, None] - x * along_x[:, None])
+    grad = times_power_of_two(grad, -exponent_x[:, None]).to(grad_row.dtype.element_ty)
+    tl.store(grad_row[:, None] + d * stride_gd, grad, mask=mask)
+
+
 @triton.jit(launch_metadata=_bwd_metadata)
 def _rowwise_bwd_kernel(
     grad_ptr,  # (N,)
@@ -177,21 +220,29 @@ def _rowwise_bwd_kernel(
     eps,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    ONE_STEP: tl.constexpr,
 ):
     """Write the gradients of BLOCK_N cosines for both of their rows.
 
     Owns BLOCK_N pairs. A first loop over D recomputes the three sums, a second reads the same
     elements again, from L2, and writes
     grad_x = g (y / (n_x n_y) - c x / (n_x |x|)), with n = max(|.|, eps), and likewise grad_y.
+    If ONE_STEP, BLOCK_D >= D, and the rows stay in registers in between.
     Moves both inputs and both gradients once; 14 operations a pair of elements.
     """
     row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = row < N
     x_row = x_ptr + row * stride_xn
     y_row = y_ptr + row * stride_yn
-    xy, xx, yy, exponent_x, exponent_y = _pair_statistics(
-        x_row, y_row, stride_xd, stride_yd, mask_n, D, eps, BLOCK_N, BLOCK_D
-    )
+    column = tl.arange(0, BLOCK_D).to(tl.int64)[None, :]
+    if ONE_STEP:
+        whole = mask_n[:, None] & (column < D)
+        x, y = _load_pair(x_row, y_row, column, stride_xd, stride_yd, whole)
+        x, y, xy, xx, yy, exponent_x, exponent_y = _scaled_pair(x, y, mask_n, D, eps)
+    else:
+        xy, xx, yy, exponent_x, exponent_y = _pair_statistics(
+            x_row, y_row, stride_xd, stride_yd, mask_n, D, eps, BLOCK_N, BLOCK_D
+        )
     inverse_x = inverse_norm(xx, exponent_x, eps)
     inverse_y = inverse_norm(yy, exponent_y, eps)
     c = xy * inverse_x * inverse_y
@@ -202,22 +253,28 @@ def _rowwise_bwd_kernel(
     grad = tl.load(grad_ptr + row * stride_gn, mask=mask_n, other=0.0).to(tl.float32)
     factor_x = grad * inverse_x
     factor_y = grad * inverse_y
-    grad_x_row = grad_x_ptr + row * stride_gxn
-    grad_y_row = grad_y_ptr + row * stride_gyn
-    column = tl.arange(0, BLOCK_D).to(tl.int64)
-    for start in range(0, D, BLOCK_D):
-        d = (start + column)[None, :]
-        mask = mask_n[:, None] & (d < D)
-        x = tl.load(x_row[:, None] + d * stride_xd, mask=mask, other=0.0).to(tl.float32)
-        y = tl.load(y_row[:, None] + d * stride_yd, mask=mask, other=0.0).to(tl.float32)
-        x = times_power_of_two(x, -exponent_x[:, None])
-        y = times_power_of_two(y, -exponent_y[:, None])
-        grad_x = factor_x[:, None] * (y * inverse_y[:, None] - x * along_x[:, None])
-        grad_y = factor_y[:, None] * (x * inverse_x[:, None] - y * along_y[:, None])
-        grad_x = times_power_of_two(grad_x, -exponent_x[:, None]).to(grad_x_ptr.dtype.element_ty)
-        grad_y = times_power_of_two(grad_y, -exponent_y[:, None]).to(grad_y_ptr.dtype.element_ty)
-        tl.store(grad_x_row[:, None] + d * stride_gxd, grad_x, mask=mask)
-        tl.store(grad_y_row[:, None] + d * stride_gyd, grad_y, mask=mask)
+    to_x = grad_x_ptr + row * stride_gxn
+    to_y = grad_y_ptr + row * stride_gyn
+    if ONE_STEP:
+        _store_gradient(
+            to_x, stride_gxd, x, y, factor_x, inverse_y, along_x, exponent_x, column, whole
+        )
+        _store_gradient(
+            to_y, stride_gyd, y, x, factor_y, inverse_x, along_y, exponent_y, column, whole
+        )
+    else:
+        for start in range(0, D, BLOCK_D):
+            d = start + column
+            mask = mask_n[:, None] & (d < D)
+            x, y = _load_pair(x_row, y_row, d, stride_xd, stride_yd, mask)
+            x = times_power_of_two(x, -exponent_x[:, None])
+            y = times_power_of_two(y, -exponent_y[:, None])
+            _store_gradient(
+                to_x, stride_gxd, x, y, factor_x, inverse_y, along_x, exponent_x, d, mask
+            )
+            _store_gradient(
+                to_y, stride_gyd, y, x, factor_y, inverse_x, along_y, exponent_y, d, mask
+            )
 
 
 def launch_rowwise_fwd(
@@ -281,6 +338,7 @@ def launch_rowwise_bwd(
             float(eps),
             BLOCK_N=config.block_n,
             BLOCK_D=config.block_k,
+            ONE_STEP=config.block_k >= d,
             **config.options(),
         )
     return grad_x, grad_y

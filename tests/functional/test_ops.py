@@ -14,7 +14,7 @@ from cossim_fast.testing import LAYOUTS, derived_tolerance, make_inputs
 assert_close = partial(testing.assert_close, terms=16)
 
 OPS = torch.ops.cossim_fast
-NAMES = ("rowwise_fwd", "rowwise_bwd", "pairwise_fwd", "pairwise_bwd")
+NAMES = ("rowwise_fwd", "rowwise_bwd", "pairwise_fwd", "pairwise_bwd", "pairwise_self_bwd")
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -23,6 +23,9 @@ def arguments(name, dtype=torch.float32, layout="contiguous", n=5, m=7, d=6):
     if name.startswith("rowwise"):
         x, y, grad = make_inputs((n, d), (n, d), (n,), **kwargs)
         rest = (1e-8,)
+    elif name == "pairwise_self_bwd":
+        x, grad = make_inputs((2, n, d), (2, n, n), **kwargs)
+        return grad, x, 1e-8, "highest"
     else:
         x, y, grad = make_inputs((2, n, d), (2, m, d), (2, n, m), **kwargs)
         rest = (1e-8, "highest")
@@ -78,6 +81,11 @@ def test_backward_bodies_agree_with_float64(dtype):
     theirs = F.cosine_similarity(wide[:, :, None], y.double()[:, None], -1)
     (wanted,) = torch.autograd.grad(theirs, wide, grad.double())
     assert_close(OPS.pairwise_bwd(grad, x, y, eps, words), wanted, scale=4)
+    grad, x, eps, words = arguments("pairwise_self_bwd", dtype)
+    wide = x.double().requires_grad_()
+    theirs = F.cosine_similarity(wide[:, :, None], wide[:, None], -1)
+    (wanted,) = torch.autograd.grad(theirs, wide, grad.double())
+    assert_close(OPS.pairwise_self_bwd(grad, x, eps, words), wanted, scale=8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
@@ -101,6 +109,18 @@ def test_first_and_second_derivatives(name):
     pair = x.requires_grad_(), y.requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: getattr(OPS, name)(a, b, *rest), pair)
     assert torch.autograd.gradgradcheck(lambda a, b: getattr(OPS, name)(a, b, *rest), pair)
+
+
+def test_derivatives_of_rows_with_themselves():
+    """By one op, which counts both sides; of rows that are equal and not the same, by two."""
+    x = arguments("pairwise_fwd", torch.float64, n=3, d=3)[0].requires_grad_()
+    for other in (lambda a: a, lambda a: a * 1, lambda a: a.detach() * 0 + 1):
+
+        def matrix(a, other=other):
+            return OPS.pairwise_fwd(a, other(a), 0.0, "highest")
+
+        assert torch.autograd.gradcheck(matrix, x)
+        assert torch.autograd.gradgradcheck(matrix, x)
 
 
 @pytest.mark.parametrize(

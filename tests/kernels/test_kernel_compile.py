@@ -9,6 +9,7 @@ import torch
 import triton
 from cossim_fast.kernels.candidates import launch_block_candidates
 from cossim_fast.kernels.configs import TileConfig, choose_config
+from cossim_fast.kernels.gradient_panel import launch_gradient_panel
 from cossim_fast.kernels.pairwise import launch_pairwise_fwd
 from cossim_fast.kernels.pairwise_backward import launch_pairwise_bwd
 from cossim_fast.kernels.recheck import launch_best_rows, launch_recheck
@@ -118,6 +119,21 @@ def test_rows_that_do_not_align_are_copied_and_load_in_wide_pieces():
     with compiled_for("sm_90") as launches:
         launch_pairwise_fwd(x, x.clone(), 1e-8)
     assert read_code(launches[1].kernel).bulk_loads
+
+
+def test_copies_of_a_gradient_load_and_store_in_pieces_of_16_bytes():
+    """Transposed, and with its mirror, too."""
+    g, exponent = torch.zeros(1, 512, 512), torch.zeros(1, 512, dtype=torch.int32)
+    with compiled_for("sm_90") as launches:
+        for sides in ((g, None), (g.mT, None), (g, g.mT)):
+            launch_gradient_panel(*sides, torch.float16, exponent)
+    for launch in launches:
+        lines = launch.kernel.asm["ptx"].splitlines()
+        loads, stores = ([x for x in lines if f"{word}.global" in x] for word in ("ld", "st"))
+        assert loads
+        assert all(".v4.b32" in x for x in loads)
+        # But for the exponents.
+        assert [".v4.b32" in x for x in stores].count(False) == 1
 
 
 def test_launchers_report_bytes_and_operations():

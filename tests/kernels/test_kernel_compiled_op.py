@@ -103,6 +103,17 @@ def test_its_gradients_are_ops_too(precision):
     assert (ops(graphs.forward), ops(graphs.backward)) == ([FORWARD], [BACKWARD] * 2)
 
 
+def test_the_gradient_of_a_matrix_with_itself_is_one_op():
+    graphs = Graphs()
+    compiled = torch.compile(pairwise_cosine, fullgraph=True, backend=graphs.backend)
+    (x,) = (t.requires_grad_() for t in make_inputs((9, 16)))
+    (got,) = torch.autograd.grad(compiled(x).sin().sum(), x)
+    wide = x.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(_reference.pairwise_cosine(wide, wide).sin().sum(), wide)
+    assert_close(got, expected, scale=8)
+    assert ops(graphs.backward) == ["cossim_fast.pairwise_self_bwd"]
+
+
 def test_under_a_lower_matmul_precision_nothing_goes_to_float64():
     x, y = make_inputs((9, 16), (11, 16))
     graphs = Graphs()

@@ -235,19 +235,91 @@ MUTANTS = [
         Mutant(
             "gradient not projected",
             "rowwise",
-            "grad_x = factor_x[:, None] * (y * inverse_y[:, None] - x * along_x[:, None])",
-            "grad_x = factor_x[:, None] * (y * inverse_y[:, None])",
+            "(y * inverse_y[:, None] - x * along_x[:, None])",
+            "(y * inverse_y[:, None])",
+        ),
+        checks.check_rowwise_bwd,
+    ),
+    (
+        Mutant(
+            "whole rows scaled and their sums not",
+            "rowwise",
+            "        y = times_power_of_two(y, -exponent_y[:, None])\n        xy, xx, yy = tl.sum(",
+            "        y = times_power_of_two(y, -exponent_y[:, None])\n        xy, xy, xy = tl.sum(",
+        ),
+        checks.check_rowwise_bwd_range,
+    ),
+    (
+        Mutant(
+            "one column past the last of whole rows",
+            "rowwise",
+            "whole = mask_n[:, None] & (column < D)",
+            "whole = mask_n[:, None] & (column <= D)",
         ),
         checks.check_rowwise_bwd,
     ),
     (
         Mutant(
             "gradient rounded before it is scaled",
-            "pairwise_backward",
-            "grad *= power_of_two(-exponent_g)[:, None]\n",
-            "exponent_g = exponent_g * 0\n",
+            "gradient_panel",
+            "return tl.where(scaled, binary_exponent(largest) - LARGEST, 0)",
+            "return tl.where(scaled, 0, 0)",
         ),
         checks.check_small_gradients,
+    ),
+    (
+        Mutant(
+            "scaled by the largest of the first step",
+            "gradient_panel",
+            "most = tl.maximum(most, tl.abs(grad))",
+            "most = tl.where(start == 0, tl.abs(grad), most)",
+        ),
+        lambda load: checks.check_gradient_panel(load, block=64),
+    ),
+    (
+        Mutant(
+            "gradient without its mirror",
+            "gradient_panel",
+            "grad += mirror.to(tl.float32)",
+            "grad += mirror.to(tl.float32) * 0",
+        ),
+        checks.check_pairwise_self_bwd,
+    ),
+    (
+        Mutant(
+            "one column of the gradient past the last",
+            "gradient_panel",
+            "mask = (row < N) & (column < M)",
+            "mask = (row < N) & (column <= M)",
+        ),
+        checks.check_gradient_panel,
+    ),
+    (
+        Mutant(
+            "padding of a gradient not written",
+            "gradient_panel",
+            "mask = (rows < OUT_N) & (m < OUT_M)",
+            "mask = (rows < OUT_N) & (m < M)",
+        ),
+        lambda load: checks.check_gradient_panel(load, block=64),
+    ),
+    (
+        Mutant(
+            "powers of two of the sums forgotten",
+            "pairwise_backward",
+            "power += tl.load(exponent_sum_ptr + flat, mask=mask_n, other=0)",
+            "power += tl.load(exponent_sum_ptr + flat, mask=mask_n, other=0) * 0",
+        ),
+        lambda load: checks.check_pairwise_bwd(load, precision="high"),
+    ),
+    (
+        Mutant(
+            "the same half of the gradient twice",
+            "pairwise_backward",
+            "PRECISION, not TRANSPOSED, DESCRIPTORS",
+            "PRECISION, TRANSPOSED, DESCRIPTORS",
+        ),
+        lambda load: checks.check_pairwise_self_bwd(load, BF16, (2, 80, 72), BF16),
     ),
     (
         Mutant(

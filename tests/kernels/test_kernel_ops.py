@@ -31,6 +31,7 @@ SCREEN = [
 PAIRWISE_BWD = [
     "_row_norm_kernel",
     "_unit_rows_kernel",
+    "_gradient_panel_kernel",  # of the ones, expanded, that a sum hands in
     "_pairwise_bwd_product_kernel",
     "_pairwise_bwd_project_kernel",
 ]
@@ -58,6 +59,9 @@ def test_public_functions_compile_and_launch_every_kernel(arch, as_cuda):  # noq
         names = [launch.name for launch in launches]
         assert names == PAIRWISE_FWD + PAIRWISE_BWD * 2
         launches.clear()
+        functional.pairwise_cosine(x).sum().backward()
+        assert [launch.name for launch in launches] == PAIRWISE_FWD + PAIRWISE_BWD
+        launches.clear()
         torch.ops.cossim_fast.block_max(codes(40, 64, torch.int8, 0), codes(70, 64, torch.int8, 1),
                                         64, torch.ones(70, dtype=torch.bool))  # fmt: skip
         index = torch.arange(40)
@@ -78,7 +82,10 @@ def test_float64_and_empty_rows_are_left_to_torch(as_cuda):  # noqa: F811
         c = functional.pairwise_cosine(x)
         assert functional.cosine_similarity(empty, empty).tolist() == [0] * 5
         found = [gradients_of(function, x) for function in (as_matrix, as_rows)]
+        itself = gradient_with_itself(x, torch.ones(5, 5, dtype=x.dtype))
     assert launches == []
+    expected = sum(oracle.gradients(x[None], x[None], torch.ones(1, 5, 5), EPS, paired=False))
+    assert oracle.error(itself, expected[0]) <= 2**-48
     for got, paired in zip(found, (False, True), strict=True):
         pair, grad = (x, x.flip(0)), x.new_ones(5) if paired else x.new_ones(1, 5, 5)
         pair = pair if paired else [t[None] for t in pair]
@@ -99,6 +106,40 @@ def as_rows(x, y):
 def gradients_of(function, x):
     leaves = [t.clone().requires_grad_() for t in (x, x.flip(0))]
     return torch.autograd.grad(function(*leaves).sum(), leaves)
+
+
+def gradient_with_itself(x, grad):
+    rows = x.clone().requires_grad_()
+    return torch.autograd.grad(functional.pairwise_cosine(rows), rows, grad)[0]
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
+def test_a_matrix_with_itself_has_one_gradient(dtype, as_cuda, monkeypatch):  # noqa: F811
+    """Not one a side that autograd adds, nor one twice."""
+    monkeypatch.setattr(_ops, "pairwise_bwd", None)
+    x, grad = oracle.inputs(31, 67, dtype=dtype), oracle.inputs(31, 31, dtype=dtype, seed=2)
+    got = gradient_with_itself(x.to(DEVICE), grad.to(DEVICE)).cpu()
+    sides = x[None], x[None], grad[None], EPS
+    plain, exact = (
+        sum(f(*sides, paired=False)) for f in (oracle.torch_gradients, oracle.gradients)
+    )
+    oracle.assert_no_worse(got[None], plain, exact)
+
+
+@runs_kernels
+def test_second_derivatives_of_a_matrix_with_itself(as_cuda):  # noqa: F811
+    def second(function, x):
+        x = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    def plain(x):
+        return F.cosine_similarity(x[:, None], x[None], dim=-1)
+
+    x = oracle.inputs(9, 20, dtype=F32)
+    got, exact = second(functional.pairwise_cosine, x.to(DEVICE)).cpu(), second(plain, x.double())
+    assert oracle.error(got, exact) <= 2 * oracle.error(second(plain, x), exact)
 
 
 @runs_kernels
@@ -224,9 +265,10 @@ def test_kernels_keep_the_contract_of_an_op(monkeypatch):
         leaves = (t.clone().requires_grad_() for t in pair)
         torch.library.opcheck(op, (*leaves, *rest))
     torch.library.opcheck(_ops.rowwise_bwd, (x[:, 0], x, y, EPS))
-    torch.library.opcheck(
-        _ops.pairwise_bwd, (torch.ones(1, 5, 5, device=DEVICE), x[None], y[None], EPS, "highest")
-    )
+    grad = torch.ones(1, 5, 5, device=DEVICE)
+    torch.library.opcheck(_ops.pairwise_self_bwd, (grad, x[None], EPS, "highest"))
+    torch.library.opcheck(_ops.pairwise_fwd, (*[x[None].clone().requires_grad_()] * 2, EPS, "high"))
+    torch.library.opcheck(_ops.pairwise_bwd, (grad, x[None], y[None], EPS, "highest"))
 
 
 def on_device_under_test(op, arguments, monkeypatch):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 import triton
+from cossim_fast.kernels import pairwise_backward
 from cossim_fast.kernels.pairwise import launch_pairwise_fwd
-from cossim_fast.kernels.pairwise_backward import launch_pairwise_bwd
+from cossim_fast.kernels.pairwise_backward import launch_pairwise_bwd, launch_pairwise_self_bwd
 
 from ladder import checks, oracle
 from ladder.checks import BF16, EPS, F16, F32
@@ -86,15 +87,106 @@ def test_backward_of_a_gradient_of_the_rows_dtype(dtype, shape, arch):
     checks.check_pairwise_bwd(kernels, dtype, shape, dtype)
 
 
-def test_backward_of_an_expanded_gradient():
-    x, y = oracle.inputs(1, 9, 72, dtype=F32), oracle.inputs(1, 8, 72, dtype=F32, seed=1)
-    grad = torch.ones(1, 1, 1).expand(1, 9, 8)
+@DTYPES
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 9, 1), (1, 1, 8)])
+def test_backward_of_an_expanded_gradient(dtype, shape):
+    """What a sum hands in, and what a sum of rows or columns does."""
+    x, y = oracle.inputs(1, 9, 72, dtype=dtype), oracle.inputs(1, 8, 72, dtype=dtype, seed=1)
+    grad = oracle.inputs(*shape, dtype=dtype, seed=2).expand(1, 9, 8)
     got = launch_pairwise_bwd(*(t.to(DEVICE) for t in (grad, x, y)), EPS).cpu()
-    assert oracle.error(got, oracle.gradients(x, y, grad, EPS, paired=False)[0]) <= 2**-21
+    plain = oracle.torch_gradients(x, y, grad, EPS, paired=False)[0]
+    oracle.assert_no_worse(got, plain, oracle.gradients(x, y, grad, EPS, paired=False)[0])
+    if shape != (1, 9, 1):
+        return
+    grad = grad[:, :, :1].expand(1, 9, 9)
+    got = launch_pairwise_self_bwd(*(t.to(DEVICE) for t in (grad, x)), EPS).cpu()
+    plain = sum(oracle.torch_gradients(x, x, grad, EPS, paired=False))
+    oracle.assert_no_worse(got, plain, sum(oracle.gradients(x, x, grad, EPS, paired=False)))
+
+
+@DTYPES
+# One row has the gradient 0, which tf32 meets by luck.
+@pytest.mark.parametrize("shape", [(2, 131, 67), (2, 80, 72), (1, 9, 40)])
+def test_backward_of_a_matrix_with_itself(dtype, shape, arch):
+    checks.check_pairwise_self_bwd(kernels, dtype, shape)
+    checks.check_pairwise_self_bwd(kernels, dtype, shape, dtype)
+    if dtype == F32:
+        checks.check_pairwise_self_bwd(kernels, dtype, shape, precision="high")
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("dtype", [F16, BF16, F32], ids=str)
+def test_panels_of_a_gradient(dtype, mirrored):
+    for grad_dtype in (F32, F16, BF16):
+        checks.check_gradient_panel(kernels, dtype=dtype, grad_dtype=grad_dtype, mirrored=mirrored)
+    for shape in ((1, 1, 1), (2, 48, 160), (1, 7, 33)):
+        checks.check_gradient_panel(kernels, shape, dtype, mirrored=mirrored)
+    checks.check_gradient_panel(kernels, dtype=dtype, mirrored=mirrored, block=64)
+
+
+def test_a_gradient_in_panels_gives_the_same(monkeypatch):
+    """131 rows are a panel and a bit more; a row's result does not depend on its panel."""
+    x, y = oracle.inputs(2, 131, 24, dtype=F32), oracle.inputs(2, 133, 24, dtype=F32, seed=1)
+    grad = oracle.inputs(2, 131, 133, dtype=F32, seed=2)
+    g, x, y = (t.to(DEVICE) for t in (grad, x, y))
+
+    def found():
+        return [
+            launch_pairwise_bwd(g, x, y, EPS, "high"),
+            launch_pairwise_bwd(g.mT, y, x, EPS, "high"),
+            launch_pairwise_self_bwd(g[:, :, :131], x, EPS, "high"),
+            launch_pairwise_self_bwd(g[:, :, :131], x, EPS),
+            launch_pairwise_bwd(g, x.bfloat16(), y.bfloat16(), EPS),
+        ]
+
+    whole = found()
+    monkeypatch.setattr(pairwise_backward, "PANEL", 1)
+    for one, parts in zip(whole, found(), strict=True):
+        assert torch.equal(one, parts)
 
 
 def test_float16_backward_keeps_gradients_that_float16_cannot_hold():
     checks.check_small_gradients(kernels)
+    checks.check_small_gradients(kernels, F32)
+
+
+# The third part of a bfloat16 split of 1e-38 is 0.
+@pytest.mark.parametrize(
+    ("precision", "scale"),
+    [("highest", 1e-25), ("highest", 1e30), ("high", 1e-38), ("high", 1e-9), ("high", 1e30)],
+)
+def test_backward_of_gradients_of_any_magnitude(precision, scale):
+    """Rows and columns of any magnitude beside each other, zeros, and what is not finite alone."""
+    x, y = oracle.inputs(1, 7, 40, dtype=F32), oracle.inputs(1, 9, 40, dtype=F32, seed=1)
+    x[0, 1] *= 1e20
+    grad = oracle.inputs(1, 7, 9, dtype=F32, seed=2) * scale
+    grad[0, 2], grad[0, :, 3] = 0, 0
+    grad[0, 5] *= 1e-6
+    grad[0, :, 6] *= 1e-6
+    bad = grad.clone()
+    bad[0, 4, 7] = torch.nan
+
+    def both(grad):
+        g, a, b = (t.to(DEVICE) for t in (grad, x, y))
+        sides = (
+            launch_pairwise_bwd(g, a, b, 0.0, precision),
+            launch_pairwise_bwd(g.mT, b, a, 0.0, precision),
+        )
+        return [t.cpu() for t in sides]
+
+    found, with_bad = both(grad), both(bad)
+    expected = oracle.gradients(x, y, grad, 0.0, paired=False)
+    unit = 2.0**-20 if precision == "highest" else 2.0**-10
+    for side, (got, true) in enumerate(zip(found, expected, strict=True)):
+        # By rows: each has a scale of its own. What float32 cannot hold is lost at any precision.
+        sizes = (grad if side == 0 else grad.mT).double().abs().sum(-1, keepdim=True)
+        norms = torch.linalg.vector_norm((x, y)[side].double(), dim=-1, keepdim=True)
+        allowed = unit * sizes / norms + 2.0**-149
+        assert bool(((got.double() - true).abs() <= allowed).all())
+        row = (4, 7)[side]
+        assert bool(with_bad[side][0, row].isnan().all())
+        others = torch.arange(got.shape[1]) != row
+        assert torch.equal(with_bad[side][0, others], got[0, others])
 
 
 @pytest.mark.parametrize(
@@ -170,6 +262,9 @@ def test_empty_inputs_launch_nothing(shape):
     assert launch_pairwise_fwd(x, y, EPS).shape == (b, n, m)
     grad = torch.ones(b, n, m, device=DEVICE)
     assert launch_pairwise_bwd(grad, x, y, EPS).tolist() == torch.zeros(b, n, d).tolist()
+    grad = torch.ones(b, n, n, device=DEVICE)
+    if x.numel() == 0:
+        assert launch_pairwise_self_bwd(grad, x, EPS).shape == (b, n, d)
 
 
 def test_no_columns_give_zero():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cossim_fast.kernels.configs import TileConfig
 from cossim_fast.kernels.row_norm import launch_row_norm
 from cossim_fast.kernels.rowwise import launch_rowwise_bwd, launch_rowwise_fwd
 
@@ -27,6 +28,27 @@ def test_forward_matches_float64(dtype, n, d):
 def test_backward_matches_float64(dtype, n, d):
     # One element has the gradient 0, which torch's own function meets by luck.
     checks.check_rowwise_bwd(kernels, dtype, n, max(d, 2))
+
+
+@DTYPES
+@pytest.mark.parametrize(("n", "d", "block"), [(7, 700, 1024), (7, 130, 256), (9, 67, 64)])
+def test_backward_in_one_step_and_in_several(dtype, n, d, block):
+    """The tile decides: rows that it covers stay in registers."""
+    x, y = oracle.inputs(n, d, dtype=dtype), oracle.inputs(n, d, dtype=dtype, seed=1)
+    grad = oracle.inputs(n, dtype=dtype, seed=2)
+    config = TileConfig(2, block_k=block)
+    moved = checks.on_device(grad, x, y)
+    memory, outputs = checks.guards()
+    with memory, outputs:
+        got = launch_rowwise_bwd(*moved, EPS, config)
+    plain = oracle.torch_gradients(x, y, grad, EPS, paired=True)
+    expected = oracle.gradients(x, y, grad, EPS, paired=True)
+    for side in range(2):
+        oracle.assert_no_worse(got[side].cpu(), plain[side], expected[side])
+
+
+def test_backward_keeps_the_range_in_one_step_and_in_several():
+    checks.check_rowwise_bwd_range(kernels)
 
 
 def both_ways(x, y, eps=EPS):

@@ -52,7 +52,11 @@ def test_the_registered_ops_do_too(lacking):
         <= 2**-20
     )
     _ops.rowwise_bwd(x[:, 0], x, x, EPS)
-    _ops.pairwise_bwd(x.new_ones(1, 9, 9), x[None], x[None], EPS, "high")
+    grad = oracle.inputs(1, 9, 9, dtype=torch.float32, seed=1)
+    _ops.pairwise_bwd(grad, x[None], x[None], EPS, "high")
+    got = _ops.pairwise_self_bwd(grad, x[None], EPS, "high")
+    exact = sum(oracle.gradients(x[None], x[None], grad, EPS, paired=False))
+    assert oracle.error(got, exact) <= 2**-20
 
 
 def test_a_search_says_what_is_missing_before_it_starts(lacking, monkeypatch):

@@ -113,6 +113,69 @@ def check_pairwise_bwd(
         oracle.assert_no_worse(got[side].cpu(), plain[side], expected[side])
 
 
+def check_pairwise_self_bwd(
+    load: Load,
+    dtype: torch.dtype = F32,
+    shape: tuple[int, int, int] = (2, 131, 67),
+    grad_dtype: torch.dtype = F32,
+    precision: str = "highest",
+) -> None:
+    """No worse than the two gradients that torch adds, whichever way the gradient lies."""
+    b, n, d = shape
+    x, grad = oracle.inputs(b, n, d, dtype=dtype), oracle.inputs(b, n, n, dtype=grad_dtype, seed=2)
+    launch = load("pairwise_backward").launch_pairwise_self_bwd
+    memory, outputs = guards()
+    with memory, outputs:
+        g, rows = on_device(grad, x)
+        got = launch(g, rows, EPS, precision), launch(g.mT, rows, EPS, precision)
+    factors = [t if precision == "highest" else rounding.to_tf32(t) for t in (x, grad)]
+    plain = sum(oracle.torch_gradients(factors[0], *factors, EPS, paired=False))
+    expected = sum(oracle.gradients(x, x, grad, EPS, paired=False))
+    for found in got:
+        oracle.assert_no_worse(found.cpu(), plain, expected)
+
+
+def check_gradient_panel(
+    load: Load,
+    shape: tuple[int, int, int] = (2, 37, 131),
+    dtype: torch.dtype = F16,
+    grad_dtype: torch.dtype = F32,
+    *,
+    mirrored: bool = False,
+    block: int = 0,
+) -> None:
+    """Scaled exactly and rounded once; bad rows stay alone. ``block`` is the length of a step."""
+    b, n, m = shape
+    grad = oracle.inputs(b, n, m, dtype=grad_dtype)
+    mirror = oracle.inputs(b, m, n, dtype=grad_dtype, seed=1).mT if mirrored else None
+    if grad_dtype != F16 and n > 5:
+        magnitudes = torch.tensor([2.0**100, 2.0**-100, 2.0**-140, 0.0])[:, None]
+        for t in (grad, mirror) if mirrored else (grad,):
+            t[0, :4] *= magnitudes.to(grad_dtype)
+        grad[0, 4, 1], grad[0, 5, 2] = torch.nan, torch.inf
+    config = load("configs").TileConfig(4, block_k=block) if block else None
+    for view in (lambda t: t, lambda t: t.mT.contiguous().mT):
+        sides = [None if t is None else view(t) for t in (grad, mirror)]
+        memory, outputs = guards()
+        with memory, outputs:
+            sides = [None if t is None else on_device(t)[0] for t in sides]
+            exponent = sides[0].new_empty((b * n,), dtype=torch.int32) if dtype == F16 else None
+            rows = None if exponent is None else exponent.view(b, n)
+            launch = load("gradient_panel").launch_gradient_panel
+            got = launch(*sides, dtype, rows, config).cpu().double()
+        wide = (grad.float() if mirror is None else grad.float() + mirror.float()).double()
+        if exponent is not None:
+            largest = wide.abs().amax(-1)
+            fine = wide.isfinite().all(-1)
+            scale = (largest.clamp_min(2.0**-127).log2().floor() - 14).where(fine, 0.0)
+            assert torch.equal(exponent.cpu().view(b, n)[fine].double(),
+                               scale.where(largest > 0, 0.0)[fine])  # fmt: skip
+            assert not got[~fine].isfinite().all(-1).any()
+            got, wide = got[fine], torch.ldexp(wide, -scale[..., None].int())[fine]
+        wanted = wide.to(dtype).double()
+        assert torch.equal(got.nan_to_num(nan=777.0), wanted.nan_to_num(nan=777.0))
+
+
 def codes(n: int, d: int, dtype: torch.dtype, seed: int) -> Tensor:
     if dtype == torch.int8:
         generator = torch.Generator().manual_seed(seed)
@@ -198,6 +261,10 @@ def check_offsets(load: Load, name: str = "pairwise") -> None:
                 x, torch.ones(n), torch.zeros(n, dtype=torch.int32), x.dtype
             ),
         ),
+        "gradient_panel": (
+            "_gradient_panel_kernel",
+            lambda: module.launch_gradient_panel(x, None, F16, rows.int()[None]),
+        ),
         "half_rows": ("_half_rows_kernel", lambda: module.launch_half_rows(x, EPS)),
         "rowwise": ("_rowwise_fwd_kernel", lambda: module.launch_rowwise_fwd(x[0], x[0], EPS)),
         "pairwise": ("_pairwise_fwd_kernel", lambda: module.launch_pairwise_fwd(x, x, EPS)),
@@ -272,14 +339,25 @@ def check_half_rows(load: Load, n: int = 131, d: int = 67) -> None:
     assert oracle.error(inverse.view(2, n).double() * norms, torch.ones(2, n)) <= 2**-21
 
 
-def check_small_gradients(load: Load) -> None:
+def check_small_gradients(load: Load, dtype: torch.dtype = F16) -> None:
     """The mean over a large matrix hands in gradients of 1e-9, which float16 rounds to 0."""
-    x, y = oracle.inputs(1, 33, 67, dtype=F16), oracle.inputs(1, 29, 67, dtype=F16, seed=1)
+    x, y = oracle.inputs(1, 33, 67, dtype=dtype), oracle.inputs(1, 29, 67, dtype=dtype, seed=1)
     grad = oracle.inputs(1, 33, 29, dtype=F32, seed=2)
     launch = load("pairwise_backward").launch_pairwise_bwd
+    precision = "highest" if dtype == F16 else "high"
     g, x, y = on_device(grad, x / 2**9, y)
-    large, small = launch(g, x, y, EPS), launch(g * 2.0**-16, x, y, EPS)
+    large, small = (launch(t, x, y, EPS, precision) for t in (g, g * 2.0**-16))
     # A power of two changes nothing but the exponent, until the result itself is subnormal.
     normal = small.abs() >= 2.0**-14
     assert int(normal.sum()) > 0
     assert bool((small[normal].double() * 2.0**16 == large[normal].double()).all())
+
+
+def check_rowwise_bwd_range(load: Load) -> None:
+    """Rows whose squares leave float32's range, in one step and in several."""
+    for d in (70, 600):
+        x, y = oracle.inputs(5, d, dtype=F32) * 1e30, oracle.inputs(5, d, dtype=F32, seed=1) * 1e-25
+        grad = torch.ones(5)
+        got = load("rowwise").launch_rowwise_bwd(*on_device(grad, x, y), 0.0)
+        for mine, true in zip(got, oracle.gradients(x, y, grad, 0.0, paired=True), strict=True):
+            assert oracle.error(mine.cpu(), true) <= 4 * 2**-24 * float(true.abs().max())

@@ -74,12 +74,22 @@ def row_cases() -> Iterator[Case]:
                 lambda x=x, g=g: rowwise.launch_rowwise_bwd(g, x, x, EPS),
                 core,
             )
+        # What `gpu_session` tries: the whole row in one step.
+        x, g = _rows(64, 768, dtype), torch.zeros(64, dtype=dtype)
+        whole = kernels("configs").TileConfig(1, block_k=1024)
+        yield Case(
+            "rowwise_bwd",
+            dtype,
+            "d=768 in one step",
+            lambda x=x, g=g, c=whole: rowwise.launch_rowwise_bwd(g, x, x, EPS, c),
+        )
 
 
 def pairwise_cases() -> Iterator[Case]:
     """Both directions; ragged rows, which no descriptor describes and no wide load can take."""
     forward = kernels("pairwise").launch_pairwise_fwd
     backward = kernels("pairwise_backward").launch_pairwise_bwd
+    with_itself = kernels("pairwise_backward").launch_pairwise_self_bwd
     for dtype in FLOATS:
         for precision in PRECISIONS[:2] if dtype == F32 else ("",):  # the third is the second's
             for n, d in ((512, 768), (131, 67)):
@@ -106,6 +116,16 @@ def pairwise_cases() -> Iterator[Case]:
                         core and not side and p == "highest" and dtype != F16,
                         True,
                     )
+                if dtype != F32:
+                    yield Case(
+                        "pairwise_bwd_product",
+                        dtype,
+                        f"{variant} with itself",
+                        lambda x=x, g=g: with_itself(g, x, EPS),
+                        core and dtype == BF16,
+                        True,
+                    )
+    yield from panel_cases()
     for dtype in FLOATS:
         g = torch.zeros(1, 512, 512)
         x, y = (torch.zeros(1, 512, 768, dtype=dtype) for _ in range(2))
@@ -138,19 +158,52 @@ def pairwise_cases() -> Iterator[Case]:
         )
         if dtype != F32:
             yield Case(
-                "pairwise_bwd_product",
-                dtype,
-                "float32 gradient",
-                lambda x=x, g=g: backward(g, x, x, EPS),
-                tensor_core=True,
-            )
-            yield Case(
                 "pairwise_fwd",
                 dtype,
                 "float32 result",
                 lambda x=x, y=y: forward(x, y, EPS, out_dtype=F32),
                 tensor_core=True,
             )
+
+
+def panel_cases() -> Iterator[Case]:
+    """Copies of a gradient: scaled for float16, transposed, plus its mirror."""
+    launch = kernels("gradient_panel").launch_gradient_panel
+    for m in (512, 16384, 131):
+        g, exponent = torch.zeros(1, 64, m), torch.zeros(1, 64, dtype=torch.int32)
+        yield Case(
+            "gradient_panel",
+            F32,
+            f"m={m}",
+            lambda g=g, e=exponent: launch(g, None, F16, e),
+            core=m == 16384,
+        )
+    for n in (512, 131):
+        g, exponent = torch.zeros(1, n, n), torch.zeros(1, n, dtype=torch.int32)
+        ragged = " ragged" if n == 131 else ""
+        for words, sides, dtype, e in (
+            ("transposed", (g.mT, None), F16, exponent),
+            ("mirrored", (g, g.mT), F16, exponent),
+            ("mirrored, in float32", (g, g.mT), F32, None),
+            ("in bfloat16", (g, None), BF16, None),
+        ):
+            yield Case(
+                "gradient_panel",
+                F32,
+                words + ragged,
+                lambda s=sides, t=dtype, e=e: launch(*s, t, e),
+                core=words.startswith("mirrored") and not ragged,
+            )
+
+    for dtype in (F16, BF16):
+        g, exponent = torch.zeros(1, 131, 131, dtype=dtype), torch.zeros(1, 131, dtype=torch.int32)
+        yield Case("gradient_panel", dtype, "ragged", lambda g=g, t=dtype: launch(g, None, t))
+        yield Case(
+            "gradient_panel",
+            dtype,
+            "mirrored ragged",
+            lambda g=g, t=dtype, e=exponent: launch(g, g.mT, t, e if t == F16 else None),
+        )
 
 
 def topk_cases() -> Iterator[Case]:

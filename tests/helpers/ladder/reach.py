@@ -9,7 +9,8 @@ SCREEN_OPS = (
     "code_rows", "scan_rows", "block_max", "block_thresholds", "best_rows", "block_candidates",
     "recheck", "rescore",
 )  # fmt: skip
-OPS = ("rowwise_fwd", "rowwise_bwd", "pairwise_fwd", "pairwise_bwd", *SCREEN_OPS)
+MATRIX_OPS = "pairwise_fwd", "pairwise_bwd", "pairwise_self_bwd"
+OPS = ("rowwise_fwd", "rowwise_bwd", *MATRIX_OPS, *SCREEN_OPS)
 
 
 @pytest.fixture
