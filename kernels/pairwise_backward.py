@@ -1,13 +1,11 @@
 """Gradient of the pairwise cosine for one of its two sides."""
 
 import torch
-import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .configs import TileConfig, choose_config, current_arch
-from .launch import cost, describable, element_size, on_device
-from .row_norm import launch_row_norms, launch_unit_rows
+from .launch import cdiv, cost, describable, descriptor, element_size, kernel, on_device
+from .row_norm import RowNorms, launch_row_norms, launch_unit_rows
 from .tiles import binary_exponent, load_tile, power_of_two, times_power_of_two
 
 
@@ -24,7 +22,7 @@ def _project_metadata(grid, kernel, args):
     return cost("pairwise_bwd_project", moved, flops32=8 * elements)
 
 
-@triton.jit(launch_metadata=_product_metadata)
+@kernel(launch_metadata=_product_metadata)
 def _pairwise_bwd_product_kernel(
     grad_ptr,  # (B, N, M), if TRANSPOSED (B, M, N), or a descriptor of it
     unit_ptr,  # (B, M, D), or a descriptor of it
@@ -98,7 +96,7 @@ def _pairwise_bwd_product_kernel(
     tl.store(tile, acc, mask=(row < N)[:, None] & (column < D)[None, :])
 
 
-@triton.jit(launch_metadata=_project_metadata)
+@kernel(launch_metadata=_project_metadata)
 def _pairwise_bwd_project_kernel(
     sum_ptr,  # (B, N, D) float32
     x_ptr,  # (B, N, D)
@@ -167,6 +165,7 @@ def launch_pairwise_bwd(
     eps: float,
     precision: str = "highest",
     config: TileConfig | None = None,
+    norms: RowNorms | None = None,
 ) -> torch.Tensor:
     """Return the gradient (b, n, d) for x of the pairwise cosine, given its gradient (b, n, m).
 
@@ -174,14 +173,14 @@ def launch_pairwise_bwd(
     are taken, those of an expanded gradient by a copy. Needs one float32 temporary of x's shape and
     one of y's, of unit rows: multiplied by them, a gradient need not pass through registers to be
     scaled. ``precision`` as in the forward: of float32 rows those of y, or the gradient's, are
-    rounded to float16 for one product.
+    rounded to float16 for one product. ``norms`` are those of x and y where they are known.
     """
     b, n, d = x.shape
     m = y.shape[1]
     grad_x = x.new_empty((b, n, d))
     if grad_x.numel() == 0 or m == 0:
         return grad_x.zero_()
-    norms = launch_row_norms(x, y, eps)
+    norms = norms or launch_row_norms(x, y, eps)
     halved = y.dtype == torch.float32 and precision != "highest"
     dtype = torch.float16 if halved else y.dtype
     unit = launch_unit_rows(y, norms.inverse_y, norms.exponent_y, dtype)
@@ -196,15 +195,15 @@ def launch_pairwise_bwd(
         if config is None:
             same = grad.dtype == unit.dtype
             descriptors = same and describable(grad) and describable(unit)
-            kernel = "pairwise_bwd" if same else "pairwise_bwd_rounded"
-            config = choose_config(kernel, unit.dtype, d, arch, descriptors)
+            name = "pairwise_bwd" if same else "pairwise_bwd_rounded"
+            config = choose_config(name, unit.dtype, d, arch, descriptors)
         tile_n, tile_d, tile_m = config.block_n, config.block_m, config.block_k
         grad_source, unit_source = grad, unit
         if config.descriptors:
-            grad_tile = [1, tile_m, tile_n] if transposed else [1, tile_n, tile_m]
-            grad_source = TensorDescriptor.from_tensor(grad, grad_tile)
-            unit_source = TensorDescriptor.from_tensor(unit, [1, tile_m, tile_d])
-        tiles = triton.cdiv(n, tile_n) * triton.cdiv(width, tile_d)
+            grad_tile = (1, tile_m, tile_n) if transposed else (1, tile_n, tile_m)
+            grad_source = descriptor(grad, grad_tile)
+            unit_source = descriptor(unit, (1, tile_m, tile_d))
+        tiles = cdiv(n, tile_n) * cdiv(width, tile_d)
         _pairwise_bwd_product_kernel[(b * tiles,)](
             grad_source,
             unit_source,
@@ -225,7 +224,7 @@ def launch_pairwise_bwd(
             **config.options(),
         )
         rows = choose_config("pairwise_bwd_project", x.dtype, d, arch)
-        _pairwise_bwd_project_kernel[(triton.cdiv(b * n, rows.block_n),)](
+        _pairwise_bwd_project_kernel[(cdiv(b * n, rows.block_n),)](
             weighted,
             x,
             norms.inverse_x,
