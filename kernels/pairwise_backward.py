@@ -185,7 +185,10 @@ def launch_pairwise_bwd(
     dtype = torch.float16 if halved else y.dtype
     unit = launch_unit_rows(y, norms.inverse_y, norms.exponent_y, dtype)
     width = unit.shape[-1]
-    if any(s == 0 and size > 1 for s, size in zip(grad.stride(), grad.shape, strict=True)):
+    strides = grad.stride()
+    if 0 in strides and any(
+        s == 0 and size > 1 for s, size in zip(strides, grad.shape, strict=True)
+    ):
         grad = grad.contiguous()
     transposed = grad.stride(-1) != 1 and grad.stride(-2) == 1
     grad = grad.mT if transposed else grad
