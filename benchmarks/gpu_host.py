@@ -30,11 +30,12 @@ import triton
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cossim_fast import _autograd, _dispatch, cosine_similarity, functional, pairwise_cosine
+from cossim_fast import _autograd, _dispatch, _ops, cosine_similarity, functional, pairwise_cosine
 from environment import processor
-from ladder import host, reach
+from ladder import host, reach, screening
 
 Call = Callable[[Tensor, Tensor], Tensor]
+Run = Callable[[], object]
 ROWS, WIDTH = 16, 64
 BATCH, BATCHES = 100, 10
 
@@ -72,7 +73,7 @@ def pretended_gpu() -> Iterator[None]:
         yield
 
 
-def microseconds(run: Callable[[], object]) -> float:
+def microseconds(run: Run) -> float:
     """Host time of a call: the fastest of several batches, since other work only adds."""
     for _ in range(BATCH):
         run()
@@ -101,7 +102,7 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def counted(run: Callable[[], object]) -> tuple[Counter[str], list[str]]:
+def counted(run: Run) -> tuple[Counter[str], list[str]]:
     """The operations of torch's that a call makes, and the kernels of ours that it launches."""
     launched: list[str] = []
     launcher = triton.runtime.driver.active.launcher_cls
@@ -130,31 +131,53 @@ VIEWS = (
 )  # fmt: skip
 
 
-def measure(only: str = "") -> Iterator[tuple[str, dict]]:
+def pairs() -> Iterator[tuple[str, Run]]:
     """Each call in both dtypes, forward and with gradients."""
+    for dtype in (torch.float16, torch.float32):
+        x, y = (torch.randn(ROWS, WIDTH, device="cpu").to(dtype) for _ in range(2))
+        for name, call in CALLS.items():
+            words = f"{name}, {str(dtype).removeprefix('torch.')}"
+            yield words, functools.partial(call, x, y)
+            yield f"{words}, with gradients", functools.partial(with_gradients(call), x, y)
+
+
+def stages() -> Iterator[tuple[str, Run]]:
+    """The ops of a search, which go through torch's dispatcher."""
+    s = screening.example()
+    codes, bounds = (s.query_codes, s.corpus_codes), (s.query_terms, s.block_terms)
+    reach = torch.zeros(len(s.queries), device="cpu")
+    index, centre = torch.arange(3, device="cpu"), torch.zeros(s.corpus.shape[1], device="cpu")
+    for name, arguments in {
+        "code_rows": (s.corpus, centre),
+        "block_max": (*codes, 64, s.eligible),
+        "block_thresholds": (s.maxima, *bounds, 3, 16),
+        "block_candidates": (s.maxima, *bounds, reach, 5),
+        "recheck": (*codes, *bounds, reach, index, index, 64, s.eligible),
+        "rescore": (s.queries, s.corpus, index, index),
+    }.items():
+        yield f"a search's {name}", functools.partial(getattr(_ops, name), *arguments)
+
+
+def measure(only: str = "") -> Iterator[tuple[str, dict]]:
+    """The calls whose names hold these words."""
+    calls = [*pairs(), *stages()]
     with pretended_gpu():
-        for dtype in (torch.float16, torch.float32):
-            x, y = (torch.randn(ROWS, WIDTH, device="cpu").to(dtype) for _ in range(2))
-            for name, call in CALLS.items():
-                for gradients in (False, True):
-                    words = f"{name}, {str(dtype).removeprefix('torch.')}"
-                    words += ", with gradients" if gradients else ""
-                    if only not in words:
-                        continue
-                    run = functools.partial(with_gradients(call) if gradients else call, x, y)
-                    run()
-                    seen, kernels = counted(run)
-                    made = sum(count for name, count in seen.items() if name not in VIEWS)
-                    yield (
-                        words,
-                        {
-                            "host_us": microseconds(run),
-                            "kernels": kernels,
-                            "launches": made - sum(seen[name] for name in MAKES),
-                            "no_views": made,
-                            "operations": dict(seen),
-                        },
-                    )
+        for name, run in calls:
+            if only not in name:
+                continue
+            run()
+            seen, kernels = counted(run)
+            made = sum(
+                count for op, count in seen.items() if op not in VIEWS and "cossim_fast" not in op
+            )
+            found = {
+                "host_us": microseconds(run),
+                "kernels": kernels,
+                "launches": made - sum(seen[op] for op in MAKES),
+                "no_views": made,
+                "operations": dict(seen),
+            }
+            yield name, found
 
 
 def main() -> int:
