@@ -1,7 +1,8 @@
 """What CUDA tensors run: kernels, or torch's own operations where those cannot.
 
 Eager calls come here without torch's dispatcher, as those of the CPU do: a registered op costs the
-host more than a launch, before its body runs. `_ops` registers the same bodies, for graphs.
+host more than a launch, before its body runs. `_ops` registers the same bodies, for graphs. What a
+call costs is counted and timed by benchmarks/gpu_host.py.
 """
 
 from __future__ import annotations

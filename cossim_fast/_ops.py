@@ -2,8 +2,9 @@
 
 Each op is one contract with a CPU body; a kernel launcher is registered beside it for CUDA.
 The ops check shape, dtype and device again, since anyone can call them. Eager calls of the public
-functions do not come through here: an op costs tens of microseconds, more than the work on small
-rows. Searches of a GPU do, and the graphs of torch.compile.
+functions do not come through here: an op takes 7 µs before its body runs, and more where it has
+derivatives (Zen 5, torch 2.13). Searches of a GPU do, and the graphs of torch.compile. Registered
+by torch.library.Library, with derivatives, an op takes 5.5 µs, without any 2.
 """
 
 from __future__ import annotations
