@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --e
 PACKAGING := setup.py pyproject.toml constraints.txt
 
 .PHONY: demo demo-distributed train-example test test-distributed test-processors test-hostile \
-	test-oldest test-defaults test-adapters test-model kernels gpu gpu-test gpu-session gpu-install \
+	test-oldest test-defaults test-adapters test-model kernels gpu gpu-test gpu-session gpu-host gpu-install \
 	bench bench-full bench-report bench-compare confusion docs lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
@@ -84,14 +84,20 @@ gpu: gpu-test  ## on a machine with a GPU: test, sanitize, benchmark
 			compute-sanitizer --tool $$tool --error-exitcode 1 $(GPU_PYTEST) -m kernel_logic || exit 1; \
 		done; \
 	else echo "compute-sanitizer is not installed: memory and races go unchecked"; fi
-	$(GPU_PYTHON) -P benchmarks/gpu.py
+	$(GPU_PYTHON) benchmarks/gpu.py
 
 gpu-test: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev,gpu-install)
 	$(GPU_PYTEST) -m "kernel_logic or kernel_memory or kernel_contract"
 
+# TO=file.json: where it goes; STEPS="matrices compiled": some of its steps.
 gpu-session: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev,gpu-install)  ## DRY=1: without a GPU
-	$(if $(DRY),TRITON_INTERPRET=1 PYTHONPATH=tests/helpers) $(GPU_PYTHON) \
-		benchmarks/gpu_session.py $(if $(DRY),--dry-run --to out/gpu-session-dry.json)
+	$(if $(DRY),TRITON_INTERPRET=1 PYTHONPATH=tests/helpers) PYTHONUNBUFFERED=1 $(GPU_PYTHON) \
+		benchmarks/gpu_session.py $(if $(DRY),--dry-run) $(STEPS) \
+		--to $(or $(TO),out/gpu-session$(if $(DRY),-dry).json)
+
+gpu-host: $(VENV)/.dev  ## what a call on a GPU costs the host; needs no GPU, and nothing else to do
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/helpers $(BIN)/python benchmarks/gpu_host.py \
+		$(if $(BEFORE),--before $(BEFORE)) $(if $(TO),--to $(TO))
 
 gpu-install:
 	$(GPU_PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .

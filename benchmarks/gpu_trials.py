@@ -29,6 +29,7 @@ from cossim_fast._cpu import topk_ops
 from cossim_fast.retrieval.device_engine import DeviceEngine
 from gpu_machine import Found, Machine, Step, Trial
 from gpu_scan_trials import scans_and_streams
+from gpu_small import compiled_and_small
 
 EPS = 1e-8
 FORWARD, BACKWARD = pairwise.launch_pairwise_fwd, pairwise_backward.launch_pairwise_bwd
@@ -104,7 +105,7 @@ def correctness(machine: Machine) -> Iterator[Trial]:
 
     def compiled() -> Found:
         x, y = machine.rows(300, 96, torch.float16), machine.rows(200, 96, torch.float16)
-        run = torch.compile(pairwise_cosine, fullgraph=True, backend=_backend(machine))
+        run = torch.compile(pairwise_cosine, fullgraph=True, backend=machine.backend)
         found = torch.equal(run(x, y), pairwise_cosine(x, y))
         return {"right": found or not machine.real}
 
@@ -146,10 +147,6 @@ def _gradient(machine: Machine, scale: float, dtype: torch.dtype, *, itself: boo
     error = float(((got.double() - exact).abs() * norms / wide.abs().sum(1, keepdim=True)).max())
     bound = 2.0**-7 if dtype == torch.bfloat16 else 2.0**-10 + 2.0**-14
     return {"error": error, "bound": bound, "right": error <= bound}
-
-
-def _backend(machine: Machine) -> str:
-    return "inductor" if machine.real else "aot_eager"
 
 
 STAGES = (
@@ -367,35 +364,6 @@ def float32_products(machine: Machine) -> Iterator[Trial]:
     yield Trial("normalize and matmul, float32", lambda: measured(plain))
     if machine.real:
         yield Trial("normalize and matmul, tf32", lambda: measured(lambda: _tf32(plain)))
-
-
-def compiled_and_small(machine: Machine) -> Iterator[Trial]:
-    """Ours within torch.compile, and what small matrices cost host and device."""
-    for dtype in (torch.float16, torch.float32):
-        x, y = machine.rows(16384, 768, dtype), machine.rows(16384, 768, dtype)
-        run = torch.compile(pairwise_cosine, fullgraph=True, backend=_backend(machine))
-        yield Trial(
-            f"matrix {dtype}, compiled",
-            lambda x=x, y=y, run=run: machine.milliseconds(lambda: run(x, y)),
-        )
-
-    def plain(x: Tensor, y: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1) @ F.normalize(y, dim=-1).mT
-
-    def small(n: int, run: Callable[[Tensor, Tensor], Tensor]) -> Found:
-        x, y = machine.rows(n, 768, torch.float16), machine.rows(n, 768, torch.float16)
-        found = machine.milliseconds(lambda: run(x, y))
-        found["host_us"] = machine.host_microseconds(lambda: run(x, y))
-        if machine.real:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                run(x, y)
-            found["graph_ms"] = machine.milliseconds(graph.replay)["ms"]
-        return found
-
-    for n in (64, 256, 1024, 2048):
-        for name, run in (("cossim_fast", pairwise_cosine), ("normalize and matmul", plain)):
-            yield Trial(f"{n} rows, {name}", lambda n=n, run=run: small(n, run))
 
 
 def contrastive_loss(machine: Machine) -> Iterator[Trial]:

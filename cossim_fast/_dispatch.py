@@ -24,7 +24,7 @@ class Executor(str, Enum):
     BLOCKED_AUTOGRAD = "blocked, inside one autograd function"
     COMPOSITE = "composite"
     TRACED = "composite, whatever the sizes"
-    REGISTERED_OP = "registered op"
+    KERNELS = "kernels"
     COMPILED_OP = "registered op for a matrix, composite for rows"
 
 
@@ -62,9 +62,20 @@ def choose_executor(x: Tensor, y: Tensor) -> tuple[Executor, str]:
             return Executor.BLOCKED_AUTOGRAD, "CPU tensors, and a first derivative is to come"
         return Executor.BLOCKED, "CPU tensors, and no derivative is wanted"
     if _on_gpu(x, y) and has_triton():
-        _checks.in_memory(x, y)
-        return Executor.REGISTERED_OP, "CUDA tensors, and Triton is installed"
+        return _of_gpu(x, y)
     return Executor.COMPOSITE, f"no kernel for {x.device.type} tensors here"
+
+
+def _of_gpu(x: Tensor, y: Tensor) -> tuple[Executor, str]:
+    """The executor of plain CUDA tensors; kernels read their memory, past torch's dispatcher."""
+    if not ((x.data_ptr() and y.data_ptr()) or _checks.in_memory(x, y)):
+        return Executor.COMPOSITE, "the numbers of an input are not in its memory"
+    if x.is_neg() or y.is_neg():
+        return Executor.COMPOSITE, "the memory of an input holds its negative"
+    wanted = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+    if wanted and (x.is_inference() or y.is_inference()):
+        return Executor.COMPOSITE, "an inference tensor cannot be saved for backward"
+    return Executor.KERNELS, "CUDA tensors, and Triton is installed"
 
 
 def has_triton() -> bool:

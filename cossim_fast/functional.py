@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from cossim_fast import _checks, _composite
+from cossim_fast import _checks, _composite, _gpu
 from cossim_fast._as_one import as_one
 from cossim_fast._autograd import CosineMatrix, CosineRows
 from cossim_fast._broadcast import MatrixPlan, matrix_plan
@@ -186,11 +186,15 @@ def pairwise_cosine(
         return _traced_pairwise(x, y, eps, out, precision)
     dtype = _checks.pairwise_arguments(x, y, eps, precision)
     one_thread_after_fork()
-    inputs = (x,) if y is None else (x, y)
-    shape = (*x.shape[:-1], (x if y is None else y).shape[-2])
+    other = x if y is None else y
+    shape = (*x.shape[:-1], other.shape[-2])
     if out is not None:
-        _checks.pairwise_out(out, shape, dtype, inputs)
-    executor, _ = choose_executor(x, x if y is None else y)
+        _checks.pairwise_out(out, shape, dtype, (x, other))
+    executor, _ = choose_executor(x, other)
+    if executor is Executor.KERNELS:
+        with without_autocast(x):
+            result = _gpu.cosine_matrix(x, other, eps, dtype, precision)
+        return result if out is None else out.copy_(result)
     if x.dim() == 2:
         x, y = x.unsqueeze(0), None if y is None else y.unsqueeze(0)
     with without_autocast(x):
@@ -238,7 +242,7 @@ def explain(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Expla
 
     Returns:
         The executor ('blocked', 'blocked, inside one autograd function', "torch's own function in
-        float64", 'composite', 'composite, whatever the sizes' or 'registered op'), the form
+        float64", 'composite', 'composite, whatever the sizes' or 'kernels'), the form
         ('paired rows' or 'matrix product') and the reason.
 
     Raises:
@@ -312,10 +316,7 @@ def _rows(executor: Executor, x: Tensor, y: Tensor, eps: float, dtype: torch.dty
         return CosineRows.apply(x, y, eps, dtype)  # type: ignore[no-any-return, no-untyped-call]
     if executor in (Executor.COMPOSITE, Executor.COMPILED_OP):  # which Inductor makes one kernel of
         return _composite.cosine_rows(x, y, -1, eps, dtype)
-    width = x.shape[-1]
-    rows = x.shape[:-1].numel()
-    flat = torch.ops.cossim_fast.rowwise_fwd(x.reshape(rows, width), y.reshape(rows, width), eps)
-    return flat.view(x.shape[:-1]).to(dtype)  # type: ignore[no-any-return]
+    return _gpu.cosine_rows(x, y, eps, dtype)
 
 
 def _matrix(
@@ -336,4 +337,6 @@ def _matrix(
     other = x if y is None else y
     if executor is Executor.COMPOSITE:
         return _composite.cosine_matrix(x, other, eps, dtype)
+    if executor is Executor.KERNELS:
+        return _gpu.cosine_matrix(x, other, eps, dtype, precision)
     return torch.ops.cossim_fast.pairwise_fwd(x, other, eps, precision).to(dtype)  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ alone). A matrix with itself 0.54 and 0.65, backward 0.61 to 0.64 and 0.64 to 0.
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 import triton
@@ -46,7 +47,14 @@ class TileConfig:
 
 def current_arch() -> str:
     """Name the architecture that Triton compiles for: ``sm_90``, ``gfx942``."""
-    target = triton.runtime.driver.active.get_current_target()
+    driver = triton.runtime.driver.active
+    return _arch(driver, driver.get_current_device())
+
+
+@lru_cache(maxsize=64)
+def _arch(driver, device: int) -> str:
+    """That of the device, which is current; asked once, since torch takes microseconds to tell."""
+    target = driver.get_current_target()
     return target.arch if target.backend == "hip" else f"sm_{target.arch}"
 
 
@@ -55,7 +63,11 @@ def missing() -> str:
 
     Older devices than sm_80 lack bfloat16 products; of AMD's, those with matrix cores are known.
     """
-    arch = current_arch()
+    return _missing(current_arch())
+
+
+@lru_cache(maxsize=64)
+def _missing(arch: str) -> str:
     if arch.startswith("sm_"):
         known = int(arch.removeprefix("sm_")) >= 80
     else:
@@ -178,6 +190,7 @@ def _pairwise_tile(kernel: str, dtype: torch.dtype, family: str, descriptors: bo
     raise ValueError(f"expected the name of a kernel, got {kernel!r}")
 
 
+@lru_cache(maxsize=512)
 def choose_config(
     kernel: str,
     dtype: torch.dtype,

@@ -1,11 +1,10 @@
 """Rows of float32 as float16, scaled by powers of two: the factors of the lower precisions."""
 
 import torch
-import triton
 import triton.language as tl
 
 from .configs import TileConfig, choose_config, current_arch
-from .launch import cost, on_device
+from .launch import cdiv, cost, kernel, on_device
 from .tiles import binary_exponent, inverse_norm, times_power_of_two
 
 # The largest entry of a row lies in [2^14, 2^15): rounding cannot overflow, and what float16 loses
@@ -18,7 +17,7 @@ def _metadata(grid, kernel, args):
     return cost("half_rows", rows * (4 * d + 2 * width + 4), flops32=4 * rows * d)
 
 
-@triton.jit(launch_metadata=_metadata)
+@kernel(launch_metadata=_metadata)
 def _half_rows_kernel(
     x_ptr,  # (B, N, D) float32
     out_ptr,  # (B, N, WIDTH) float16
@@ -81,14 +80,14 @@ def launch_half_rows(
     times their inverses is their cosine.
     """
     b, n, d = x.shape
-    width = triton.cdiv(d, 16) * 16
+    width = cdiv(d, 16) * 16
     out = x.new_empty((b, n, width), dtype=torch.float16)
     inverse = x.new_empty((b * n,), dtype=torch.float32)
     if inverse.numel() == 0:
         return out, inverse
     with on_device(x):
         config = config or choose_config("half_rows", x.dtype, d, current_arch())
-        _half_rows_kernel[(triton.cdiv(b * n, config.block_n),)](
+        _half_rows_kernel[(cdiv(b * n, config.block_n),)](
             x,
             out,
             inverse,

@@ -1,14 +1,92 @@
 """What every launcher needs on the host: the device's context, the cost it reports, descriptors."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
 import torch
+import triton
+from triton.compiler import CompiledKernel
+from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .configs import TileConfig, choose_config, current_arch
 
+# Launches that a kernel remembers: each is a set of sizes, strides and dtypes.
+MOST_REMEMBERED = 1024
 
-def on_device(x: torch.Tensor) -> torch.cuda.device_of:
+
+class Kernel(JITFunction):
+    """A kernel that remembers what was compiled for a launch, for launches like it.
+
+    Triton finds that out anew each time, from every argument and from settings in the environment.
+    Two launches are alike if they have the same device, numbers and constants, and pointers of the
+    same dtypes that are multiples of 16 or not: more than Triton tells apart on CUDA. On HIP it
+    also looks at the size of a pointer's memory, so that nothing is remembered there.
+    """
+
+    def __init__(self, function: Callable, launch_metadata: Callable | None):
+        super().__init__(function, launch_metadata=launch_metadata)
+        self.pointers = sum(name.endswith("_ptr") for name in self.arg_names)
+        self.remembered: dict[tuple, tuple[CompiledKernel, tuple]] = {}
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        """Return what launches the kernel on a grid."""
+        return partial(self._launch, grid)
+
+    def _launch(self, grid: tuple[int, ...], *arguments, **constants) -> None:
+        driver = triton.runtime.driver.active
+        device = driver.get_current_device()
+        pointers, numbers = arguments[: self.pointers], arguments[self.pointers :]
+        key = (device, numbers, *map(_kind, pointers), *constants.values())
+        found = self.remembered.get(key)
+        if found is None:
+            compiled = self.run(*arguments, grid=grid, warmup=False, **constants)
+            if isinstance(compiled, CompiledKernel) and compiled.metadata.target.backend == "cuda":
+                if len(self.remembered) >= MOST_REMEMBERED:
+                    self.remembered.clear()
+                rest = tuple(constants[name] for name in self.arg_names[len(arguments) :])
+                self.remembered[key] = compiled, rest
+            return
+        compiled, rest = found
+        stream = driver.get_current_stream(device)
+        compiled[(*grid, 1, 1)[:3]](*arguments, *rest, stream=stream)
+
+
+def _kind(pointer: torch.Tensor | TensorDescriptor | None) -> object:
+    """What Triton compiles for, of a tensor or a descriptor, whose tile is among the constants."""
+    if type(pointer) is TensorDescriptor:
+        return pointer.base.dtype
+    if pointer is None:
+        return None
+    return pointer.dtype, pointer.data_ptr() % 16 == 0
+
+
+def kernel(launch_metadata: Callable | None = None) -> Callable[[Callable], JITFunction]:
+    """Decorate a kernel as `triton.jit` does, and have it remember its launches."""
+
+    def decorate(function: Callable) -> JITFunction:
+        made = triton.jit(function, launch_metadata=launch_metadata)
+        # Interpreted, it is of another kind.
+        return Kernel(function, launch_metadata) if type(made) is JITFunction else made
+
+    return decorate
+
+
+_THERE = nullcontext()
+
+
+def on_device(x: torch.Tensor) -> AbstractContextManager:
     """Make x's device current: Triton launches on the current device, whatever its arguments."""
-    return torch.cuda.device_of(x)
+    index = x.get_device()
+    if index < 0 or index == torch.cuda.current_device():
+        return _THERE
+    return torch.cuda.device(index)
+
+
+def cdiv(count: int, size: int) -> int:
+    """How many pieces of a size hold so many; `triton.cdiv` takes more than a microsecond."""
+    return -(-count // size)
 
 
 def cost(name: str, bytes_moved: int, **operations: int) -> dict:
@@ -28,13 +106,23 @@ def aligned_rows(x: torch.Tensor) -> torch.Tensor:
     copy costs one pass over the input; element by element, a product spends ten times as long
     issuing loads as multiplying. Zeros change neither norms nor products.
     """
-    size, d = x.element_size(), x.shape[-1]
-    aligned = all(stride * size % 16 == 0 for stride in x.stride()[:-1])
-    if aligned and x.stride(-1) == 1 and d % 16 == 0 and x.data_ptr() % 16 == 0:
+    d = x.shape[-1]
+    if d % 16 == 0 and _starts_aligned(x):
         return x
     padded = x.new_zeros((*x.shape[:-1], (d + 15) // 16 * 16))
     padded[..., :d] = x
     return padded
+
+
+def _starts_aligned(x: torch.Tensor) -> bool:
+    """Whether the rows of x are contiguous, and each starts at a multiple of 16 bytes."""
+    *strides, along = x.stride()
+    if along != 1 or x.data_ptr() % 16:
+        return False
+    together = 0
+    for stride in strides:
+        together |= stride
+    return together * x.element_size() % 16 == 0
 
 
 def same_rows(x: torch.Tensor, y: torch.Tensor) -> bool:
@@ -48,9 +136,7 @@ def same_rows(x: torch.Tensor, y: torch.Tensor) -> bool:
 
 def describable(x: torch.Tensor) -> bool:
     """Whether a tensor descriptor can describe x: aligned rows, no dimension repeats itself."""
-    size = x.element_size()
-    aligned = all(stride > 0 and stride * size % 16 == 0 for stride in x.stride()[:-1])
-    return aligned and x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and x.numel() > 0
+    return x.numel() > 0 and 0 not in x.stride() and _starts_aligned(x)
 
 
 def tiled_product(
@@ -69,6 +155,24 @@ def tiled_product(
         config = choose_config(kernel, x.dtype, x.shape[-1], arch, descriptors)
     if not config.descriptors:
         return config, x, y
-    x_tile, y_tile = ([1, rows, config.block_k] for rows in (config.block_n, config.block_m))
-    from_tensor = TensorDescriptor.from_tensor
-    return config, from_tensor(x, x_tile), from_tensor(y, y_tile)
+    x_tile, y_tile = ((1, rows, config.block_k) for rows in (config.block_n, config.block_m))
+    return config, descriptor(x, x_tile), descriptor(y, y_tile)
+
+
+_FIELDS: dict[tuple, dict] = {}
+
+
+def descriptor(x: torch.Tensor, tile: tuple[int, ...]) -> TensorDescriptor:
+    """Describe tiles of an x that is `describable`, for a kernel to load.
+
+    Triton's own constructor checks the tile and the tensor each time; here, once for a dtype and a
+    tile.
+    """
+    key = x.dtype, tile
+    fields = _FIELDS.get(key)
+    if fields is None:
+        made = TensorDescriptor.from_tensor(x, list(tile))
+        fields = _FIELDS[key] = vars(made) | {"base": None}
+    found = object.__new__(TensorDescriptor)
+    vars(found).update(fields, base=x, shape=x.shape, strides=x.stride())
+    return found

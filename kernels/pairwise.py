@@ -6,8 +6,17 @@ import triton.language as tl
 
 from .configs import TileConfig
 from .half_rows import launch_half_rows
-from .launch import aligned_rows, cost, element_size, on_device, same_rows, tiled_product
-from .row_norm import launch_row_norms
+from .launch import (
+    aligned_rows,
+    cdiv,
+    cost,
+    element_size,
+    kernel,
+    on_device,
+    same_rows,
+    tiled_product,
+)
+from .row_norm import RowNorms, launch_row_norms
 from .tiles import clamp_cosine, grouped_tile, load_tile, times_power_of_two
 
 # Programs that look for rows with exponents: one or two for each multiprocessor of today's devices.
@@ -133,7 +142,7 @@ def _tile(
         tl.store(out, c, mask=mask)
 
 
-@triton.jit(launch_metadata=_metadata)
+@kernel(launch_metadata=_metadata)
 def _pairwise_fwd_kernel(
     x_ptr,  # (B, N, D), or a descriptor of it
     y_ptr,  # (B, M, D), or a descriptor of it
@@ -189,7 +198,7 @@ def _pairwise_fwd_kernel(
         )  # fmt: skip
 
 
-@triton.jit
+@kernel()
 def _pairwise_fwd_scaled_kernel(
     x_ptr,  # (B, N, D), or a descriptor of it
     y_ptr,  # (B, M, D), or a descriptor of it
@@ -261,6 +270,7 @@ def launch_pairwise_fwd(
     precision: str = "highest",
     out_dtype: torch.dtype | None = None,
     config: TileConfig | None = None,
+    norms: RowNorms | None = None,
 ) -> torch.Tensor:
     """Return the cosines (b, n, m) of the rows of x (b, n, d) and y (b, m, d), any strides.
 
@@ -278,6 +288,7 @@ def launch_pairwise_fwd(
     where torch's product errs by 1.7e-7, but at d = 65 four products err by 1.4e-7 and three by
     1.2e-7 where torch's own function, summed in another order, errs by 5.5e-8: more than twice it.
     Rows that are not aligned to 16 bytes, or whose d is no multiple of 16, are copied first.
+    ``norms`` are those of x and y where they are known; rows that are rounded have others.
     """
     (b, n, d), m = x.shape, y.shape[1]
     out = x.new_empty((b, n, m), dtype=out_dtype or torch.result_type(x, y))
@@ -291,7 +302,7 @@ def launch_pairwise_fwd(
     else:
         x = aligned_rows(x)
         y = x if symmetric else aligned_rows(y)
-        norms = launch_row_norms(x, None if symmetric else y, eps)
+        norms = norms or launch_row_norms(x, None if symmetric else y, eps)
         inverse_x, inverse_y = norms.inverse_x, norms.inverse_y
     d = x.shape[-1]
     with on_device(x):
@@ -299,7 +310,7 @@ def launch_pairwise_fwd(
 
         def launch(kernel, name: str, most: int | None, *rest: torch.Tensor) -> None:
             tile, x_source, y_source = tiled_product(name, x, y, config)
-            tiles = b * triton.cdiv(n, tile.block_n) * triton.cdiv(m, tile.block_m)
+            tiles = b * cdiv(n, tile.block_n) * cdiv(m, tile.block_m)
             kernel[(min(tiles, most or tiles),)](
                 x_source,
                 y_source,

@@ -3,11 +3,10 @@
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .configs import TileConfig, choose_config, current_arch
 from .gradient_panel import launch_gradient_panel
-from .launch import cost, describable, element_size, on_device
+from .launch import cdiv, cost, describable, descriptor, element_size, kernel, on_device
 from .row_norm import RowNorms, launch_row_norms, launch_unit_rows
 from .tiles import load_tile, times_power_of_two
 
@@ -72,7 +71,7 @@ def _add_product(
     return acc
 
 
-@triton.jit(launch_metadata=_product_metadata)
+@kernel(launch_metadata=_product_metadata)
 def _pairwise_bwd_product_kernel(
     grad_ptr,  # (B, N, M), if TRANSPOSED (B, M, N), or a descriptor of it
     mirror_ptr,  # if MIRRORED the same gradients, or another descriptor of them
@@ -134,7 +133,7 @@ def _pairwise_bwd_product_kernel(
     tl.store(tile, acc, mask=(row < N)[:, None] & (column < D)[None, :])
 
 
-@triton.jit(launch_metadata=_project_metadata)
+@kernel(launch_metadata=_project_metadata)
 def _pairwise_bwd_project_kernel(
     sum_ptr,  # (B, N, D) float32
     x_ptr,  # (B, N, D)
@@ -209,6 +208,7 @@ def launch_pairwise_bwd(
     eps: float,
     precision: str = "highest",
     config: TileConfig | None = None,
+    norms: RowNorms | None = None,
 ) -> torch.Tensor:
     """Return the gradient (b, n, d) for x of the pairwise cosine, given its gradient (b, n, m).
 
@@ -217,7 +217,8 @@ def launch_pairwise_bwd(
     float32 rows those of y and the gradient are rounded to float16 for one product, the gradient by
     `launch_gradient_panel`, which scales each of its rows. A gradient of another dtype than the
     unit rows, one that is expanded or that does not load in pieces of 16 bytes is copied in the
-    same way: by rows that together take PANEL bytes at most, or by 128 rows.
+    same way: by rows that together take PANEL bytes at most, or by 128 rows. ``norms`` are those of
+    x and y where they are known.
     By instructions issued, a gradient that is scaled in the product's registers instead takes 2.1
     clocks a clock of the tensor cores (sm_90; 2.6 transposed, 3.8 on sm_100), and one as it is 0.2.
     One that is loaded number by number takes 1.4.
@@ -226,7 +227,7 @@ def launch_pairwise_bwd(
     m = y.shape[1]
     if x.numel() == 0 or m == 0:
         return x.new_zeros((b, n, d))
-    norms = launch_row_norms(x, y, eps)
+    norms = norms or launch_row_norms(x, y, eps)
     unit = launch_unit_rows(y, norms.inverse_y, norms.exponent_y, _factor_dtype(y, precision))
     return _gradient(grad, False, x, unit, norms, config)
 
@@ -237,6 +238,7 @@ def launch_pairwise_self_bwd(
     eps: float,
     precision: str = "highest",
     config: TileConfig | None = None,
+    norms: RowNorms | None = None,
 ) -> torch.Tensor:
     """Return the gradient (b, n, d) for x of its cosines with itself, given theirs (b, n, n).
 
@@ -249,7 +251,7 @@ def launch_pairwise_self_bwd(
     b, n, d = x.shape
     if x.numel() == 0:
         return x.new_zeros((b, n, d))
-    norms = launch_row_norms(x, None, eps)
+    norms = norms or launch_row_norms(x, None, eps)
     unit = launch_unit_rows(x, norms.inverse_x, norms.exponent_x, _factor_dtype(x, precision))
     return _gradient(grad, True, x, unit, norms, config)
 
@@ -292,7 +294,7 @@ def _gradient(
     grad_x = x.new_empty((b, n, d))
     with on_device(x):
         rows = choose_config("pairwise_bwd_project", x.dtype, d, current_arch())
-        _pairwise_bwd_project_kernel[(triton.cdiv(b * n, rows.block_n),)](
+        _pairwise_bwd_project_kernel[(cdiv(b * n, rows.block_n),)](
             weighted,
             x,
             norms.inverse_x,
@@ -334,11 +336,12 @@ def launch_weighted_sums(
         tile_n, tile_d, tile_m = config.block_n, config.block_m, config.block_k
         grad_source, mirror_source, unit_source = grad, grad, unit
         if config.descriptors:
-            tiles = [1, tile_m, tile_n], [1, tile_n, tile_m]
-            grad_source = TensorDescriptor.from_tensor(grad, tiles[0 if transposed else 1])
-            mirror_source = TensorDescriptor.from_tensor(grad, tiles[1 if transposed else 0])
-            unit_source = TensorDescriptor.from_tensor(unit, [1, tile_m, tile_d])
-        programs = b * triton.cdiv(n, tile_n) * triton.cdiv(width, tile_d)
+            tiles = (1, tile_m, tile_n), (1, tile_n, tile_m)
+            grad_source = descriptor(grad, tiles[0 if transposed else 1])
+            if mirrored:
+                mirror_source = descriptor(grad, tiles[1 if transposed else 0])
+            unit_source = descriptor(unit, (1, tile_m, tile_d))
+        programs = b * cdiv(n, tile_n) * cdiv(width, tile_d)
         _pairwise_bwd_product_kernel[(programs,)](
             grad_source,
             mirror_source if mirrored else None,

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from .configs import TileConfig, choose_config, current_arch
-from .launch import cost, on_device
+from .launch import cdiv, cost, kernel, on_device
 from .tiles import (
     clamp_cosine,
     inverse_norm,
@@ -116,7 +116,7 @@ def _pair_statistics(
     return xy, xx, yy, exponent_x, exponent_y
 
 
-@triton.jit(launch_metadata=_fwd_metadata)
+@kernel(launch_metadata=_fwd_metadata)
 def _rowwise_fwd_kernel(
     x_ptr,  # (N, D)
     y_ptr,  # (N, D)
@@ -199,7 +199,7 @@ def _store_gradient(
     tl.store(grad_row[:, None] + d * stride_gd, grad, mask=mask)
 
 
-@triton.jit(launch_metadata=_bwd_metadata)
+@kernel(launch_metadata=_bwd_metadata)
 def _rowwise_bwd_kernel(
     grad_ptr,  # (N,)
     x_ptr,  # (N, D)
@@ -291,7 +291,7 @@ def launch_rowwise_fwd(
         return out
     with on_device(x):
         config = config or choose_config("rowwise_fwd", x.dtype, d, current_arch())
-        _rowwise_fwd_kernel[(triton.cdiv(n, config.block_n),)](
+        _rowwise_fwd_kernel[(cdiv(n, config.block_n),)](
             x,
             y,
             out,
@@ -322,7 +322,7 @@ def launch_rowwise_bwd(
         return grad_x, grad_y
     with on_device(x):
         config = config or choose_config("rowwise_bwd", x.dtype, d, current_arch())
-        _rowwise_bwd_kernel[(triton.cdiv(n, config.block_n),)](
+        _rowwise_bwd_kernel[(cdiv(n, config.block_n),)](
             grad,
             x,
             y,

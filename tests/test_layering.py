@@ -44,10 +44,11 @@ RULES = {
         "_vecdot",
     },
     "_autograd": {"_composite", "_cpu", "_dispatch"},
-    "_ops": {"_checks", "_composite", "_cpu", "_dispatch", "kernels"},
+    "_gpu": {"_autograd", "_composite", "_dispatch", "kernels"},
+    "_ops": {"_checks", "_composite", "_cpu", "_dispatch", "_gpu", "kernels"},
     "functional": {
         "_as_one", "_autograd", "_broadcast", "_checks", "_composite", "_cpu", "_dispatch",
-        "_dtypes", "_ops", "_threads",
+        "_dtypes", "_gpu", "_ops", "_threads",
     },
     "modules": {"_checks", "functional"},
     # Retrieval: what all of it stands on, four rooms, and what stands on all of them.
@@ -99,7 +100,7 @@ RULES = {
         "diagnose", "distributed", "files", "functional", "integrations", "modules", "retrieval",
     },
 }  # fmt: skip
-ONLY_IN_FUNCTIONS = {("_ops", "kernels")}
+ONLY_IN_FUNCTIONS = {("_ops", "kernels"), ("_gpu", "kernels")}
 # What may be imported as a module is loaded; another package only at its first use.
 AT_IMPORT = {"torch", "numpy", "cossim_fast", *sys.stdlib_module_names}
 IN_FUNCTIONS_OF = {"diagnose", "distributed", "files", "integrations", "cli", "retrieval", "_ops"}

@@ -151,7 +151,7 @@ def pairwise_arguments(x: Tensor, y: Tensor | None, eps: float, precision: str) 
                 f"expected x and y on one device, got {x.device} and {y.device}; "
                 "move one with .to()"
             )
-    dtype = x.dtype if y is None else _promoted(x, y)
+    dtype = x.dtype if y is None or x.dtype is y.dtype else _promoted(x, y)
     if dtype not in COMPUTED:
         for name, given in (("x", x), ("y", x if y is None else y)):
             if what := converted(given.dtype):

@@ -2,20 +2,30 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def gpu():
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", PATH)
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", BENCHMARKS / "gpu.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
     return module
+
+
+@pytest.fixture(scope="module")
+def page(gpu):
+    return sys.modules["gpu_page"]
 
 
 class ScriptedClock:
@@ -36,7 +46,7 @@ class ConstantClock:
         return 2.0
 
 
-def test_dry_run_writes_a_report_with_the_devices_name(gpu, tmp_path, monkeypatch):
+def test_dry_run_writes_a_report_with_the_devices_name(gpu, page, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "REPEATS", 3)
     monkeypatch.setattr(gpu, "WARM_UP", 1)
     chosen = gpu.cases(compiled=lambda function: function, scale=2048)
@@ -51,8 +61,8 @@ def test_dry_run_writes_a_report_with_the_devices_name(gpu, tmp_path, monkeypatc
     # 2 milliseconds for a copy of 64 x 32 x 32 bytes, read and written.
     assert written["roofline_per_second"]["copy"] == 2 * 64 * 32 * 32 / 2e-3
     assert written["roofline_per_second"]["torch.int8"] == 2 * 32**3 / 2e-3
-    assert gpu.kept(tmp_path) == [written]
-    shown = gpu.page([written])
+    assert page.kept(tmp_path) == [written]
+    shown = page.page([written])
     assert "## Pretend GPU 9000 (SXM)" in shown
     assert (
         "| paired rows, float32, (256, 768) with (256, 768) | cossim_fast | 2.000 (2.000" in shown
@@ -97,5 +107,47 @@ def test_without_a_gpu_it_says_so(gpu, capsys):
     assert "needs a GPU" in capsys.readouterr().err
 
 
-def test_the_committed_page_is_the_committed_figures(gpu):
-    assert gpu.PAGE.read_text(encoding="utf-8") == gpu.page(gpu.kept())
+def test_the_committed_page_is_the_committed_figures(page):
+    assert page.PAGE.read_text(encoding="utf-8") == page.page(page.kept())
+
+
+def small(contender, **times):
+    return {"rows": 64, "dtype": "float16", "gradients": True, "contender": contender, **times}
+
+
+SESSION = {
+    "machine": {"device": "Pretend GPU 9000", "torch": "2.99"},
+    "finished": ["rates"],
+    "steps": {
+        "rates": {"copy": {"ms": 1.0, "quartiles": [0.9, 1.25]}, "read": {"failed": "a | b\nc"}},
+        "small": {
+            "64": small("ours", host_us=41.25, device_us=9.0),
+            "64 theirs": small("theirs", host_us=52.0),
+            "64, graph": small("ours", graph_us=6.0),
+        },
+    },
+}
+
+
+def test_a_session_is_shown_with_a_table_of_small_calls(page, tmp_path):
+    path = page.keep_session(SESSION, tmp_path)
+    assert path.name == "pretend-gpu-9000-session.json"
+    assert page.kept(tmp_path) == [SESSION]
+    shown = page.page([SESSION])
+    assert "| copy | ms 1, (0.9 to 1.25) |" in shown
+    assert r"| read | failed a \| b c |" in shown
+    assert (
+        "| rows | dtype | passes | ours, host us | ours, device us | ours, graph us | th" in shown
+    )
+    assert "| 64 | float16 | with gradients | 41.2 | 9.0 | 6.0 | 52.0 |  |  |" in shown
+
+
+def test_host_times_are_shown_beside_the_ones_before(page):
+    call = {
+        "host_us": 30.4, "kernels": ["a", "b"], "launches": 1, "no_views": 4,
+        "operations": {"new_empty": 3, "zero_": 1, "view": 2},
+    }  # fmt: skip
+    host = {"device": "Zen", "python": "3", "torch": "2", "triton": "3", "calls": {"f(x)": call}}
+    assert "| f(x) | 30 |  | 3 | 2 | 6 | 4 |" in page.page([host])
+    host["before"] = {"f(x)": {"host_us": 81.0}}
+    assert "| f(x) | 30 | 81 | 3 | 2 | 6 | 4 |" in page.page([host])

@@ -57,8 +57,50 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(session, tmp_path):
     assert session.wrong(report) == ["first: preparation", "second: fails", "second: is wrong"]
     assert report["steps"]["first"]["preparation"]["failed"] == "TypeError: a typing error"
     before = report["steps"]["second"]["reads"]["second"]
-    assert list(before) == ["fails", "is wrong"]  # on disk before the third trial began
+    # On disk before the third trial began, which is named for whoever comes after it.
+    assert list(before) == ["fails", "is wrong", "reads"]
     assert before["fails"]["failed"].startswith("ZeroDivisionError")
+    assert before["reads"] == session.ENDED
+
+
+def test_a_process_goes_on_where_the_one_before_it_ended(session, tmp_path):
+    path = tmp_path / "found.json"
+    ran = []
+
+    def trials(machine):
+        ran.append("prepared")
+        for name in "abc":
+            yield session.Trial(name, lambda name=name: ran.append(name) or {"found": name})
+
+    steps = [session.Step(name, 10, trials) for name in ("done", "half", "prepares")]
+    before = {
+        "machine": {},
+        "finished": ["done"],
+        "steps": {
+            "done": {"a": {"found": "before"}},
+            "half": {"a": {"found": "before"}, "b": session.ENDED},
+            "prepares": {"preparation": session.ENDED},
+        },
+    }
+    report = session.run(session.Machine("cpu", 2048), steps, path, found=before)
+    assert ran == ["prepared", "c"]
+    assert report["steps"]["half"] == {
+        "a": {"found": "before"}, "b": session.ENDED, "c": {"found": "c"},
+    }  # fmt: skip
+    assert session.wrong(report) == ["half: b", "prepares: preparation"]
+
+
+def test_a_device_that_a_kernel_broke_is_left_to_another_process(session, tmp_path, monkeypatch):
+    def unspecified(machine):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(session.Machine, "wait", unspecified)
+    steps = [session.Step("first", 10, lambda machine: [session.Trial("fails", lambda: 1 / 0)])]
+    with pytest.raises(session.DeviceLostError, match="fails"):
+        session.run(session.Machine("cpu", 2048), steps, tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["steps"]["first"]["fails"]["failed"].startswith("ZeroDivisionError")
+    assert found["finished"] == []
 
 
 def test_a_step_leaves_out_what_its_seconds_do_not_allow(session, tmp_path, monkeypatch):

@@ -28,8 +28,8 @@ SCREEN = [
     "_block_max_kernel", "_rescore_kernel", "_group_bounds_kernel", "_block_candidates_kernel",
     "_recheck_kernel", "_best_rows_kernel", "_code_rows_kernel", "_scan_rows_kernel",
 ]  # fmt: skip
+# Norms are those of the forward.
 PAIRWISE_BWD = [
-    "_row_norm_kernel",
     "_unit_rows_kernel",
     "_gradient_panel_kernel",  # of the ones, expanded, that a sum hands in
     "_pairwise_bwd_product_kernel",
@@ -49,7 +49,7 @@ def test_public_functions_compile_and_launch_every_kernel(arch, as_cuda):  # noq
     x = torch.ones(40, 64, dtype=BF16, requires_grad=True)
     y = torch.ones(40, 64, dtype=BF16, requires_grad=True)
     for function in (functional.cosine_similarity, functional.pairwise_cosine):
-        assert functional.explain(function, x, y).executor == "registered op"
+        assert functional.explain(function, x, y).executor == "kernels"
     with compiled_for(arch) as launches:
         functional.cosine_similarity(x, y, dim=-1).sum().backward()
         names = [launch.name for launch in launches]
@@ -156,6 +156,53 @@ def test_public_functions_give_the_kernels_numbers(dtype, as_cuda):  # noqa: F81
     plain = oracle.torch_gradients(x[None], y[None], grad, EPS, paired=False)
     for side in range(2):
         oracle.assert_no_worse(found[side].cpu()[None], plain[side], expected[side])
+
+
+@runs_kernels
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
+def test_public_functions_give_the_bits_of_the_ops(dtype, precision, as_cuda):  # noqa: F811
+    """They launch without the ops, and take the norms of the forward for both gradients."""
+    x, y = (oracle.inputs(n, 23, dtype=dtype, seed=n).to(DEVICE) for n in (9, 7))
+    for first, second in ((x, y), (x, x)):
+        leaves = [t.clone().requires_grad_() for t in (first, second)]
+        pair = leaves if first is not second else (leaves[0], None)
+        got = functional.pairwise_cosine(*pair, precision=precision)
+        other = leaves[0] if pair[1] is None else leaves[1]
+        wanted = _ops.pairwise_fwd(leaves[0][None], other[None], EPS, precision)[0]
+        assert torch.equal(got, wanted)
+        grad = oracle.inputs(*got.shape, dtype=dtype, seed=3).to(DEVICE)
+        gradients = [torch.autograd.grad(c, leaves, grad, allow_unused=True) for c in (got, wanted)]
+        for mine, theirs in zip(*gradients, strict=True):
+            assert (mine is None and theirs is None) or torch.equal(mine, theirs)
+    leaves = [t.clone().requires_grad_() for t in (x, x.flip(0))]
+    rows = functional.cosine_similarity(*leaves, dim=-1), _ops.rowwise_fwd(*leaves, EPS)
+    assert torch.equal(*rows)
+    gradients = [torch.autograd.grad(c, leaves, x[:, 0]) for c in rows]
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+@runs_kernels
+def test_what_torch_does_to_a_result_or_its_gradient(as_cuda):  # noqa: F811
+    x, y = (oracle.inputs(n, 8, dtype=F32, seed=n).to(DEVICE).requires_grad_() for n in (5, 4))
+    for function, pair in ((as_matrix, (x, y)), (as_rows, (x, x.detach().flip(0)))):
+        c = function(*pair)
+        grad = oracle.inputs(*c.shape, dtype=F32, seed=1).to(DEVICE)
+        (wanted,) = torch.autograd.grad(c, x, grad, retain_graph=True)
+        # A gradient that is kept as its negative, and several at once.
+        (negative,) = torch.autograd.grad(c, x, torch._neg_view(-grad), retain_graph=True)
+        torch.testing.assert_close(negative, wanted, rtol=0, atol=2**-20)
+        (batch,) = torch.autograd.grad(
+            c, x, torch.stack([grad, 2 * grad]), is_grads_batched=True, retain_graph=True
+        )
+        torch.testing.assert_close(batch, torch.stack([wanted, 2 * wanted]), rtol=0, atol=2**-18)
+        (doubled,) = torch.autograd.grad(function(*pair).mul_(2), x, grad)
+        torch.testing.assert_close(doubled, 2 * wanted, rtol=0, atol=2**-20)
+        negated = [torch._neg_view(-t.detach()) for t in pair]
+        torch.testing.assert_close(function(*negated), c.detach(), rtol=0, atol=2**-20)
+    with torch.inference_mode():
+        kept = y.detach().clone()
+    assert functional.pairwise_cosine(x, kept).requires_grad
 
 
 @runs_kernels

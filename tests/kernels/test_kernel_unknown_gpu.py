@@ -1,7 +1,5 @@
 """A GPU that the kernels do not know, or no Triton: nobody meets a compiler's error."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import triton
@@ -24,7 +22,15 @@ def lacking(request, as_cuda, monkeypatch):  # noqa: F811
     if request.param == "no Triton":
         monkeypatch.setattr(_dispatch, "_triton_is_found", lambda: False)
         return "Triton is not installed: pip install"
-    driver = SimpleNamespace(get_current_target=lambda: target_of(request.param))
+
+    class Driver:
+        def get_current_target(self):
+            return target_of(request.param)
+
+        def get_current_device(self):
+            return 0
+
+    driver = Driver()
     monkeypatch.setattr(triton.runtime.driver, "_active", driver)
     return f"sm_80 or later, gfx90a or gfx942, and this is {request.param}"
 

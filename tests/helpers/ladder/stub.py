@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction
+from triton.compiler import CompiledKernel
 
 # The largest dynamic shared memory of one block, in bytes.
 SHARED_MEMORY = {
@@ -54,7 +54,6 @@ class StubDriver:
         # Triton caches compiled kernels by device number, so each architecture is a device, and
         # none has the number of a real one.
         self.device = 1000 + list(SHARED_MEMORY).index(arch)
-        self.cost: dict = {}
         self.utils = SimpleNamespace(
             load_binary=lambda name, binary, shared, device: (None, name, 0, 0, 1024),
             get_device_properties=lambda device: {"max_shared_mem": SHARED_MEMORY[arch]},
@@ -71,28 +70,28 @@ class StubDriver:
         return 0
 
     def launcher_cls(self, source, metadata):
-        def launch(x, y, z, stream, function, packed, launch_metadata, *args):
-            self.cost = launch_metadata.get()
-
-        return launch
+        return lambda *arguments: None
 
 
 @contextmanager
 def compiled_for(arch: str) -> Iterator[list[Launch]]:
     """Within, kernels are compiled for ``arch`` and their launches land in the list yielded."""
-    stub = StubDriver(arch)
     launches: list[Launch] = []
-    original_run = JITFunction.run
+    original = CompiledKernel.launch_metadata
 
-    def run(self, *args, grid, warmup, **kwargs):
-        kernel = original_run(self, *args, grid=grid, warmup=warmup, **kwargs)
-        launches.append(Launch(self.__name__, grid, kernel, stub.cost, kwargs))
-        return kernel
+    def launch_metadata(self, grid, stream, *arguments):
+        found = original(self, grid, stream, *arguments)
+        function = self.src.fn
+        named = zip(function.params, arguments, strict=True)
+        constants = {param.name: value for param, value in named if param.is_constexpr}
+        options = {"num_warps": self.metadata.num_warps, "num_stages": self.metadata.num_stages}
+        launches.append(Launch(function.__name__, grid, self, found.get(), constants | options))
+        return found
 
     driver = triton.runtime.driver
     previous = driver._active
-    driver._active, JITFunction.run = stub, run
+    driver._active, CompiledKernel.launch_metadata = StubDriver(arch), launch_metadata
     try:
         yield launches
     finally:
-        driver._active, JITFunction.run = previous, original_run
+        driver._active, CompiledKernel.launch_metadata = previous, original
