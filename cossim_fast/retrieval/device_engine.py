@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks, _ops
+from cossim_fast._score.exact import round_up
 from cossim_fast.retrieval.exclusion import of_queries
 from cossim_fast.retrieval.joins.sweep import Found
 from cossim_fast.retrieval.nearest.batches import Forbidden
@@ -201,11 +202,7 @@ def _with_codes(
 
 def _floors(scores: Tensor, k: int) -> Tensor | None:
     """Scores (q,) float32 that the k best of all rows do not fall below; None if none is known."""
-    if scores.shape[1] < k:
-        return None
-    kth = scores[:, k - 1]
-    floors = kth.float()
-    return torch.where(floors > kth, torch.nextafter(floors, floors - 1), floors)
+    return -round_up(-scores[:, k - 1]) if scores.shape[1] >= k else None
 
 
 def _most_banned(banned: Forbidden | None) -> int:
