@@ -15,6 +15,7 @@ from cossim_fast.kernels import (
     half_rows,
     pairwise,
     pairwise_backward,
+    planes,
     row_norm,
     rowwise,
     softmax_sums,
@@ -70,11 +71,13 @@ def _tf32(run: Callable[[], Tensor]) -> Tensor:
 def correctness(machine: Machine) -> Iterator[Trial]:
     """The kernels that no GPU has run yet, against float64 and their bounds."""
 
-    def half(scale: float) -> Found:
+    def matrix(scale: float, bound: float, parts: int = 0) -> Found:
         x, y = machine.rows(700, 384) * scale, machine.rows(500, 384)
-        got = FORWARD(x[None], y[None], 0.0, "high")[0].double()
+        tile = configs.choose_planes(parts, configs.current_arch()) if parts else None
+        precision = "highest" if parts else "high"
+        got = FORWARD(x[None], y[None], 0.0, precision, config=tile)[0].double()
         unit = [t.double() / torch.linalg.vector_norm(t.double(), dim=1)[:, None] for t in (x, y)]
-        error, bound = float((got - unit[0] @ unit[1].mT).abs().max()), 2.0**-10 + 2.0**-14
+        error = float((got - unit[0] @ unit[1].mT).abs().max())
         return {"error": error, "bound": bound, "right": error <= bound}
 
     def coded(dtype: torch.dtype) -> Found:
@@ -116,7 +119,15 @@ def correctness(machine: Machine) -> Iterator[Trial]:
         return {"right": all(torch.equal(a.cpu(), b) for a, b in zip(got, wanted, strict=True))}
 
     for scale in (1.0, 1e30, 1e-30):
-        yield Trial(f"precision high, rows times {scale:g}", lambda s=scale: half(s))
+        yield Trial(
+            f"precision high, rows times {scale:g}",
+            lambda s=scale: matrix(s, 2.0**-10 + 2.0**-14),
+        )
+        for parts in (2, 3):
+            yield Trial(
+                f"{parts} planes, rows times {scale:g}",
+                lambda s=scale, p=parts: matrix(s, 2.0**-20, p),
+            )
     for scale in (1.0, 1e-9, 1e30):
         yield Trial(f"gradients of {scale:g}", lambda s=scale: _gradient(machine, s, torch.float32))
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
@@ -361,6 +372,21 @@ def float32_products(machine: Machine) -> Iterator[Trial]:
     yield Trial("rows to float16", lambda: machine.milliseconds(
         lambda: half_rows.launch_half_rows(x[None], EPS)
     ))  # fmt: skip
+    for parts in (2, 3):
+        yield Trial(f"rows to {parts} planes", lambda p=parts: machine.milliseconds(
+            lambda: planes.launch_planes(x[None], y[None], EPS, p)
+        ))  # fmt: skip
+    arch = configs.current_arch()
+    for parts in (2, 3):
+        tile = configs.choose_planes(parts, arch)
+        yield Trial(
+            f"matrix float32, {parts} planes",
+            lambda t=tile: measured(lambda: FORWARD(x[None], y[None], EPS, config=t)[0]),
+        )
+        yield Trial(
+            f"matrix float32 with itself, {parts} planes",
+            lambda t=tile: machine.milliseconds(lambda: FORWARD(x[None], x[None], EPS, config=t)),
+        )
     yield Trial("normalize and matmul, float32", lambda: measured(plain))
     if machine.real:
         yield Trial("normalize and matmul, tf32", lambda: measured(lambda: _tf32(plain)))

@@ -35,6 +35,7 @@ class TileConfig:
     dots: int = 1  # products a step
     swap: bool = False  # corpus on the product's rows
     fuse: bool = True  # multiply and add in one rounding
+    planes: int = 0  # parts that float32 rows are split into beforehand, 0 if within the product
 
     def options(self) -> dict:
         """Compiler options of a launch."""
@@ -129,6 +130,22 @@ _PAIRWISE_BWD = {
 }
 # sm_120 compiles the split products of sm_80 with spills.
 _PAIRWISE_FWD["sm_120"] = _PAIRWISE_FWD["mma"] | {torch.float32: TileConfig(64, 64, 32, 8, 3)}
+# Of float32 rows split into two float16 or three bfloat16 planes beforehand. Clocks to issue over
+# those of the tensor cores, of two planes, three, and the split within the product: sm_90 0.30,
+# 0.22, 0.59; sm_100 0.48, 0.38, 1.55; sm_80 0.47, 0.41, 1.17; gfx942 0.13, 0.10, 0.65. Steps of 32
+# take 0.52 and 0.36 on sm_90, 0.80 and 0.60 on sm_100; 256 columns spill on both, and so do 128 of
+# three planes on sm_80. At the rates measured on an H200 three products of 16384 x 16384 x 768 take
+# 1.6 ms and six 3.1 at best, by arithmetic alone: no GPU has run them.
+_PLANES = {
+    "mma": {2: TileConfig(128, 128, 32, 8, 3), 3: TileConfig(128, 64, 32, 8, 3)},
+    "wgmma": {2: TileConfig(128, 128, 64, 8, 3), 3: TileConfig(128, 128, 64, 8, 2)},
+    "tcgen05": {2: TileConfig(128, 128, 64, 8, 3), 3: TileConfig(128, 128, 64, 8, 3)},
+    "cdna": {2: TileConfig(128, 128, 32, 8, 2), 3: TileConfig(128, 128, 32, 8, 2)},
+}
+_PLANES["sm_120"] = _PLANES["mma"]
+# By family: planes that "highest" multiplies where it does not split within the product, which is
+# what was measured and takes no memory.
+_PLANES_OF_HIGHEST: dict[str, int] = {}
 # By family: tiles for int8 codes and for bfloat16 rows.
 _BLOCK_MAX = {
     "mma": (TileConfig(128, 128, 64, 8, 2, dots=2), TileConfig(128, 128, 32, 8, 3)),
@@ -190,6 +207,16 @@ def _pairwise_tile(kernel: str, dtype: torch.dtype, family: str, descriptors: bo
     raise ValueError(f"expected the name of a kernel, got {kernel!r}")
 
 
+def choose_planes(parts: int, arch: str) -> TileConfig:
+    """Choose the tile of a product of float32 rows that are split into so many planes beforehand.
+
+    A `launch_pairwise_fwd` that is given it multiplies so.
+    """
+    family = _family(arch)
+    descriptors = family in ("wgmma", "tcgen05")
+    return replace(_PLANES[family][parts], planes=parts, descriptors=descriptors)
+
+
 @lru_cache(maxsize=512)
 def choose_config(
     kernel: str,
@@ -206,7 +233,7 @@ def choose_config(
     if kernel == "row_norm":
         # 2^20 rows of 768: float16 0.37, float32 0.72; 4 rows in steps of 512 take 0.51 and 0.92.
         return _rows(1024, d, 128)
-    if kernel in ("unit_rows", "half_rows", "pairwise_bwd_project"):
+    if kernel in ("unit_rows", "half_rows", "planes", "pairwise_bwd_project"):
         return _rows(2048, d)
     if kernel == "gradient_panel":
         # One step holds rows of up to 16384, 32 gradients a thread: they are read once.
@@ -251,6 +278,8 @@ def choose_config(
         if kernel == "block_max_few":
             config = replace(config, block_n=16, block_m=128, num_warps=4, num_stages=4, swap=True)
         return replace(config, descriptors=descriptors)
+    if kernel == "pairwise_fwd" and dtype == torch.float32 and family in _PLANES_OF_HIGHEST:
+        return choose_planes(_PLANES_OF_HIGHEST[family], arch)
     product = "bf16x6" if dtype == torch.float32 else "ieee"
     tile = _pairwise_tile(kernel, dtype, family, descriptors)
     return replace(tile, precision=product, descriptors=descriptors)

@@ -1,6 +1,7 @@
 """Rows of float32 as float16, scaled by powers of two: the factors of the lower precisions."""
 
 import torch
+import triton
 import triton.language as tl
 
 from .configs import TileConfig, choose_config, current_arch
@@ -15,6 +16,30 @@ LARGEST = tl.constexpr(14)
 def _metadata(grid, kernel, args):
     rows, d, width = args["ROWS"], args["D"], args["WIDTH"]
     return cost("half_rows", rows * (4 * d + 2 * width + 4), flops32=4 * rows * d)
+
+
+@triton.jit
+def row_exponent(
+    x_row,  # (BLOCK_N,) pointers to float32 rows
+    inside,  # (BLOCK_N,)
+    stride_xd,
+    D,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Exponents by which rows exceed those whose largest entry lies in [2^LARGEST, 2^(LARGEST+1)).
+
+    A row of zeros needs no scale; what is not finite has a norm that says so.
+    """
+    column = tl.arange(0, BLOCK_D).to(tl.int64)
+    most = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+    for start in range(0, D, BLOCK_D):
+        d = (start + column)[None, :]
+        x = tl.load(x_row[:, None] + d * stride_xd, mask=inside[:, None] & (d < D), other=0.0)
+        most = tl.maximum(most, tl.abs(x))
+    largest = tl.max(most, axis=1)
+    scaled = (largest > 0) & (largest < float("inf"))
+    return tl.where(scaled, binary_exponent(largest) - LARGEST, 0)
 
 
 @kernel(launch_metadata=_metadata)
@@ -46,18 +71,9 @@ def _half_rows_kernel(
     inside = row < ROWS
     x_row = x_ptr + (row // N) * stride_xb + (row % N) * stride_xn
     out_row = out_ptr + (row // N) * stride_ob + (row % N) * stride_on
+    exponent = row_exponent(x_row, inside, stride_xd, D, BLOCK_N, BLOCK_D)
+
     column = tl.arange(0, BLOCK_D).to(tl.int64)
-
-    most = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-    for start in range(0, D, BLOCK_D):
-        d = (start + column)[None, :]
-        x = tl.load(x_row[:, None] + d * stride_xd, mask=inside[:, None] & (d < D), other=0.0)
-        most = tl.maximum(most, tl.abs(x))
-    largest = tl.max(most, axis=1)
-    # A row of zeros needs no scale; what is not finite has a norm that says so.
-    scaled = (largest > 0) & (largest < float("inf"))
-    exponent = tl.where(scaled, binary_exponent(largest) - LARGEST, 0)
-
     squares = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
     for start in range(0, WIDTH, BLOCK_D):
         d = (start + column)[None, :]

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .configs import TileConfig
+from .configs import TileConfig, choose_config, current_arch
 from .half_rows import launch_half_rows
 from .launch import (
     aligned_rows,
@@ -16,6 +16,7 @@ from .launch import (
     same_rows,
     tiled_product,
 )
+from .planes import launch_planes, planes_product
 from .row_norm import RowNorms, launch_row_norms
 from .tiles import clamp_cosine, grouped_tile, load_tile, times_power_of_two
 
@@ -26,8 +27,10 @@ SCALED_PROGRAMS = 256
 def _metadata(grid, kernel, args):
     b, n, m, d = args["B"], args["N"], args["M"], args["D"]
     size = element_size(args["x_ptr"])
-    moved = b * ((n + m) * d * size + n * m * args["out_ptr"].element_size())
-    operations = (1 if args["SYMMETRIC"] else 2) * b * n * m * d
+    parts = args["PARTS"]
+    moved = b * ((n + m) * d * parts * size + n * m * args["out_ptr"].element_size())
+    products = parts * (parts + 1) // 2
+    operations = (1 if args["SYMMETRIC"] else 2) * products * b * n * m * d
     return cost("pairwise_fwd", moved, **{f"flops{8 * size}": operations})
 
 
@@ -105,16 +108,23 @@ def _tile(
     DESCRIPTORS: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     SCALED: tl.constexpr,
+    PARTS: tl.constexpr = 1,
 ):
     """Write one tile of cosines, of rows scaled by 2**-exponent if SCALED.
 
     If SYMMETRIC, write what lies on or below the diagonal, there and mirrored.
     """
-    acc = _product(
-        x_ptr, y_ptr, stride_xb, stride_xn, stride_xd, stride_yb, stride_ym, stride_yd,
-        exponent_x, exponent_y, batch, first_n, first_m, N, M, D,
-        BLOCK_N, BLOCK_M, BLOCK_K, PRECISION, DESCRIPTORS, SCALED,
-    )  # fmt: skip
+    if PARTS > 1:
+        acc = planes_product(
+            x_ptr, y_ptr, stride_xb, stride_xn, stride_xd, stride_yb, stride_ym, stride_yd,
+            batch, first_n, first_m, N, M, D, BLOCK_N, BLOCK_M, BLOCK_K, DESCRIPTORS, PARTS,
+        )  # fmt: skip
+    else:
+        acc = _product(
+            x_ptr, y_ptr, stride_xb, stride_xn, stride_xd, stride_yb, stride_ym, stride_yd,
+            exponent_x, exponent_y, batch, first_n, first_m, N, M, D,
+            BLOCK_N, BLOCK_M, BLOCK_K, PRECISION, DESCRIPTORS, SCALED,
+        )  # fmt: skip
     row = tl.cast(first_n, tl.int64) + tl.arange(0, BLOCK_N)
     column = tl.cast(first_m, tl.int64) + tl.arange(0, BLOCK_M)
     row_mask = row < N
@@ -144,8 +154,8 @@ def _tile(
 
 @kernel(launch_metadata=_metadata)
 def _pairwise_fwd_kernel(
-    x_ptr,  # (B, N, D), or a descriptor of it
-    y_ptr,  # (B, M, D), or a descriptor of it
+    x_ptr,  # (B * PARTS, N, D), or a descriptor of it
+    y_ptr,  # (B * PARTS, M, D), or a descriptor of it
     inverse_x_ptr,  # (B * N,) float32
     inverse_y_ptr,  # (B * M,) float32
     out_ptr,  # (B, N, M)
@@ -169,6 +179,7 @@ def _pairwise_fwd_kernel(
     PRECISION: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     SYMMETRIC: tl.constexpr,
+    PARTS: tl.constexpr = 1,
 ):
     """Write one BLOCK_N x BLOCK_M tile of cosines.
 
@@ -194,7 +205,7 @@ def _pairwise_fwd_kernel(
             x_ptr, y_ptr, inverse_x_ptr, inverse_y_ptr, out_ptr, 0, 0, batch, first_n, first_m,
             N, M, D, stride_xb, stride_xn, stride_xd, stride_yb, stride_ym, stride_yd,
             stride_ob, stride_on, stride_om,
-            BLOCK_N, BLOCK_M, BLOCK_K, PRECISION, DESCRIPTORS, SYMMETRIC, SCALED=False,
+            BLOCK_N, BLOCK_M, BLOCK_K, PRECISION, DESCRIPTORS, SYMMETRIC, SCALED=False, PARTS=PARTS,
         )  # fmt: skip
 
 
@@ -263,6 +274,16 @@ def _pairwise_fwd_scaled_kernel(
             )  # fmt: skip
 
 
+def _planes_tile(x: torch.Tensor, config: TileConfig | None) -> TileConfig | None:
+    """Return the tile of a product of planes of rows such as x, None if they are not split so."""
+    if x.dtype != torch.float32:
+        return None
+    if config is None:
+        with on_device(x):
+            config = choose_config("pairwise_fwd", x.dtype, x.shape[-1], current_arch(), True)
+    return config if config.planes else None
+
+
 def launch_pairwise_fwd(
     x: torch.Tensor,
     y: torch.Tensor,
@@ -282,11 +303,8 @@ def launch_pairwise_fwd(
     rows scaled by powers of two and rounded to float16, whose 11 bits are those of tf32, at twice
     its rate: a tf32 product took 1.4 ms and three of them 5.0 where a float16 product takes 0.74
     (16384 rows of 768, H200).
-    Two float16 parts of rows scaled by a power of two were tried for "highest": four products take
-    0.59 (sm_80), 0.45 (sm_90) and 0.38 (sm_100) of the clocks to issue, in two thirds of the tensor
-    clocks, three products 0.55, 0.43 and 0.35 in a half. Interpreted they err by 1.2e-7 at d = 67
-    where torch's product errs by 1.7e-7, but at d = 65 four products err by 1.4e-7 and three by
-    1.2e-7 where torch's own function, summed in another order, errs by 5.5e-8: more than twice it.
+    A tile whose ``planes`` is not 0 has "highest" split the rows beforehand, in a pass that takes
+    norms and scales too: see planes.py for its errors and its memory.
     Rows that are not aligned to 16 bytes, or whose d is no multiple of 16, are copied first.
     ``norms`` are those of x and y where they are known; rows that are rounded have others.
     """
@@ -296,9 +314,13 @@ def launch_pairwise_fwd(
         return out.zero_()
     symmetric = same_rows(x, y)
     halved = x.dtype == torch.float32 and precision != "highest"
+    split = None if halved else _planes_tile(x, config)
     if halved:
         x, inverse_x = launch_half_rows(x, eps)
         y, inverse_y = (x, inverse_x) if symmetric else launch_half_rows(y, eps)
+    elif split:
+        config = split
+        x, inverse_x, y, inverse_y = launch_planes(x, None if symmetric else y, eps, split.planes)
     else:
         x = aligned_rows(x)
         y = x if symmetric else aligned_rows(y)
@@ -308,7 +330,7 @@ def launch_pairwise_fwd(
     with on_device(x):
         sizes = (b, n, m, d, *x.stride(), *y.stride(), *out.stride())
 
-        def launch(kernel, name: str, most: int | None, *rest: torch.Tensor) -> None:
+        def launch(kernel, name: str, most: int | None, *rest: torch.Tensor, **more: int) -> None:
             tile, x_source, y_source = tiled_product(name, x, y, config)
             tiles = b * cdiv(n, tile.block_n) * cdiv(m, tile.block_m)
             kernel[(min(tiles, most or tiles),)](
@@ -326,12 +348,13 @@ def launch_pairwise_fwd(
                 PRECISION=tile.precision,
                 DESCRIPTORS=tile.descriptors,
                 SYMMETRIC=symmetric,
+                **more,
                 **tile.options(),
             )
 
-        launch(_pairwise_fwd_kernel, "pairwise_fwd", None)
-        # Squares of float16 never leave float32's range.
-        if x.dtype != torch.float16:
+        launch(_pairwise_fwd_kernel, "pairwise_fwd", None, PARTS=split.planes if split else 1)
+        # Squares of float16 never leave float32's range, nor do those of scaled rows.
+        if not split and x.dtype != torch.float16:
             exponents = norms.exponent_x, norms.exponent_y, norms.any_scaled
             launch(_pairwise_fwd_scaled_kernel, "pairwise_fwd_scaled", SCALED_PROGRAMS, *exponents)
     return out

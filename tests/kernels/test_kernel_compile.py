@@ -8,7 +8,7 @@ import pytest
 import torch
 import triton
 from cossim_fast.kernels.candidates import launch_block_candidates
-from cossim_fast.kernels.configs import TileConfig, choose_config
+from cossim_fast.kernels.configs import TileConfig, choose_config, choose_planes
 from cossim_fast.kernels.gradient_panel import launch_gradient_panel
 from cossim_fast.kernels.pairwise import launch_pairwise_fwd
 from cossim_fast.kernels.pairwise_backward import launch_pairwise_bwd
@@ -151,6 +151,24 @@ def test_launchers_report_bytes_and_operations():
     assert cost["_pairwise_bwd_product_kernel"]["flops16"] == 2 * 2 * n * m * d
     assert cost["_block_max_kernel"]["bytes"] == (n + m) * d + 4 * n * m // 64
     assert cost["_block_max_kernel"]["flops8"] == 2 * n * m * d
+
+
+@pytest.mark.parametrize(("parts", "products"), [(2, 3), (3, 6)])
+def test_planes_are_two_launches_and_multiply_from_shared_memory(parts, products):
+    n, m, d = 512, 256, 768
+    x, y = torch.zeros(2, n, d), torch.zeros(2, m, d)
+    with compiled_for("sm_90") as launches:
+        launch_pairwise_fwd(x, y, 1e-8, config=choose_planes(parts, "sm_90"))
+    split, product = launches
+    assert split.name == "_planes_kernel"
+    assert split.cost["bytes"] == 2 * (n + m) * (4 * d + 2 * parts * d + 4)
+    assert product.name == "_pairwise_fwd_kernel"
+    assert product.cost["bytes"] == 2 * ((n + m) * 2 * parts * d + 4 * n * m)
+    assert product.cost["flops16"] == 2 * products * 2 * n * m * d
+    facts = read_code(product.kernel)
+    assert facts.bulk_loads
+    # Split within the product it takes 0.59.
+    assert issue_to_tensor(facts, "sm_90", (128, 128), "16") < 0.4
 
 
 def test_sums_of_a_loss_report_them_and_store_nothing_of_the_matrix():

@@ -139,6 +139,87 @@ MUTANTS = [
     ),
     (
         Mutant(
+            "parts that do not go on from one another",
+            "planes",
+            "rest -= rounded.to(tl.float32)",
+            "rest -= 0.0",
+        ),
+        checks.check_planes,
+    ),
+    (
+        Mutant(
+            "parts of the rows as they were, norms of scaled ones",
+            "planes",
+            "rest = times_power_of_two(x, -exponent[:, None])",
+            "rest = x",
+        ),
+        checks.check_planes,
+    ),
+    (
+        Mutant(
+            "padding of planes not written",
+            "planes",
+            "mask = inside[:, None] & (d < WIDTH)",
+            "mask = inside[:, None] & (d < D)",
+        ),
+        checks.check_planes,
+    ),
+    (
+        Mutant(
+            "one row past the last split",
+            "planes",
+            "inside = row < ROWS",
+            "inside = row <= ROWS",
+        ),
+        checks.check_planes,
+    ),
+    (
+        Mutant(
+            "inverse norms of the first input written over",
+            "planes",
+            "y_ptr, y_out_ptr, inverse_ptr + ROWS_X",
+            "y_ptr, y_out_ptr, inverse_ptr",
+        ),
+        checks.check_planes,
+    ),
+    (
+        Mutant(
+            "second parts of one side left out",
+            "planes",
+            "product = tl.dot(x, y_second.T, product)",
+            "product += 0.0",
+        ),
+        lambda load: checks.check_pairwise_fwd(load, parts=2),
+    ),
+    (
+        Mutant(
+            "third parts of one side left out",
+            "planes",
+            "product = tl.dot(x, y_third.T, product)",
+            "product += 0.0",
+        ),
+        lambda load: checks.check_pairwise_fwd(load, parts=3),
+    ),
+    (
+        Mutant(
+            "planes of another batch",
+            "planes",
+            "plane = batch * PARTS",
+            "plane = batch",
+        ),
+        lambda load: checks.check_pairwise_fwd(load, parts=2),
+    ),
+    (
+        Mutant(
+            "tail of d forgotten in planes",
+            "planes",
+            "for k in range(0, D, BLOCK_K):",
+            "for k in range(0, D - D % BLOCK_K, BLOCK_K):",
+        ),
+        lambda load: checks.check_pairwise_fwd(load, parts=2),
+    ),
+    (
+        Mutant(
             "row mask off by one",
             "row_norm",
             "row_mask = row < ROWS",

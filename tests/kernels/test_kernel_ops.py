@@ -168,8 +168,9 @@ def test_public_functions_give_the_bits_of_the_ops(dtype, precision, as_cuda):  
         leaves = [t.clone().requires_grad_() for t in (first, second)]
         pair = leaves if first is not second else (leaves[0], None)
         got = functional.pairwise_cosine(*pair, precision=precision)
-        other = leaves[0] if pair[1] is None else leaves[1]
-        wanted = _ops.pairwise_fwd(leaves[0][None], other[None], EPS, precision)[0]
+        batch = leaves[0][None]
+        other = batch if pair[1] is None else leaves[1][None]
+        wanted = _ops.pairwise_fwd(batch, other, EPS, precision)[0]
         assert torch.equal(got, wanted)
         grad = oracle.inputs(*got.shape, dtype=dtype, seed=3).to(DEVICE)
         gradients = [torch.autograd.grad(c, leaves, grad, allow_unused=True) for c in (got, wanted)]

@@ -57,28 +57,51 @@ def check_pairwise_fwd(
     dtype: torch.dtype = F32,
     shape: tuple[int, int, int, int] = (2, 131, 77, 67),
     precision: str = "highest",
+    parts: int = 0,
 ) -> None:
     b, n, m, d = shape
     x, y = oracle.inputs(b, n, d, dtype=dtype), oracle.inputs(b, m, d, dtype=dtype, seed=1)
+    config = planes_tile(load, parts) if parts else None
     memory, outputs = guards()
     with memory, outputs:
-        got = load("pairwise").launch_pairwise_fwd(*on_device(x, y), EPS, precision)
+        got = load("pairwise").launch_pairwise_fwd(*on_device(x, y), EPS, precision, config=config)
     plain = plain_pairwise(x, y, precision)
-    oracle.assert_no_worse(got.cpu(), plain, oracle.pairwise(x, y, EPS))
+    oracle.assert_no_worse(got.cpu(), plain, oracle.pairwise(x, y, EPS), lost_by_split(parts))
+
+
+def planes_tile(load: Load, parts: int) -> object:
+    """The tile that multiplies float32 rows as so many planes here."""
+    configs = load("configs")
+    return configs.choose_planes(parts, configs.current_arch())
+
+
+def lost_by_split(parts: int) -> float:
+    """How much of a cosine so many parts lose at most, where it counts.
+
+    Two float16 parts miss 2^-23 of either factor, and 2^-22 is the product of the second parts.
+    """
+    return 2.0**-21 if parts == 2 else 0.0
 
 
 def check_pairwise_with_itself(
-    load: Load, dtype: torch.dtype = F32, n: int = 301, d: int = 67, scale: float = 1.0
+    load: Load,
+    dtype: torch.dtype = F32,
+    n: int = 301,
+    d: int = 67,
+    scale: float = 1.0,
+    parts: int = 0,
 ) -> None:
     """Half of the matrix is computed, the other half is its mirror."""
     x = oracle.inputs(2, n, d, dtype=dtype) * scale
+    config = planes_tile(load, parts) if parts else None
     memory, outputs = guards()
     with memory, outputs:
         (rows,) = on_device(x)
-        got = load("pairwise").launch_pairwise_fwd(rows, rows, EPS).cpu()
+        got = load("pairwise").launch_pairwise_fwd(rows, rows, EPS, config=config).cpu()
     assert torch.equal(got, got.mT)
     exact = oracle.pairwise(x, x, EPS)
-    assert oracle.error(got, exact) <= 2 * max(torch.finfo(dtype).eps / 2, 2**-22)
+    allowed = 2 * max(torch.finfo(dtype).eps / 2, 2**-22) + lost_by_split(parts)
+    assert oracle.error(got, exact) <= allowed
 
 
 def plain_pairwise(x: Tensor, y: Tensor, precision: str) -> Tensor:
@@ -266,6 +289,7 @@ def check_offsets(load: Load, name: str = "pairwise") -> None:
             lambda: module.launch_gradient_panel(x, None, F16, rows.int()[None]),
         ),
         "half_rows": ("_half_rows_kernel", lambda: module.launch_half_rows(x, EPS)),
+        "planes": ("_planes_kernel", lambda: module.launch_planes(x, None, EPS, 2)),
         "rowwise": ("_rowwise_fwd_kernel", lambda: module.launch_rowwise_fwd(x[0], x[0], EPS)),
         "pairwise": ("_pairwise_fwd_kernel", lambda: module.launch_pairwise_fwd(x, x, EPS)),
         "pairwise_backward": (
@@ -337,6 +361,32 @@ def check_half_rows(load: Load, n: int = 131, d: int = 67) -> None:
     assert torch.equal(half[..., :d], (wide * scale).to(F16))
     norms = torch.linalg.vector_norm(wide * scale, dim=-1).maximum(EPS * scale[..., 0])
     assert oracle.error(inverse.view(2, n).double() * norms, torch.ones(2, n)) <= 2**-21
+
+
+def check_planes(load: Load, parts: int = 2, n: int = 131, m: int = 9, d: int = 67) -> None:
+    """Scaled exactly, each part what the ones before it left, rounded; norms of the rows as is."""
+    dtype, inputs = load("planes").DTYPES[parts], []
+    for seed, rows in enumerate((n, m)):
+        x = oracle.inputs(2, rows, d, dtype=F32, seed=seed)
+        x[0, :4] *= torch.tensor([1e30, 1e-30, 1e-44, 0.0])[: min(rows, 4), None]
+        inputs.append(x)
+    memory, outputs = guards()
+    with memory, outputs:
+        found = [t.cpu() for t in load("planes").launch_planes(*on_device(*inputs), EPS, parts)]
+    for x, split, inverse in zip(inputs, found[::2], found[1::2], strict=True):
+        wide = x.double()
+        largest = wide.abs().amax(-1, keepdim=True)
+        exponent = 14 - largest.clamp_min(2.0**-127).log2().floor()
+        scale = torch.where(largest > 0, 2.0**exponent, 1.0)
+        rest = (wide * scale).float()
+        planes = split.view(2, parts, x.shape[1], d + -d % 16)
+        assert planes.dtype == dtype
+        assert not planes[..., d:].any()
+        for part in planes[..., :d].unbind(1):
+            assert torch.equal(part, rest.to(dtype))
+            rest -= part.float()
+        norms = torch.linalg.vector_norm(wide * scale, dim=-1).maximum(EPS * scale[..., 0])
+        assert oracle.error(inverse.view(2, -1).double() * norms, torch.ones(2, 1)) <= 2**-21
 
 
 def check_small_gradients(load: Load, dtype: torch.dtype = F16) -> None:

@@ -148,6 +148,7 @@ def pairwise_cases() -> Iterator[Case]:
             )
         if dtype == F32:
             yield Case("half_rows", dtype, "", lambda x=x, y=y: forward(x, y, EPS, "high"), True)
+            yield from planes_cases(x, y)
         yield Case("unit_rows", dtype, "", lambda x=x, g=g: backward(g, x, x, EPS), dtype == F32)
         yield Case(
             "pairwise_bwd_project",
@@ -204,6 +205,23 @@ def panel_cases() -> Iterator[Case]:
             "mirrored ragged",
             lambda g=g, t=dtype, e=exponent: launch(g, g.mT, t, e if t == F16 else None),
         )
+
+
+def planes_cases(x: torch.Tensor, y: torch.Tensor) -> Iterator[Case]:
+    """Float32 rows split into planes beforehand, which a tile asks for."""
+    forward, configs = kernels("pairwise").launch_pairwise_fwd, kernels("configs")
+    for parts in (2, 3):
+
+        def run(second: torch.Tensor, parts: int = parts) -> torch.Tensor:
+            config = configs.choose_planes(parts, configs.current_arch())
+            return forward(x, second, EPS, config=config)
+
+        word = {2: "two", 3: "three"}[parts]
+        variant = f"{word} planes"
+        yield Case("planes", F32, word, lambda run=run: run(y), parts == 2)
+        yield Case("pairwise_fwd", F32, variant, lambda run=run: run(y), True, True)
+        with_itself = f"{variant} with itself"
+        yield Case("pairwise_fwd", F32, with_itself, lambda run=run: run(x), tensor_core=True)
 
 
 def topk_cases() -> Iterator[Case]:

@@ -21,7 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 MARGIN = 16  # elements; keeps float32 and narrower rows aligned for descriptors
 SENTINEL = {
     torch.float16: 61440.0,  # no scaled row has entries as large
-    torch.bfloat16: 776.0,
+    torch.bfloat16: 61440.0,
     torch.float32: 777.0,
     torch.float64: 777.0,
     torch.int8: -128,  # no code
