@@ -257,7 +257,8 @@ def coding_and_maxima(machine: Machine) -> Iterator[Trial]:
     for d in (384, 128):
         queries, corpus = machine.codes(4096, d), machine.codes(1 << 20, d)
         chosen = configs.choose_config("block_max", torch.int8, d, arch, True)
-        for tile in (chosen, *(replace(chosen, group=group) for group in (8, 16, 64))):
+        groups = [replace(chosen, group=group) for group in (8, 16, 64)]
+        for tile in (chosen, *configs.persistent_tiles(d, arch, True), *groups):
             run = topk.launch_block_max
             yield _tile(f"block maxima, d = {d}", tile, machine, run, queries, corpus, 64, None)
 
@@ -270,7 +271,7 @@ def _tile(
     words = (
         f"{tile.block_n} x {tile.block_m} x {tile.block_k}, {tile.num_warps} warps, "
         f"{tile.num_stages} stages, groups of {tile.group}"
-    )
+    ) + ", persistent" * tile.persistent
 
     def once() -> object:
         return launch(*arguments, config=tile)

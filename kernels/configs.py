@@ -36,6 +36,7 @@ class TileConfig:
     swap: bool = False  # corpus on the product's rows
     fuse: bool = True  # multiply and add in one rounding
     planes: int = 0  # parts that float32 rows are split into beforehand, 0 if within the product
+    persistent: bool = False  # programs go from tile to tile
 
     def options(self) -> dict:
         """Compiler options of a launch."""
@@ -157,6 +158,20 @@ _BLOCK_MAX = {
 
 
 _BLOCK_MAX["sm_120"] = _BLOCK_MAX["mma"]
+# Whether int8 block maxima take the first of persistent_tiles.
+PERSISTENT_BLOCK_MAX = False
+# By family and by the longest row, the best by arithmetic first.
+_PERSISTENT_BLOCK_MAX = {
+    "wgmma": {
+        128: (TileConfig(128, 128, 128, 4, 3, 32), TileConfig(256, 128, 128, 8, 4, 16)),
+        256: (TileConfig(256, 128, 128, 8, 4, 16), TileConfig(128, 64, 128, 4, 3, 32)),
+        384: (TileConfig(256, 64, 128, 8, 4, 16), TileConfig(128, 128, 128, 8, 3, 32)),
+    },
+    "tcgen05": {384: (TileConfig(128, 128, 128, 8, 3, 32), TileConfig(128, 256, 128, 8, 2, 32))},
+    "mma": {384: (TileConfig(128, 64, 64, 8, 2, 32),)},
+    "cdna": {384: (TileConfig(128, 64, 64, 8, 2, 32),)},
+}
+_PERSISTENT_BLOCK_MAX["sm_120"] = _PERSISTENT_BLOCK_MAX["mma"]
 # Sixteen pairs a program, the fewest columns of a product. Reading the codes binds, so the stages
 # hold at least 20 KiB in flight a multiprocessor.
 _RECHECK = {
@@ -182,6 +197,19 @@ def _scan_tile(kernel: str, family: str) -> TileConfig:
     if family == "cdna":
         return replace(tile, num_stages=2)
     return replace(tile, precision="tf32")
+
+
+def persistent_tiles(d: int, arch: str, descriptors: bool = False) -> tuple[TileConfig, ...]:
+    """Tiles of int8 block maxima whose queries stay in shared memory, () where d is too long.
+
+    The best by arithmetic comes first.
+    """
+    family = _family(arch)
+    descriptors = descriptors and family in ("wgmma", "tcgen05")
+    for longest, tiles in _PERSISTENT_BLOCK_MAX[family].items():
+        if d <= longest:
+            return tuple(replace(t, persistent=True, descriptors=descriptors) for t in tiles)
+    return ()
 
 
 def _pairwise_tile(kernel: str, dtype: torch.dtype, family: str, descriptors: bool) -> TileConfig:
@@ -276,7 +304,13 @@ def choose_config(
     if kernel in ("block_max", "block_max_few"):
         config = _BLOCK_MAX[family][dtype != torch.int8]
         if kernel == "block_max_few":
-            config = replace(config, block_n=16, block_m=128, num_warps=4, num_stages=4, swap=True)
+            # No more stages than steps: memory that holds nothing keeps other programs out.
+            steps = triton.cdiv(d, config.block_k * config.dots)
+            stages = min(max(steps, 2), 4)
+            config = replace(config, block_n=16, block_m=128, num_warps=4, num_stages=stages)
+            return replace(config, swap=True, descriptors=descriptors)
+        if PERSISTENT_BLOCK_MAX and dtype == torch.int8:
+            config = next(iter(persistent_tiles(d, arch)), config)
         return replace(config, descriptors=descriptors)
     if kernel == "pairwise_fwd" and dtype == torch.float32 and family in _PLANES_OF_HIGHEST:
         return choose_planes(_PLANES_OF_HIGHEST[family], arch)

@@ -5,18 +5,12 @@ import triton
 import triton.language as tl
 
 from .configs import TileConfig
-from .launch import aligned_rows, cost, element_size, on_device, tiled_product
+from .launch import aligned_rows, on_device, tiled_product
 from .tiles import grouped_tile, load_tile
+from .topk_persistent import launch_persistent, maxima_cost
 
 
-def _metadata(grid, kernel, args):
-    n, m, d = args["N"], args["M"], args["D"]
-    size = element_size(args["query_ptr"])
-    moved = (n + m) * d * size + 4 * n * (-(-m // args["BLOCK"]))
-    return cost("block_max", moved, **{f"flops{8 * size}": 2 * n * m * d})
-
-
-@triton.jit(launch_metadata=_metadata)
+@triton.jit(launch_metadata=maxima_cost)
 def _block_max_kernel(
     query_ptr,  # (1, N, D) int8 or bfloat16, or a descriptor of it
     corpus_ptr,  # (1, M, D) int8 or bfloat16, or a descriptor of it
@@ -122,6 +116,13 @@ def launch_block_max(
         config, query_source, corpus_source = tiled_product(
             "block_max_few" if n <= 16 else "block_max", queries[None], corpus[None], config=config
         )
+        strides = *queries.stride(), *corpus.stride(), *out.stride()
+        if config.persistent:
+            shape = n, m, d
+            launch_persistent(
+                query_source, corpus_source, eligible, out, shape, strides, block, config
+            )
+            return out
         tiles = triton.cdiv(n, config.block_n) * triton.cdiv(m, config.block_m)
         _block_max_kernel[(tiles,)](
             query_source,
@@ -131,9 +132,7 @@ def launch_block_max(
             n,
             m,
             d,
-            *queries.stride(),
-            *corpus.stride(),
-            *out.stride(),
+            *strides,
             BLOCK=block,
             BLOCK_N=config.block_n,
             BLOCK_M=config.block_m,

@@ -1,6 +1,7 @@
 """Seeded bugs that the checks on values and memory must catch: the proof that they can fail."""
 
 import pytest
+from cossim_fast.kernels.configs import TileConfig
 from triton.runtime.errors import InterpreterError
 
 from ladder import checks, contrast, oracle, screening
@@ -9,6 +10,17 @@ from ladder.mutants import Mutant, mutated
 from ladder.runtime import needs_interpreter
 
 pytestmark = [pytest.mark.kernel_mutants, needs_interpreter]
+
+PERSISTENT = TileConfig(16, 64, 32, 4, 2, 2, persistent=True)
+
+
+def check_persistent(load, shape=(37, 450, 67), *, some_eligible=True):
+    """Block maxima by one or two programs, so that each has many runs."""
+    with checks.few_programs(load, 1):
+        checks.check_block_max(
+            load, shape=shape, block=32, some_eligible=some_eligible, config=PERSISTENT
+        )
+
 
 MUTANTS = [
     (
@@ -437,6 +449,78 @@ MUTANTS = [
             "(block <= tl.cdiv(M, BLOCK))[None, :]",
         ),
         lambda load: checks.check_block_max(load, shape=(131, 190, 67)),
+    ),
+    (
+        Mutant(
+            "last tile of a run never started",
+            "topk_persistent",
+            "last_tile = min(first_tile + RUN, tiles_m)",
+            "last_tile = min(first_tile + RUN, tiles_m - 1)",
+        ),
+        check_persistent,
+    ),
+    (
+        Mutant(
+            "last run never started",
+            "topk_persistent",
+            "range(tl.program_id(0), tiles_n * strips, tl.num_programs(0))",
+            "range(tl.program_id(0), tiles_n * strips - 1, tl.num_programs(0))",
+        ),
+        check_persistent,
+    ),
+    (
+        Mutant(
+            "queries of a program's first run in all",
+            "topk_persistent",
+            "stride_qn, stride_qd, 0, first_n, i * BLOCK_K, N, D",
+            "stride_qn, stride_qd, 0, first_n // N * BLOCK_N, i * BLOCK_K, N, D",
+        ),
+        check_persistent,
+    ),
+    (
+        Mutant(
+            "first part of the queries in every step",
+            "topk_persistent",
+            "tl.dot(queries[i], corpus.T",
+            "tl.dot(queries[0], corpus.T",
+        ),
+        check_persistent,
+    ),
+    (
+        Mutant(
+            "padding of the last tile not masked",
+            "topk_persistent",
+            "whole = last_tile * BLOCK_M <= M\n",
+            "whole = last_tile * BLOCK_M < M + BLOCK_M\n",
+        ),
+        lambda load: check_persistent(load, some_eligible=False),
+    ),
+    (
+        Mutant(
+            "eligible rows after the first piece of a run not looked at",
+            "topk_persistent",
+            "for start in range(first, stop, CHECKED):",
+            "for start in range(first, first + 1, CHECKED):",
+        ),
+        lambda load: checks.check_one_row_left_out(load, 8000),
+    ),
+    (
+        Mutant(
+            "maxima of a block past the last in a run",
+            "topk_persistent",
+            "(block < tl.cdiv(M, BLOCK))[None, :]",
+            "(block <= tl.cdiv(M, BLOCK))[None, :]",
+        ),
+        check_persistent,
+    ),
+    (
+        Mutant(
+            "maxima of one query past the last",
+            "topk_persistent",
+            "mask = (row < N)[:, None] & (block",
+            "mask = (row <= N)[:, None] & (block",
+        ),
+        check_persistent,
     ),
     (
         Mutant(

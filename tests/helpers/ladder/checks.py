@@ -6,9 +6,11 @@ shapes that no tile divides.
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from cossim_fast.kernels.configs import TileConfig
 from torch import Tensor
 
 import rounding
@@ -213,6 +215,7 @@ def check_block_max(
     block: int = 64,
     *,
     some_eligible: bool = True,
+    config: TileConfig | None = None,
 ) -> None:
     n, m, d = shape
     queries, corpus = codes(n, d, dtype, 0), codes(m, d, dtype, 1)
@@ -225,7 +228,7 @@ def check_block_max(
     with memory, outputs:
         on_gpu = on_device(queries, corpus)
         mask = eligible.to(DEVICE) if some_eligible else None
-        got = load("topk").launch_block_max(*on_gpu, block, mask).cpu()
+        got = load("topk").launch_block_max(*on_gpu, block, mask, config).cpu()
     scores = queries.double() @ corpus.double().T
     scores[:, ~eligible] = -torch.inf
     padded = F.pad(scores, (0, -m % block), value=-torch.inf)
@@ -240,6 +243,25 @@ def check_block_max(
         plain = (queries.float() @ corpus.float().T).double()
         allowed = 2 * oracle.error(plain, queries.double() @ corpus.double().T)
         assert oracle.error(got[~empty], expected[~empty]) <= max(allowed, 2**-24)
+
+
+def check_one_row_left_out(load: Load, hidden: int, m: int = 9216) -> None:
+    """The one row that is not eligible would win, wherever it lies in a long run."""
+    queries, corpus = torch.ones(3, 32, dtype=torch.int8), -torch.ones(m, 32, dtype=torch.int8)
+    eligible = torch.ones(m, dtype=torch.bool)
+    corpus[hidden], eligible[hidden] = 1, False
+    tile = TileConfig(16, 256, 32, 8, 2, 2, persistent=True)
+    launch = load("topk").launch_block_max
+    arguments = queries.to(DEVICE), corpus.to(DEVICE), 64
+    with few_programs(load, 1):
+        assert launch(*arguments, eligible.to(DEVICE), tile).unique().tolist() == [-32]
+        assert launch(*arguments, None, tile).amax(1).tolist() == [32] * 3
+
+
+def few_programs(load: Load, programs: int):
+    """Within, block maxima take so many programs of eight warps, however many would fit."""
+    module = load("topk_persistent")
+    return mock.patch.object(module, "multiprocessors", return_value=programs)
 
 
 def check_rescore(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from cossim_fast.kernels.configs import TileConfig, current_arch, persistent_tiles
 
 from cossim_fast._checks import PRECISIONS
 from ladder.runtime import kernels
@@ -224,6 +225,11 @@ def planes_cases(x: torch.Tensor, y: torch.Tensor) -> Iterator[Case]:
         yield Case("pairwise_fwd", F32, with_itself, lambda run=run: run(x), tensor_core=True)
 
 
+def _persistent_tile(d: int, best: bool) -> TileConfig:
+    """The best tile by arithmetic or the last one, on the architecture that is compiled for."""
+    return persistent_tiles(d, current_arch(), True)[0 if best else -1]
+
+
 def topk_cases() -> Iterator[Case]:
     """Coding; the screen, with blocks of each size and few or many queries; rescoring."""
     launch = kernels("topk").launch_block_max
@@ -254,6 +260,21 @@ def topk_cases() -> Iterator[Case]:
             tensor_core=True,
         )
         yield from selection_cases(dtype)
+    for d in (384, 256, 128):
+        codes, eligible = _rows(512, d, torch.int8), torch.ones(512, dtype=torch.bool)
+        for block, mask in ((64, eligible), (32, eligible), (64, None)):
+            for best in (True, False):
+                words = f"d={d} block={block}" + " all eligible" * (mask is None)
+                yield Case(
+                    "block_max_persistent",
+                    torch.int8,
+                    words + " second" * (not best),
+                    lambda c=codes, b=block, e=mask, best=best: launch(
+                        c, c, b, e, _persistent_tile(c.shape[1], best)
+                    ),
+                    core=d == 384 and block == 64 and mask is not None and best,
+                    tensor_core=True,
+                )
     for dtype in FLOATS:
         for d in (768, 67):
             x, centre = _rows(131, d, dtype), torch.zeros(d)

@@ -56,7 +56,10 @@ class StubDriver:
         self.device = 1000 + list(SHARED_MEMORY).index(arch)
         self.utils = SimpleNamespace(
             load_binary=lambda name, binary, shared, device: (None, name, 0, 0, 1024),
-            get_device_properties=lambda device: {"max_shared_mem": SHARED_MEMORY[arch]},
+            get_device_properties=lambda device: {
+                "max_shared_mem": SHARED_MEMORY[arch],
+                "multiprocessor_count": 132,
+            },
             unload_module=lambda module: None,
         )
 

@@ -1,0 +1,191 @@
+"""Block maxima by programs that keep their queries while they go along the corpus."""
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+
+from .configs import TileConfig
+from .launch import cost, element_size
+from .tiles import grouped_tile, load_tile
+
+# Rows whose eligibility is looked up at once: 16 bytes for each of 256 threads.
+CHECKED = tl.constexpr(4096)
+# A strip of 64 tiles of 48 KiB, for each of the eight strips under way at 4096 queries, are 24 MiB:
+# what one query tile reads still lies in L2 for the others.
+LONGEST_RUN = 64
+
+
+def maxima_cost(grid, kernel, args):
+    """Launch metadata of a kernel that writes block maxima."""
+    n, m, d = args["N"], args["M"], args["D"]
+    size = element_size(args["query_ptr"])
+    moved = (n + m) * d * size + 4 * n * (-(-m // args["BLOCK"]))
+    return cost("block_max", moved, **{f"flops{8 * size}": 2 * n * m * d})
+
+
+@triton.jit
+def _all_eligible(eligible_ptr, first, stop):
+    """Whether every row from first on and before stop is eligible."""
+    left_out = tl.zeros((CHECKED,), dtype=tl.int8)
+    for start in range(first, stop, CHECKED):
+        row = tl.cast(start, tl.int64) + tl.arange(0, CHECKED)
+        left_out |= tl.load(eligible_ptr + row, mask=row < stop, other=1).to(tl.int8) ^ 1
+    return tl.max(left_out.to(tl.int32), axis=0) == 0
+
+
+@triton.jit
+def _store_maxima(
+    acc, out_ptr, N, M, first_n, first_m, stride_on, stride_ob,
+    BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Reduce each run of BLOCK columns and write the maxima."""
+    maxima = tl.max(tl.reshape(acc, (BLOCK_N, BLOCK_M // BLOCK, BLOCK)), axis=2)
+    row = tl.cast(first_n, tl.int64) + tl.arange(0, BLOCK_N)
+    block = tl.cast(first_m // BLOCK, tl.int64) + tl.arange(0, BLOCK_M // BLOCK)
+    mask = (row < N)[:, None] & (block < tl.cdiv(M, BLOCK))[None, :]
+    tl.store(out_ptr + row[:, None] * stride_on + block[None, :] * stride_ob, maxima, mask=mask)
+
+
+@triton.jit(launch_metadata=maxima_cost)
+def _block_max_persistent_kernel(
+    query_ptr,  # (1, N, D) int8 or bfloat16, or a descriptor of it
+    corpus_ptr,  # (1, M, D) int8 or bfloat16, or a descriptor of it
+    eligible_ptr,  # (M,) bool, contiguous, or None
+    out_ptr,  # (N, cdiv(M, BLOCK)) int32 or float32
+    N,
+    M,
+    D,
+    stride_qn,
+    stride_qd,
+    stride_cm,
+    stride_cd,
+    stride_on,
+    stride_ob,
+    RUN,
+    BLOCK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STEPS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """Write the largest inner product of each query with each block of BLOCK corpus rows.
+
+    Owns every num_programs-th run: a tile of BLOCK_N queries with RUN tiles of BLOCK_M corpus rows,
+    GROUP query tiles innermost. Keeps the queries of a run, all of D in STEPS parts of BLOCK_K, in
+    shared memory, and loops over the tiles of the run. Padding and rows that are not eligible are
+    masked in the tiles of runs that have any. Both ways to write maxima, and nothing else, lie in a
+    branch, before which the compiler puts the loads of tiles to come.
+    Moves (N + M) D codes and 4 N M / BLOCK bytes; 2 N M D operations.
+    """
+    integer: tl.constexpr = out_ptr.dtype.element_ty == tl.int32
+    sums: tl.constexpr = tl.int32 if integer else tl.float32
+    lowest: tl.constexpr = -(2**31) if integer else float("-inf")
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    strips = tl.cdiv(tiles_m, RUN)
+    for run in range(tl.program_id(0), tiles_n * strips, tl.num_programs(0)):
+        tile_n, strip = grouped_tile(run, tiles_n, strips, GROUP)
+        first_n = tile_n * BLOCK_N
+        first_tile = strip * RUN
+        last_tile = min(first_tile + RUN, tiles_m)
+        whole = last_tile * BLOCK_M <= M
+        if eligible_ptr is not None:
+            stop = min(last_tile * BLOCK_M, M)
+            whole &= _all_eligible(eligible_ptr, first_tile * BLOCK_M, stop)
+        queries = ()
+        for i in tl.static_range(STEPS):
+            query = load_tile(
+                query_ptr, 0, stride_qn, stride_qd, 0, first_n, i * BLOCK_K, N, D,
+                BLOCK_N, BLOCK_K, DESCRIPTORS,
+            )  # fmt: skip
+            queries = queries + (query,)  # noqa: RUF005
+
+        for tile_m in range(first_tile, last_tile):
+            first_m = tile_m * BLOCK_M
+            acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=sums)
+            for i in tl.static_range(STEPS):
+                corpus = load_tile(
+                    corpus_ptr, 0, stride_cm, stride_cd, 0, first_m, i * BLOCK_K, M, D,
+                    BLOCK_M, BLOCK_K, DESCRIPTORS,
+                )  # fmt: skip
+                acc = tl.dot(queries[i], corpus.T, acc, out_dtype=sums)
+            if whole:
+                _store_maxima(
+                    acc, out_ptr, N, M, first_n, first_m, stride_on, stride_ob,
+                    BLOCK, BLOCK_N, BLOCK_M,
+                )  # fmt: skip
+            else:
+                column = tl.cast(first_m, tl.int64) + tl.arange(0, BLOCK_M)
+                keep = column < M
+                if eligible_ptr is not None:
+                    keep &= tl.load(eligible_ptr + column, mask=keep, other=0).to(tl.int1)
+                kept = tl.where(keep[None, :], acc, lowest)
+                _store_maxima(
+                    kept, out_ptr, N, M, first_n, first_m, stride_on, stride_ob,
+                    BLOCK, BLOCK_N, BLOCK_M,
+                )  # fmt: skip
+
+
+@lru_cache
+def _multiprocessors(device: int) -> int:
+    return triton.runtime.driver.active.utils.get_device_properties(device)["multiprocessor_count"]
+
+
+def multiprocessors() -> int:
+    """How many multiprocessors the current device has."""
+    return _multiprocessors(triton.runtime.driver.active.get_current_device())
+
+
+@lru_cache
+def run_length(tiles_n: int, tiles_m: int, programs: int) -> int:
+    """Corpus tiles of a run: where the last program ends first.
+
+    A run's queries are loaded, and its first tile, while nothing is multiplied: about as long as a
+    tile takes.
+    """
+
+    def rounds(run: int) -> int:
+        return triton.cdiv(tiles_n * triton.cdiv(tiles_m, run), programs)
+
+    return min(range(1, min(tiles_m, LONGEST_RUN) + 1), key=lambda run: rounds(run) * (run + 1))
+
+
+def launch_persistent(
+    query_source,
+    corpus_source,
+    eligible: torch.Tensor | None,
+    out: torch.Tensor,
+    shape: tuple[int, int, int],
+    strides: tuple[int, ...],
+    block: int,
+    config: TileConfig,
+) -> None:
+    """Write the block maxima of sources of shape (n, m, d), whose strides come before out's."""
+    n, m, d = shape
+    # Three programs of four warps share a multiprocessor: one writes while others multiply.
+    programs = multiprocessors() * max(1, 12 // config.num_warps)
+    tiles_n, tiles_m = triton.cdiv(n, config.block_n), triton.cdiv(m, config.block_m)
+    run = run_length(tiles_n, tiles_m, programs)
+    _block_max_persistent_kernel[(min(programs, tiles_n * triton.cdiv(tiles_m, run)),)](
+        query_source,
+        corpus_source,
+        eligible,
+        out,
+        n,
+        m,
+        d,
+        *strides,
+        run,
+        BLOCK=block,
+        BLOCK_N=config.block_n,
+        BLOCK_M=config.block_m,
+        BLOCK_K=config.block_k,
+        STEPS=triton.cdiv(d, config.block_k),
+        GROUP=config.group,
+        DESCRIPTORS=config.descriptors,
+        **config.options(),
+    )
