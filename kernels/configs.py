@@ -34,6 +34,8 @@ class TileConfig:
     dots: int = 1  # products a step
     swap: bool = False  # corpus on the product's rows
     fuse: bool = True  # multiply and add in one rounding
+    persistent: bool = False  # one program a multiprocessor goes from tile to tile
+    flatten: bool = True  # if so, in one loop over tiles and steps
 
     def options(self) -> dict:
         """Compiler options of a launch."""
@@ -104,6 +106,12 @@ _PAIRWISE_FWD = {
         torch.bfloat16: TileConfig(128, 128, 32, 8, 2),
         torch.float32: TileConfig(128, 128, 32, 8, 2),
     },
+}
+# 16-bit rows, programs that go from tile to tile: not measured yet, so that no launch takes them.
+_PERSISTENT = {
+    "wgmma": TileConfig(128, 256, 64, 8, 3, 16, persistent=True),
+    "tcgen05": TileConfig(128, 256, 64, 8, 3, persistent=True),
+    "sm_120": TileConfig(64, 128, 64, 8, 3, persistent=True),
 }
 # The gradient is scaled and rounded in registers: wide tiles spread that over more columns, where
 # the registers suffice. float16 scales its sums as well, and spills at 256 columns. bfloat16 on
@@ -220,6 +228,10 @@ def choose_config(
         return TileConfig(*tile, num_warps=4, fuse=False)
     if kernel == "recheck":
         return replace(_RECHECK[family][dtype != torch.int8], fuse=False)
+    if kernel == "pairwise_fwd_persistent":
+        if family not in _PERSISTENT:
+            raise ValueError(f"expected sm_90 or later, which copy by descriptor, got {arch}")
+        return replace(_PERSISTENT[family], descriptors=True)
     descriptors = descriptors and family in ("wgmma", "tcgen05")
     if kernel in ("block_max", "block_max_few"):
         config = _BLOCK_MAX[family][dtype != torch.int8]

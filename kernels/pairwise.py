@@ -6,20 +6,19 @@ import triton.language as tl
 
 from .configs import TileConfig
 from .half_rows import launch_half_rows
-from .launch import aligned_rows, cost, element_size, on_device, same_rows, tiled_product
+from .launch import aligned_rows, on_device, same_rows, tiled_product
+from .pairwise_persistent import (
+    _pairwise_fwd_persistent_kernel,
+    forward_cost,
+    goes_on,
+    half_tiles,
+    multiprocessors,
+)
 from .row_norm import launch_row_norms
 from .tiles import clamp_cosine, grouped_tile, load_tile, times_power_of_two
 
 # Programs that look for rows with exponents: one or two for each multiprocessor of today's devices.
 SCALED_PROGRAMS = 256
-
-
-def _metadata(grid, kernel, args):
-    b, n, m, d = args["B"], args["N"], args["M"], args["D"]
-    size = element_size(args["x_ptr"])
-    moved = b * ((n + m) * d * size + n * m * args["out_ptr"].element_size())
-    operations = (1 if args["SYMMETRIC"] else 2) * b * n * m * d
-    return cost("pairwise_fwd", moved, **{f"flops{8 * size}": operations})
 
 
 @triton.jit
@@ -133,7 +132,7 @@ def _tile(
         tl.store(out, c, mask=mask)
 
 
-@triton.jit(launch_metadata=_metadata)
+@triton.jit(launch_metadata=forward_cost)
 def _pairwise_fwd_kernel(
     x_ptr,  # (B, N, D), or a descriptor of it
     y_ptr,  # (B, M, D), or a descriptor of it
@@ -297,8 +296,8 @@ def launch_pairwise_fwd(
     with on_device(x):
         sizes = (b, n, m, d, *x.stride(), *y.stride(), *out.stride())
 
-        def launch(kernel, name: str, most: int | None, *rest: torch.Tensor) -> None:
-            tile, x_source, y_source = tiled_product(name, x, y, config)
+        def launch(kernel, product: tuple, most: int | None, *rest: object, **more: bool) -> None:
+            tile, x_source, y_source = product
             tiles = b * triton.cdiv(n, tile.block_n) * triton.cdiv(m, tile.block_m)
             kernel[(min(tiles, most or tiles),)](
                 x_source,
@@ -315,12 +314,20 @@ def launch_pairwise_fwd(
                 PRECISION=tile.precision,
                 DESCRIPTORS=tile.descriptors,
                 SYMMETRIC=symmetric,
+                **more,
                 **tile.options(),
             )
 
-        launch(_pairwise_fwd_kernel, "pairwise_fwd", None)
+        product = tiled_product("pairwise_fwd", x, y, config)
+        tile = product[0]
+        if goes_on(tile, out):
+            halves, most = half_tiles(tile, out), multiprocessors()
+            launch(_pairwise_fwd_persistent_kernel, product, most, halves, FLATTEN=tile.flatten)
+        else:
+            launch(_pairwise_fwd_kernel, product, None)
         # Squares of float16 never leave float32's range.
         if x.dtype != torch.float16:
             exponents = norms.exponent_x, norms.exponent_y, norms.any_scaled
-            launch(_pairwise_fwd_scaled_kernel, "pairwise_fwd_scaled", SCALED_PROGRAMS, *exponents)
+            product = tiled_product("pairwise_fwd_scaled", x, y, config)
+            launch(_pairwise_fwd_scaled_kernel, product, SCALED_PROGRAMS, *exponents)
     return out

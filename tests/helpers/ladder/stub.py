@@ -57,7 +57,10 @@ class StubDriver:
         self.cost: dict = {}
         self.utils = SimpleNamespace(
             load_binary=lambda name, binary, shared, device: (None, name, 0, 0, 1024),
-            get_device_properties=lambda device: {"max_shared_mem": SHARED_MEMORY[arch]},
+            get_device_properties=lambda device: {
+                "max_shared_mem": SHARED_MEMORY[arch],
+                "multiprocessor_count": 4,
+            },
             unload_module=lambda module: None,
         )
 
