@@ -37,6 +37,7 @@ class TileConfig:
     fuse: bool = True  # multiply and add in one rounding
     planes: int = 0  # parts that float32 rows are split into beforehand, 0 if within the product
     persistent: bool = False  # programs go from tile to tile
+    flatten: bool = True  # if so, those of a matrix in one loop over tiles and steps
 
     def options(self) -> dict:
         """Compiler options of a launch."""
@@ -118,6 +119,12 @@ _PAIRWISE_FWD = {
         torch.bfloat16: TileConfig(128, 128, 32, 8, 2),
         torch.float32: TileConfig(128, 128, 32, 8, 2),
     },
+}
+# 16-bit rows, programs that go from tile to tile: not measured yet, so that no launch takes them.
+_PERSISTENT = {
+    "wgmma": TileConfig(128, 256, 64, 8, 3, 16, persistent=True),
+    "tcgen05": TileConfig(128, 256, 64, 8, 3, persistent=True),
+    "sm_120": TileConfig(64, 128, 64, 8, 3, persistent=True),
 }
 # Products of the gradient in float32; those in 16 bits take the forward's tiles.
 _PAIRWISE_BWD = {
@@ -300,6 +307,10 @@ def choose_config(
         return TileConfig(*tile, num_warps=4, fuse=False)
     if kernel in ("recheck", "best_rows"):
         return replace(_RECHECK[family][dtype != torch.int8], fuse=False)
+    if kernel == "pairwise_fwd_persistent":
+        if family not in _PERSISTENT:
+            raise ValueError(f"expected sm_90 or later, which copy by descriptor, got {arch}")
+        return replace(_PERSISTENT[family], descriptors=True)
     descriptors = descriptors and family in ("wgmma", "tcgen05")
     if kernel in ("block_max", "block_max_few"):
         config = _BLOCK_MAX[family][dtype != torch.int8]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 import triton
@@ -83,6 +83,16 @@ def on_device(x: torch.Tensor) -> AbstractContextManager:
     if index < 0 or index == torch.cuda.current_device():
         return _THERE
     return torch.cuda.device(index)
+
+
+@lru_cache
+def _multiprocessors(device: int) -> int:
+    return triton.runtime.driver.active.utils.get_device_properties(device)["multiprocessor_count"]
+
+
+def multiprocessors() -> int:
+    """How many multiprocessors the current device has."""
+    return _multiprocessors(triton.runtime.driver.active.get_current_device())
 
 
 def cdiv(count: int, size: int) -> int:

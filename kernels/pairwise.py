@@ -9,12 +9,17 @@ from .half_rows import launch_half_rows
 from .launch import (
     aligned_rows,
     cdiv,
-    cost,
-    element_size,
     kernel,
+    multiprocessors,
     on_device,
     same_rows,
     tiled_product,
+)
+from .pairwise_persistent import (
+    _pairwise_fwd_persistent_kernel,
+    forward_cost,
+    goes_on,
+    half_tiles,
 )
 from .planes import launch_planes, planes_product
 from .row_norm import RowNorms, launch_row_norms
@@ -22,16 +27,6 @@ from .tiles import clamp_cosine, grouped_tile, load_tile, times_power_of_two
 
 # Programs that look for rows with exponents: one or two for each multiprocessor of today's devices.
 SCALED_PROGRAMS = 256
-
-
-def _metadata(grid, kernel, args):
-    b, n, m, d = args["B"], args["N"], args["M"], args["D"]
-    size = element_size(args["x_ptr"])
-    parts = args["PARTS"]
-    moved = b * ((n + m) * d * parts * size + n * m * args["out_ptr"].element_size())
-    products = parts * (parts + 1) // 2
-    operations = (1 if args["SYMMETRIC"] else 2) * products * b * n * m * d
-    return cost("pairwise_fwd", moved, **{f"flops{8 * size}": operations})
 
 
 @triton.jit
@@ -152,7 +147,7 @@ def _tile(
         tl.store(out, c, mask=mask)
 
 
-@kernel(launch_metadata=_metadata)
+@kernel(launch_metadata=forward_cost)
 def _pairwise_fwd_kernel(
     x_ptr,  # (B * PARTS, N, D), or a descriptor of it
     y_ptr,  # (B * PARTS, M, D), or a descriptor of it
@@ -330,8 +325,10 @@ def launch_pairwise_fwd(
     with on_device(x):
         sizes = (b, n, m, d, *x.stride(), *y.stride(), *out.stride())
 
-        def launch(kernel, name: str, most: int | None, *rest: torch.Tensor, **more: int) -> None:
-            tile, x_source, y_source = tiled_product(name, x, y, config)
+        def launch(
+            kernel, product: tuple, most: int | None, *rest: object, **more: int | bool
+        ) -> None:
+            tile, x_source, y_source = product
             tiles = b * cdiv(n, tile.block_n) * cdiv(m, tile.block_m)
             kernel[(min(tiles, most or tiles),)](
                 x_source,
@@ -352,9 +349,16 @@ def launch_pairwise_fwd(
                 **tile.options(),
             )
 
-        launch(_pairwise_fwd_kernel, "pairwise_fwd", None, PARTS=split.planes if split else 1)
+        product = tiled_product("pairwise_fwd", x, y, config)
+        tile = product[0]
+        if goes_on(tile, out):
+            halves, most = half_tiles(tile, out), multiprocessors()
+            launch(_pairwise_fwd_persistent_kernel, product, most, halves, FLATTEN=tile.flatten)
+        else:
+            launch(_pairwise_fwd_kernel, product, None, PARTS=split.planes if split else 1)
         # Squares of float16 never leave float32's range, nor do those of scaled rows.
         if not split and x.dtype != torch.float16:
             exponents = norms.exponent_x, norms.exponent_y, norms.any_scaled
-            launch(_pairwise_fwd_scaled_kernel, "pairwise_fwd_scaled", SCALED_PROGRAMS, *exponents)
+            product = tiled_product("pairwise_fwd_scaled", x, y, config)
+            launch(_pairwise_fwd_scaled_kernel, product, SCALED_PROGRAMS, *exponents)
     return out

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .configs import TileConfig
-from .launch import cost, element_size
+from .launch import cost, element_size, multiprocessors
 from .tiles import grouped_tile, load_tile
 
 # Rows whose eligibility is looked up at once: 16 bytes for each of 256 threads.
@@ -128,16 +128,6 @@ def _block_max_persistent_kernel(
                     kept, out_ptr, N, M, first_n, first_m, stride_on, stride_ob,
                     BLOCK, BLOCK_N, BLOCK_M,
                 )  # fmt: skip
-
-
-@lru_cache
-def _multiprocessors(device: int) -> int:
-    return triton.runtime.driver.active.utils.get_device_properties(device)["multiprocessor_count"]
-
-
-def multiprocessors() -> int:
-    """How many multiprocessors the current device has."""
-    return _multiprocessors(triton.runtime.driver.active.get_current_device())
 
 
 @lru_cache
