@@ -67,7 +67,9 @@ def tile_of(launch: Launch) -> tuple[int, ...]:
 
 
 def operand_of(case: Case) -> str:
-    """What the tensor cores multiply: float32 rows are split into bfloat16 or made float16."""
+    """What the tensor cores multiply: float32 rows are split or made float16, but in a scan."""
+    if case.kernel == "scan_rows":
+        return "32"
     return "8" if case.dtype == torch.int8 else "16"
 
 
@@ -115,10 +117,10 @@ def table(rows: dict[str, dict[str, dict]]) -> str:
         "can choose, compiled ahead of time with the pinned Triton and read back from",
         "the machine code. Those for sm_90 were run too, on one card ([on a GPU](gpu.md)), but for",
         "`code_rows`, `half_rows`, `softmax_sums` and `softmax_weights` (no function calls these",
-        "two yet), `best_rows`, and `row_norm`, `rescore`, `group_bounds`, `block_candidates` and",
-        "`recheck` as they are now. For the others the kernels are compiled and checked, not yet",
-        "run. Of sm_86, sm_89, sm_103, sm_120, sm_121 and gfx90a, which share most tiles with the",
-        "others, the core alone is compiled.",
+        "two yet), `scan_rows`, `best_rows`, and `row_norm`, `rescore`, `group_bounds`,",
+        "`block_candidates` and `recheck` as they are now. For the others the kernels are compiled",
+        "and checked, not yet run. Of sm_86, sm_89, sm_103, sm_120, sm_121 and gfx90a, which share",
+        "most tiles with the others, the core alone is compiled.",
         "",
         "*Resident warps* a multiprocessor by registers and shared memory; *loop* counts",
         "instructions and matrix instructions a warp in the innermost product loop; *issue :*",
