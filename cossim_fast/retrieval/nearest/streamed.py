@@ -16,7 +16,7 @@ from cossim_fast.retrieval.nearest.gpu import as_best, best_rows
 from cossim_fast.retrieval.nearest.transfer import BLOCK_BYTES, Transport, to_device, transport_to
 from cossim_fast.retrieval.progress import Progress
 from cossim_fast.retrieval.results import Best, Oracle
-from cossim_fast.retrieval.storage.corpus import Corpus
+from cossim_fast.retrieval.storage.corpus import ArrayCorpus, Corpus
 
 
 def search_stream(
@@ -38,7 +38,9 @@ def search_stream(
     by = transport_to(queries.device) if by is None else by
     # The k + 1st row gives the bound on the dropped ones.
     best = _Running(len(queries), k + 1 if certify else k, queries)
-    with closing(to_device(source.blocks(), by, rows=source.n, size=size)) as blocks:
+    lasting = isinstance(source, ArrayCorpus)
+    sent = to_device(source.blocks(), by, rows=source.n, lasting=lasting, size=size)
+    with closing(sent) as blocks:
         for block in blocks:
             dtype = torch.promote_types(queries.dtype, block.dtype)  # holds both exactly
             queries = queries.to(dtype)

@@ -1,6 +1,7 @@
 """Blocks of rows from the host's memory to a device, one copied while another is searched.
 
-Two pinned buffers on the host, two on the device, and a stream of its own for the copies:
+Two pinned buffers on the host (none for rows that are pinned themselves), two on the device, and a
+stream of its own for the copies:
 
     host     fill 0, fill 1, search 0, fill 0, search 1, ...
     side     ......  copy 0, copy 1 ......., copy 0 ...
@@ -12,7 +13,7 @@ is asked of torch.cuda; `Transport` copies at once, for tensors on CPU.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import torch
@@ -42,6 +43,10 @@ class Transport:
     compute: Any = Nothing()  # the stream that searches
     side: Any = Nothing()  # the stream that copies
 
+    def reads(self, rows: Tensor) -> bool:
+        """Whether the device can read rows by itself where they are."""
+        return False
+
     def pinned(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """Memory of the host that the device can read by itself."""
         return torch.empty(shape, dtype=dtype, device="cpu")
@@ -67,6 +72,10 @@ class Streams(Transport):
         self.compute = torch.cuda.current_stream(device)
         self.side = torch.cuda.Stream(device)
 
+    def reads(self, rows: Tensor) -> bool:
+        """Whether rows are in page-locked memory."""
+        return rows.is_pinned() and rows.is_contiguous()
+
     def pinned(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """Page-locked memory, from torch's cache of it."""
         return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True)
@@ -91,30 +100,61 @@ def transport_to(device: torch.device) -> Transport:
 
 
 class _Slot:
-    """A pinned buffer, the device's buffer that it is copied to, and how far both are."""
+    """A buffer of the device, the pinned one that is copied to it, and how far both are.
 
-    def __init__(self, by: Transport, shape: tuple[int, int], dtype: torch.dtype) -> None:
-        self.host, self.device = by.pinned(shape, dtype), by.on_device(shape, dtype)
+    ``direct`` leaves the pinned one out: the rows are copied from where they are.
+    """
+
+    def __init__(
+        self, by: Transport, shape: tuple[int, int], dtype: torch.dtype, direct: bool
+    ) -> None:
+        self._by = by
+        self.host = None if direct else by.pinned(shape, dtype)
+        self.device = by.on_device(shape, dtype)
         self.copied, self.searched = by.event(), by.event()
         # The device's memory may have belonged to work that the compute stream has yet to do.
         self.searched.record(by.compute)
         self.rows = 0  # that were filled in
 
+    def begin(self) -> None:
+        """Start anew."""
+        # Not before the copy out of the pinned buffer has ended: it reads what is written now.
+        self.copied.synchronize()
+        # No copy before the search has ended that reads the rows that were there.
+        self._by.side.wait_event(self.searched)
+        self.rows = 0
+
     def fill(self, rows: Tensor) -> int:
-        """Copy as many rows as there is room for, and return how many."""
-        taken = min(len(rows), len(self.host) - self.rows)
-        self.host[self.rows : self.rows + taken].copy_(rows[:taken])
+        """Take as many rows as there is room for, and return how many."""
+        taken = min(len(rows), len(self.device) - self.rows)
+        place = slice(self.rows, self.rows + taken)
+        if self.host is None:
+            self._by.copy(self.device[place], rows[:taken])
+        else:
+            self.host[place].copy_(rows[:taken])
         self.rows += taken
         return taken
 
+    def send(self) -> None:
+        """Copy what was taken to the device."""
+        if self.host is not None:
+            self._by.copy(self.device[: self.rows], self.host[: self.rows])
+        self.copied.record(self._by.side)
+
 
 def to_device(
-    blocks: Iterable[Tensor], by: Transport, *, rows: int | None = None, size: int = BLOCK_BYTES
+    blocks: Iterable[Tensor],
+    by: Transport,
+    *,
+    rows: int | None = None,
+    lasting: bool = False,
+    size: int = BLOCK_BYTES,
 ) -> Generator[Tensor, None, None]:
     """Yield the rows of blocks (n_i, d), in order, as blocks on the device of ``size`` bytes.
 
     Each is valid until the next is asked for. ``rows`` is how many there are in all, if known: no
-    buffer is longer.
+    buffer is longer. ``lasting`` says that blocks stay as they are until the end: those that are
+    pinned are then copied from where they are.
     """
     slots: list[_Slot] = []
     sent: list[_Slot] = []  # at most one, whose copy was begun and whose search was not
@@ -126,27 +166,27 @@ def to_device(
             while at < len(block):
                 if filling is None:
                     if number < 2:
-                        slots.append(_Slot(by, _shape(block, rows, size), block.dtype))
+                        shape, direct = _shape(block, rows, size), lasting and by.reads(block)
+                        slots.append(_Slot(by, shape, block.dtype, direct))
                     filling, number = slots[number % 2], number + 1
-                    # Not before the copy out of it has ended: it reads what is written now.
-                    filling.copied.synchronize()
-                    filling.rows = 0
+                    filling.begin()
                 at += filling.fill(block[at:])
-                if filling.rows == len(filling.host):
-                    _send(filling, by)
+                if filling.rows == len(filling.device):
+                    filling.send()
                     yield from _lent(sent, by)
                     sent.append(filling)
                     filling = None
             del block  # so that an iterator's block is freed before it makes the next
         if filling is not None:
-            _send(filling, by)
+            filling.send()
             yield from _lent(sent, by)
             sent.append(filling)
         yield from _lent(sent, by)
     finally:
         # Whoever gets this memory next does not wait for the side stream.
-        for slot in slots:
-            slot.copied.synchronize()
+        end = by.event()
+        end.record(by.side)
+        end.synchronize()
 
 
 def _shape(block: Tensor, rows: int | None, size: int) -> tuple[int, int]:
@@ -155,15 +195,7 @@ def _shape(block: Tensor, rows: int | None, size: int) -> tuple[int, int]:
     return (most if rows is None else min(most, rows)), d
 
 
-def _send(slot: _Slot, by: Transport) -> None:
-    """Begin the copy to the device."""
-    # Not before the search has ended that reads the rows that were there.
-    by.side.wait_event(slot.searched)
-    by.copy(slot.device[: slot.rows], slot.host[: slot.rows])
-    slot.copied.record(by.side)
-
-
-def _lent(sent: list[_Slot], by: Transport) -> Iterator[Tensor]:
+def _lent(sent: list[_Slot], by: Transport) -> Generator[Tensor, None, None]:
     """Yield the rows of the slot that was sent last, if any, to be searched."""
     while sent:
         slot = sent.pop()

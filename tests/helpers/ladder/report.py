@@ -68,7 +68,9 @@ def tile_of(launch: Launch) -> tuple[int, ...]:
 
 
 def operand_of(case: Case) -> str:
-    """What the tensor cores multiply: float32 rows are split into bfloat16 or made float16."""
+    """What the tensor cores multiply: float32 rows are split or made float16, but in a scan."""
+    if case.kernel == "scan_rows":
+        return "32"
     return "8" if case.dtype == torch.int8 else "16"
 
 

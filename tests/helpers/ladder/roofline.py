@@ -11,22 +11,22 @@ class Machine:
     """Published limits of one multiprocessor (compute unit)."""
 
     shared: int  # bytes
-    macs: dict[str, int]  # multiply-adds a clock by operand: "16", "8"
+    macs: dict[str, int]  # multiply-adds a clock by operand: "16", "8", "32"
 
 
 KIB = 1024
 MACHINES = {
-    "sm_80": Machine(164 * KIB, {"16": 1024, "8": 2048}),
-    "sm_86": Machine(100 * KIB, {"16": 256, "8": 1024}),
-    "sm_89": Machine(100 * KIB, {"16": 256, "8": 1024}),
-    "sm_90": Machine(228 * KIB, {"16": 2048, "8": 4096}),
-    "sm_100": Machine(228 * KIB, {"16": 4096, "8": 8192}),
+    "sm_80": Machine(164 * KIB, {"16": 1024, "8": 2048, "32": 512}),
+    "sm_86": Machine(100 * KIB, {"16": 256, "8": 1024, "32": 128}),
+    "sm_89": Machine(100 * KIB, {"16": 256, "8": 1024, "32": 128}),
+    "sm_90": Machine(228 * KIB, {"16": 2048, "8": 4096, "32": 1024}),
+    "sm_100": Machine(228 * KIB, {"16": 4096, "8": 8192, "32": 2048}),
     # What sm_103 multiplies of int8 is not published: the rate of sm_86 stands in.
-    "sm_103": Machine(228 * KIB, {"16": 4096, "8": 1024}),
-    "sm_120": Machine(100 * KIB, {"16": 256, "8": 1024}),
-    "sm_121": Machine(100 * KIB, {"16": 256, "8": 1024}),
-    "gfx90a": Machine(64 * KIB, {"16": 512, "8": 512}),
-    "gfx942": Machine(64 * KIB, {"16": 1024, "8": 2048}),
+    "sm_103": Machine(228 * KIB, {"16": 4096, "8": 1024, "32": 2048}),
+    "sm_120": Machine(100 * KIB, {"16": 256, "8": 1024, "32": 128}),
+    "sm_121": Machine(100 * KIB, {"16": 256, "8": 1024, "32": 128}),
+    "gfx90a": Machine(64 * KIB, {"16": 512, "8": 512, "32": 128}),
+    "gfx942": Machine(64 * KIB, {"16": 1024, "8": 2048, "32": 128}),
 }
 SCHEDULERS = 4
 
@@ -51,13 +51,14 @@ def resident_warps(facts: CodeFacts, arch: str) -> int:
 def issue_to_tensor(facts: CodeFacts, arch: str, tile: tuple[int, int], operand: str) -> float:
     """Clocks to issue the innermost product loop over clocks of its matrix instructions.
 
-    Below 1 the tensor cores can be kept busy. ``operand`` is "16" or "8"; ``tile`` serves
-    instructions that one thread issues for the whole block, whose name has no shape.
+    Below 1 the tensor cores can be kept busy. ``operand`` is "16", "8", or "32" for tf32 and AMD's
+    float32; ``tile`` serves instructions that one thread issues for the whole block, whose name has
+    no shape.
     """
     if not facts.loop_tensor:
         return 0.0
     name = facts.tensor_core
-    depth = {"16": 16, "8": 32}[operand]
+    depth = {"16": 16, "8": 32, "32": 8}[operand]
     if shape := re.search(r"GMMA\.(\d+)x(\d+)x(\d+)", name):
         rows, columns, k = map(int, shape.groups())
         macs = rows * columns * k * facts.warps // 4

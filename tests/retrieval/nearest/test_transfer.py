@@ -44,13 +44,17 @@ class Stream:
 class Simulated:
     """Two streams of which either goes on at random moments: eagerly, lazily, or in between."""
 
-    def __init__(self, seed):
-        self.draw = random.Random(seed)
+    def __init__(self, seed, direct=False):
+        self.draw, self.direct = random.Random(seed), direct
         self.eagerness = self.draw.choice([0, 0.3, 0.9])
         self.compute, self.side = Stream(), Stream()
         self.log, self.spoiled = [], []
 
+    def reads(self, rows):
+        return self.direct
+
     def pinned(self, shape, dtype):
+        assert not self.direct
         return torch.full(shape, torch.nan, dtype=dtype)
 
     def on_device(self, shape, dtype):
@@ -100,7 +104,8 @@ def streamed(device, lengths, *, rows=None, size=10 * 12):
     """What searches of blocks of ten rows saw, and what was sent."""
     corpus = torch.arange(3.0 * sum(lengths)).view(-1, 3)
     seen = []
-    for block in to_device(corpus.split(lengths), device, rows=rows, size=size):
+    blocks = corpus.split(lengths)
+    for block in to_device(blocks, device, rows=rows, lasting=device.direct, size=size):
         device.log.append("search")
         device.later(lambda block=block: seen.append(block.clone()))
     device.finish()
@@ -110,10 +115,11 @@ def streamed(device, lengths, *, rows=None, size=10 * 12):
 LENGTHS = ([7, 40, 3, 1, 12, 10], [10, 10], [4], [35], [10, 0, 5])
 
 
+@pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_every_search_sees_its_rows(lengths):
+def test_every_search_sees_its_rows(lengths, direct):
     for seed in range(60):
-        device = Simulated(seed)
+        device = Simulated(seed, direct)
         seen, corpus = streamed(device, lengths)
         assert torch.equal(seen, corpus)
         assert not any(device.spoiled)
@@ -146,20 +152,23 @@ def without(monkeypatch, what):
 
 
 @pytest.mark.parametrize(
-    "what",
+    ("what", "direct"),
     [
-        "the host waits for the copy out of a pinned buffer",
-        "a search waits for its copy",
-        "a copy waits for the search of what it overwrites",
-        "the first copy waits for what the memory was used for before",
+        ("the host waits for the copy out of a pinned buffer", False),
+        ("a search waits for its copy", False),
+        ("a search waits for its copy", True),
+        ("a copy waits for the search of what it overwrites", False),
+        ("a copy waits for the search of what it overwrites", True),
+        ("the first copy waits for what the memory was used for before", False),
+        ("the first copy waits for what the memory was used for before", True),
     ],
 )
-def test_no_wait_can_be_left_out(what, monkeypatch):
+def test_no_wait_can_be_left_out(what, direct, monkeypatch):
     """The simulation finds the fault that each of them prevents."""
     without(monkeypatch, what)
     wrong = 0
     for seed in range(60):
-        device = Simulated(seed)
+        device = Simulated(seed, direct)
         seen, corpus = streamed(device, LENGTHS[0])
         wrong += not torch.equal(seen, corpus) or any(device.spoiled)
     assert wrong > 0
@@ -172,10 +181,11 @@ def test_the_next_block_is_being_copied_while_one_is_searched():
     assert steps == ["copy", "copy", *["search", "copy"] * 3, "search", "search"]
 
 
-def test_whoever_stops_leaves_no_copy_behind():
-    device = Simulated(0)
+@pytest.mark.parametrize("direct", [False, True])
+def test_whoever_stops_leaves_no_copy_behind(direct):
+    device = Simulated(0, direct)
     device.eagerness = 0
-    blocks = to_device(torch.ones(50, 3).split(10), device, size=10 * 12)
+    blocks = to_device(torch.ones(50, 3).split(7), device, lasting=direct, size=10 * 12)
     next(blocks)
     assert device.side.work
     blocks.close()
@@ -204,6 +214,12 @@ def test_on_cpu_blocks_are_copies():
     assert block.tolist() == [[1.0] * 3] * 5
 
 
+def test_only_what_lasts_is_copied_from_where_it_is():
+    device = Simulated(0)
+    device.reads = lambda rows: pytest.fail("asked")
+    list(to_device([torch.ones(5, 3)], device))
+
+
 def test_what_is_asked_of_torch_cuda(monkeypatch):
     """Streams of the device, pinned memory, and copies that the host does not wait for."""
     asked = []
@@ -230,5 +246,10 @@ def test_what_is_asked_of_torch_cuda(monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda shape, **options: (shape, options))
     pinned = streams.pinned((2, 3), torch.float16)
     assert pinned == ((2, 3), {"dtype": torch.float16, "device": "cpu", "pin_memory": True})
+    rows = SimpleNamespace(is_pinned=lambda: True, is_contiguous=lambda: False)
+    assert not streams.reads(rows)
+    rows.is_contiguous = rows.is_pinned
+    assert streams.reads(rows)
+    assert not streams.reads(torch.ones(3))
     there = streams.on_device((2, 3), torch.float16)
     assert there == ((2, 3), {"dtype": torch.float16, "device": device})
