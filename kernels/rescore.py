@@ -91,7 +91,10 @@ def _rescore_kernel(
     qc = tl.zeros((BLOCK_P, LANES), dtype=tl.float64)
     qq = tl.zeros((BLOCK_P, LANES), dtype=tl.float64)
     cc = tl.zeros((BLOCK_P, LANES), dtype=tl.float64)
-    for start in range(0, D, LANES):
+    # Unused places of a list stand together: a program without a pair has nothing to add up.
+    # 194 registers on sm_90, 198 without.
+    length = tl.where(tl.max(mask_p.to(tl.int32), axis=0) > 0, D, 0)
+    for start in range(0, length, LANES):
         d = (start + lane)[None, :]
         mask = mask_p[:, None] & (d < D)
         q = tl.load(query_row[:, None] + d * stride_qd, mask=mask, other=0.0).to(tl.float64)

@@ -78,7 +78,7 @@ def screened_topk(
 
     Memory beyond the inputs and the result: block maxima of at most 256 MiB (those of one query if
     that is more), 100 bytes for each place of the lists, of which there are 2^22 at most, and 8 KiB
-    a query of a pass (32 k bytes if that is more). Where the bounds drop little, 28 bytes for each
+    a query of a pass (100 k bytes if that is more). Where the bounds drop little, 32 bytes for each
     of the block maxima, or 100 for each row of the corpus if that is more.
 
     Source: Cauchy-Schwarz on the residuals of the codes, derived at `_cpu.topk_ops.cosine_bounds`.
@@ -255,25 +255,27 @@ class _Pass:
             most = counts[longest[-1]]
             again = longest[-max(1, ROWS_AT_ONCE // most) :]
             del longest[-len(again) :]
-            some = torch.tensor(sorted(again), dtype=torch.int64, device=reach.device)
-            room = min(max(pairs, 1), len(again) * self.screen.blocks)
-            yield self._listed(some, reach[some], room, most)[1]
+            some = torch.tensor(again, dtype=torch.int64, device=reach.device)
+            part = _Pass(
+                self.screen, self.queries[some], self.codes[some], self.terms[:, some].contiguous(),
+                self.maxima[some],
+            )  # fmt: skip
+            yield part._listed(some, reach[some], min(pairs, part.maxima.numel()), most)[1]
 
     def _listed(self, query: Tensor, reach: Tensor, room: int, width: int) -> tuple[Tensor, _Found]:
-        """The number of pairs of blocks in reach of some queries, and the rows of those listed."""
+        """The number of pairs of a block in reach, and the rows of those listed.
+
+        ``query`` says where the queries of this pass stand.
+        """
         s = self.screen
-        whole = len(query) == len(self.queries)
-        part = self if whole else _Pass(
-            s, self.queries[query], self.codes[query], self.terms[:, query], self.maxima[query]
-        )  # fmt: skip
-        total, pairs = _ops.block_candidates(part.maxima, part.terms, s.block_terms, reach, room)
+        total, pairs = _ops.block_candidates(self.maxima, self.terms, s.block_terms, reach, room)
         counts, rows = _ops.recheck(
-            part.codes, s.corpus_codes, part.terms, s.block_terms, reach, pairs.sort().values,
+            self.codes, s.corpus_codes, self.terms, s.block_terms, reach, pairs.sort().values,
             BLOCK, s.eligible, width,
         )  # fmt: skip
         rows = rows.sort(dim=1).values
         complete = (counts <= width) & (total <= room)
-        return total, _Found(query, rows, part._scores(rows), counts, complete)
+        return total, _Found(query, rows, self._scores(rows), counts, complete)
 
     def _scores(self, rows: Tensor) -> Tensor:
         """Scores (n, w) float64 of rows (n, w) of the queries, NaN for a row of -1."""

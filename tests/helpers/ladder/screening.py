@@ -93,6 +93,7 @@ def check_block_thresholds(
             present = lower[i] > -torch.inf
             wanted = min(k, int(present.sum())) if min(groups, len(present)) >= k else 0
             assert len(set(known)) == len(known) <= k
+            assert all(block < len(present) for block in known)
             assert len(known) == wanted or groups < len(present)
             assert bool((lower[i, known] >= got[i]).all())
 
