@@ -42,7 +42,7 @@ def test_rescoring_matches_float64(dtype, d):
 @pytest.mark.parametrize("stored", [torch.float64, F32, F16, BF16], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, F32, F16], ids=str)
 def test_rescoring_takes_queries_and_rows_of_two_dtypes(dtype, stored):
-    checks.check_rescore(kernels, dtype, stored=stored)
+    checks.check_rescore_of_two_dtypes(kernels, dtype, stored)
     x = oracle.inputs(5, 130, dtype=F16).to(DEVICE)
     index = torch.arange(5, device=DEVICE)
     got = launch_rescore(x.to(dtype), (2 * x).to(stored), index, index)

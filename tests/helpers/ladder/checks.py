@@ -264,12 +264,26 @@ def few_programs(load: Load, programs: int):
     return mock.patch.object(module, "multiprocessors", return_value=programs)
 
 
-def check_rescore(
-    load: Load, dtype: torch.dtype = F32, d: int = 67, pairs: int = 77,
-    stored: torch.dtype | None = None, scale: float = 1.0,
-) -> None:  # fmt: skip
-    queries = oracle.inputs(13, d, dtype=dtype)
-    corpus = oracle.inputs(29, d, dtype=stored or dtype, seed=1) * scale
+def check_rescore(load: Load, dtype: torch.dtype = F32, d: int = 67, pairs: int = 77) -> None:
+    queries, corpus = oracle.inputs(13, d, dtype=dtype), oracle.inputs(29, d, dtype=dtype, seed=1)
+    _check_scores(load, queries, corpus, pairs)
+
+
+def check_rescore_of_two_dtypes(load: Load, dtype: torch.dtype, stored: torch.dtype) -> None:
+    _check_scores(
+        load, oracle.inputs(13, 67, dtype=dtype), oracle.inputs(29, 67, dtype=stored, seed=1)
+    )
+
+
+def check_rescore_of_wide_rows(load: Load) -> None:
+    """Float64 rows whose squares are out of range, for queries that are narrower."""
+    queries, corpus = oracle.inputs(13, 67), oracle.inputs(29, 67, dtype=torch.float64, seed=1)
+    _check_scores(load, queries, corpus * 2.0**700, scale=2.0**700)
+
+
+def _check_scores(
+    load: Load, queries: torch.Tensor, corpus: torch.Tensor, pairs: int = 77, scale: float = 1.0
+) -> None:
     generator = torch.Generator().manual_seed(3)
     query_index = torch.randint(0, 13, (pairs,), generator=generator)
     corpus_index = torch.randint(0, 29, (pairs,), generator=generator)
@@ -281,11 +295,6 @@ def check_rescore(
     expected = oracle.cosine(*wide, 0.0)
     # Two float64 sums in different orders: numerics promises 2^-48 between processors.
     assert oracle.error(got.cpu(), expected) <= 2**-48
-
-
-def check_rescore_of_wide_rows(load: Load) -> None:
-    """Float64 rows whose squares are out of range, for queries that are narrower."""
-    check_rescore(load, F32, stored=torch.float64, scale=2.0**700)
 
 
 def check_offsets(load: Load, name: str = "pairwise") -> None:
