@@ -388,6 +388,8 @@ def float32_products(machine: Machine) -> Iterator[Trial]:
             f"matrix float32 with itself, {parts} planes",
             lambda t=tile: machine.milliseconds(lambda: FORWARD(x[None], x[None], EPS, config=t)),
         )
+        short, both = replace(tile, block_k=32, num_stages=4), (x[None], y[None])
+        yield _tile(f"{parts} planes", short, machine, FORWARD, *both, EPS, "highest", None)
     yield Trial("normalize and matmul, float32", lambda: measured(plain))
     if machine.real:
         yield Trial("normalize and matmul, tf32", lambda: measured(lambda: _tf32(plain)))

@@ -140,17 +140,19 @@ _PAIRWISE_BWD = {
 _PAIRWISE_FWD["sm_120"] = _PAIRWISE_FWD["mma"] | {torch.float32: TileConfig(64, 64, 32, 8, 3)}
 # Of float32 rows split into two float16 or three bfloat16 planes beforehand. Clocks to issue over
 # those of the tensor cores, of two planes, three, and the split within the product: sm_90 0.30,
-# 0.22, 0.59; sm_100 0.48, 0.38, 1.55; sm_80 0.47, 0.41, 1.17; gfx942 0.13, 0.10, 0.65. Steps of 32
-# take 0.52 and 0.36 on sm_90, 0.80 and 0.60 on sm_100; 256 columns spill on both, and so do 128 of
-# three planes on sm_80. At the rates measured on an H200 three products of 16384 x 16384 x 768 take
-# 1.6 ms and six 3.1 at best, by arithmetic alone: no GPU has run them.
+# 0.22, 0.59; sm_100 0.48, 0.38, 1.55; sm_80 0.47, 0.41, 1.17; gfx942 0.13, 0.10, 0.65; in 154,
+# 154 and 245 registers; 146, 146, 166; 128, 125, 246; 152, 168, 177. Steps of 32 take 0.52 and
+# 0.36 on sm_90, 0.80 and 0.60 on sm_100; 256 columns spill on both, and so do 128 of three planes
+# on sm_80. At the rates measured on an H200 three products of 16384 x 16384 x 768 take 1.6 ms and
+# six 3.1 at best, by arithmetic alone: no GPU has run them.
 _PLANES = {
     "mma": {2: TileConfig(128, 128, 32, 8, 3), 3: TileConfig(128, 64, 32, 8, 3)},
     "wgmma": {2: TileConfig(128, 128, 64, 8, 3), 3: TileConfig(128, 128, 64, 8, 2)},
     "tcgen05": {2: TileConfig(128, 128, 64, 8, 3), 3: TileConfig(128, 128, 64, 8, 3)},
     "cdna": {2: TileConfig(128, 128, 32, 8, 2), 3: TileConfig(128, 128, 32, 8, 2)},
 }
-_PLANES["sm_120"] = _PLANES["mma"]
+# 128 rows of two planes spill on sm_120.
+_PLANES["sm_120"] = _PLANES["mma"] | {2: TileConfig(64, 128, 32, 8, 3)}
 # By family: planes that "highest" multiplies where it does not split within the product, which is
 # what was measured and takes no memory.
 _PLANES_OF_HIGHEST: dict[str, int] = {}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import triton
+from cossim_fast.kernels import configs
 from cossim_fast.kernels.configs import choose_planes, current_arch
 from cossim_fast.kernels.pairwise import launch_pairwise_fwd
 from torch import Tensor
@@ -128,3 +129,16 @@ def test_empty_inputs(parts, shape):
     b, n, m, d = shape
     c = forward(torch.ones(b, n, d), torch.ones(b, m, d), parts)
     assert c.tolist() == torch.zeros(b, n, m).tolist()
+
+
+def test_one_table_makes_them_the_default(arch, monkeypatch):
+    x, y = oracle.inputs(2, 9, 67, dtype=F32), oracle.inputs(2, 8, 67, dtype=F32, seed=1)
+
+    def run(precision: str) -> Tensor:
+        return launch_pairwise_fwd(x.to(DEVICE), y.to(DEVICE), EPS, precision).cpu()
+
+    within, lower = run("highest"), run("high")
+    monkeypatch.setattr(configs, "_PLANES_OF_HIGHEST", dict.fromkeys(configs._PLANES, 2))
+    assert torch.equal(run("highest"), forward(x, y, 2))
+    assert not torch.equal(run("highest"), within)
+    assert torch.equal(run("high"), lower)
