@@ -169,6 +169,20 @@ def cosine_matrix(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype, precisio
     return matrix(first, second, eps, dtype, precision).squeeze(0)
 
 
+def write_matrix(out: Tensor, x: Tensor, y: Tensor, eps: float, precision: str) -> Tensor:
+    """Write the matrix of cosines to an ``out`` of its shape, of any strides, and return it."""
+    if x.dim() == 2:
+        first = x.unsqueeze(0)
+        write_matrix(out.unsqueeze(0), first, first if y is x else y.unsqueeze(0), eps, precision)
+        return out
+    own = _promoted(x, y)
+    if not takes_kernels(x, own):
+        return out.copy_(_composite.cosine_matrix(x, y, eps, out.dtype))
+    _kernels().matrix(_in(x, own), _in(y, own), eps, precision, out=out)
+    torch.autograd.graph.increment_version(out)
+    return out
+
+
 class _Matrix(torch.autograd.Function):
     """Norms are kept for the backward pass, 8 bytes a row, and nothing of size n m."""
 

@@ -193,8 +193,9 @@ def pairwise_cosine(
     executor, _ = choose_executor(x, other)
     if executor is Executor.KERNELS:
         with without_autocast(x):
-            result = _gpu.cosine_matrix(x, other, eps, dtype, precision)
-        return result if out is None else out.copy_(result)
+            if out is not None:
+                return _gpu.write_matrix(out, x, other, eps, precision)
+            return _gpu.cosine_matrix(x, other, eps, dtype, precision)
     if x.dim() == 2:
         x, y = x.unsqueeze(0), None if y is None else y.unsqueeze(0)
     with without_autocast(x):

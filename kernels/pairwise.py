@@ -287,6 +287,7 @@ def launch_pairwise_fwd(
     out_dtype: torch.dtype | None = None,
     config: TileConfig | None = None,
     norms: RowNorms | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the cosines (b, n, m) of the rows of x (b, n, d) and y (b, m, d), any strides.
 
@@ -301,10 +302,12 @@ def launch_pairwise_fwd(
     A tile whose ``planes`` is not 0 has "highest" split the rows beforehand, in a pass that takes
     norms and scales too: see planes.py for its errors and its memory.
     Rows that are not aligned to 16 bytes, or whose d is no multiple of 16, are copied first.
-    ``norms`` are those of x and y where they are known; rows that are rounded have others.
+    ``norms`` are those of x and y where they are known; rows that are rounded have others. ``out``
+    (b, n, m) is written to, of any strides and dtype, where there is one.
     """
     (b, n, d), m = x.shape, y.shape[1]
-    out = x.new_empty((b, n, m), dtype=out_dtype or torch.result_type(x, y))
+    if out is None:
+        out = x.new_empty((b, n, m), dtype=out_dtype or torch.result_type(x, y))
     if out.numel() == 0 or d == 0:
         return out.zero_()
     symmetric = same_rows(x, y)

@@ -184,6 +184,21 @@ def test_public_functions_give_the_bits_of_the_ops(dtype, precision, as_cuda):  
 
 
 @runs_kernels
+@pytest.mark.parametrize("dtype", [F32, F16, torch.float64], ids=str)
+def test_out_is_written_where_it_lies(dtype, as_cuda):  # noqa: F811
+    x, y = (oracle.inputs(2, n, 23, dtype=dtype, seed=n).to(DEVICE) for n in (9, 7))
+    for first, second in ((x, y), (x[0], y[0]), (x[0], None), (x[:, :0], y)):
+        wanted = functional.pairwise_cosine(first, second)
+        padded = wanted.new_full((*wanted.shape[:-1], wanted.shape[-1] + 3), 9.0)
+        for out in (torch.empty_like(wanted), torch.empty_like(wanted.mT).mT, padded[..., 1:-2]):
+            version = out._version
+            assert functional.pairwise_cosine(first, second, out=out) is out
+            assert torch.equal(out, wanted)
+            assert out._version > version or not out.numel()
+        assert bool((padded[..., [0, -2, -1]] == 9).all())
+
+
+@runs_kernels
 def test_what_torch_does_to_a_result_or_its_gradient(as_cuda):  # noqa: F811
     x, y = (oracle.inputs(n, 8, dtype=F32, seed=n).to(DEVICE).requires_grad_() for n in (5, 4))
     for function, pair in ((as_matrix, (x, y)), (as_rows, (x, x.detach().flip(0)))):

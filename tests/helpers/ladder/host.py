@@ -76,24 +76,27 @@ def missing() -> str:
 @cache
 def _driver() -> nvidia.CudaDriver:
     """Triton's driver on that library, which stays loaded."""
-    folder = Path(nvidia.__file__).parent
-    with TemporaryDirectory() as made:
-        source, library = Path(made, "cuda.c"), Path(made, "libcuda.so.1")
-        source.write_text(SOURCE)
-        command = [
-            "cc", "-shared", "-fPIC", "-O2", f"-DSHARED={SHARED_MEMORY[ARCH]}", "-w",
-            f"-I{folder / 'include'}", "-Wl,-soname,libcuda.so.1", str(source), "-o", str(library),
-        ]  # fmt: skip
-        subprocess.run(command, check=True)
-        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
-        before, triton.knobs.nvidia.libcuda_path = triton.knobs.nvidia.libcuda_path, made
-        try:
-            nvidia.library_dirs.cache_clear()
-            nvidia.libcuda_dirs.cache_clear()
-            driver = nvidia.CudaDriver.__new__(nvidia.CudaDriver)
-            driver.utils, driver.launcher_cls = nvidia.CudaUtils(), nvidia.CudaLauncher
-        finally:
-            triton.knobs.nvidia.libcuda_path = before
+    include = Path(nvidia.__file__).parent / "include"
+    # Kept with the driver: some versions of Triton link a launcher for each kernel.
+    made = TemporaryDirectory()
+    source, library = Path(made.name, "cuda.c"), Path(made.name, "libcuda.so.1")
+    source.write_text(SOURCE)
+    command = [
+        "cc", "-shared", "-fPIC", "-O2", f"-DSHARED={SHARED_MEMORY[ARCH]}", "-w", f"-I{include}",
+        "-Wl,-soname,libcuda.so.1", str(source), "-o", str(library),
+    ]  # fmt: skip
+    subprocess.run(command, check=True)
+    ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    before, triton.knobs.nvidia.libcuda_path = triton.knobs.nvidia.libcuda_path, made.name
+    try:
+        nvidia.library_dirs.cache_clear()
+        nvidia.libcuda_dirs.cache_clear()
+        nvidia.library_dirs()  # asked once
+        driver = nvidia.CudaDriver.__new__(nvidia.CudaDriver)
+        driver.utils, driver.launcher_cls = nvidia.CudaUtils(), nvidia.CudaLauncher
+    finally:
+        triton.knobs.nvidia.libcuda_path = before
+    driver.folder = made
     # What torch's CUDA build would answer, without its look whether it is initialized.
     driver.get_current_device = lambda: 0
     driver.get_current_stream = lambda device: 0
