@@ -265,7 +265,7 @@ MUTANTS = [
             "PRECISION, not TRANSPOSED, DESCRIPTORS",
             "PRECISION, TRANSPOSED, DESCRIPTORS",
         ),
-        lambda load: checks.check_pairwise_self_bwd(load, BF16, (2, 80, 72), BF16),
+        lambda load: checks.check_pairwise_self_bwd(load, BF16, (2, 48, 40), BF16),
     ),
     (
         Mutant(
