@@ -13,6 +13,16 @@ from .tiles import binary_exponent, inverse_norm, times_power_of_two
 LARGEST = tl.constexpr(14)
 
 
+@triton.jit
+def half_exponent(largest):
+    """Power of two that is taken out of a row by its largest magnitude.
+
+    A row of zeros needs none; one that is not finite says so without.
+    """
+    scaled = (largest > 0) & (largest < float("inf"))
+    return tl.where(scaled, binary_exponent(largest) - LARGEST, 0)
+
+
 def _metadata(grid, kernel, args):
     rows, d, width = args["ROWS"], args["D"], args["WIDTH"]
     return cost("half_rows", rows * (4 * d + 2 * width + 4), flops32=4 * rows * d)
@@ -54,10 +64,7 @@ def _half_rows_kernel(
         d = (start + column)[None, :]
         x = tl.load(x_row[:, None] + d * stride_xd, mask=inside[:, None] & (d < D), other=0.0)
         most = tl.maximum(most, tl.abs(x))
-    largest = tl.max(most, axis=1)
-    # A row of zeros needs no scale; what is not finite has a norm that says so.
-    scaled = (largest > 0) & (largest < float("inf"))
-    exponent = tl.where(scaled, binary_exponent(largest) - LARGEST, 0)
+    exponent = half_exponent(tl.max(most, axis=1))
 
     squares = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
     for start in range(0, WIDTH, BLOCK_D):

@@ -207,7 +207,7 @@ MUTANTS = [
     (
         Mutant(
             "gradient rounded before it is scaled",
-            "gradient_panel",
+            "half_rows",
             "return tl.where(scaled, binary_exponent(largest) - LARGEST, 0)",
             "return tl.where(scaled, 0, 0)",
         ),
