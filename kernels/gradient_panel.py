@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 
 from .configs import TileConfig, choose_config, current_arch
-from .half_rows import LARGEST
+from .half_rows import half_exponent
 from .launch import cost, on_device
-from .tiles import binary_exponent, times_power_of_two
+from .tiles import times_power_of_two
 
 
 def _metadata(grid, kernel, args):
@@ -39,13 +39,6 @@ def _gradients(
         mirror = tl.load(mirror_ptr + row * stride_tn + column * stride_tm, mask=mask, other=0.0)
         grad += mirror.to(tl.float32)
     return grad
-
-
-@triton.jit
-def _scale(largest):
-    """Exponent that brings the largest of a row to LARGEST; 0 for 0 and what is not finite."""
-    scaled = (largest > 0) & (largest < float("inf"))
-    return tl.where(scaled, binary_exponent(largest) - LARGEST, 0)
 
 
 @triton.jit(launch_metadata=_metadata)
@@ -98,7 +91,7 @@ def _gradient_panel_kernel(
             grad_ptr, mirror_ptr, rows, column, N, M, stride_gn, stride_gm, stride_tn, stride_tm
         )
         if exponent_ptr is not None:
-            exponent = _scale(tl.max(tl.abs(grad), axis=1))
+            exponent = half_exponent(tl.max(tl.abs(grad), axis=1))
             grad = times_power_of_two(grad, -exponent[:, None])
         mask = (rows < OUT_N) & (column < OUT_M)
         tl.store(out + column * stride_om, grad.to(out_ptr.dtype.element_ty), mask=mask)
@@ -111,7 +104,7 @@ def _gradient_panel_kernel(
                     stride_gn, stride_gm, stride_tn, stride_tm,
                 )  # fmt: skip
                 most = tl.maximum(most, tl.abs(grad))
-            exponent = _scale(tl.max(most, axis=1))
+            exponent = half_exponent(tl.max(most, axis=1))
         for start in range(0, OUT_M, BLOCK_M):
             m = start + column
             grad = _gradients(

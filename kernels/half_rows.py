@@ -13,6 +13,16 @@ from .tiles import binary_exponent, inverse_norm, times_power_of_two
 LARGEST = tl.constexpr(14)
 
 
+@triton.jit
+def half_exponent(largest):
+    """Power of two that is taken out of a row by its largest magnitude.
+
+    A row of zeros needs none; one that is not finite says so without.
+    """
+    scaled = (largest > 0) & (largest < float("inf"))
+    return tl.where(scaled, binary_exponent(largest) - LARGEST, 0)
+
+
 def _metadata(grid, kernel, args):
     rows, d, width = args["ROWS"], args["D"], args["WIDTH"]
     return cost("half_rows", rows * (4 * d + 2 * width + 4), flops32=4 * rows * d)
@@ -27,19 +37,14 @@ def row_exponent(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Exponents by which rows exceed those whose largest entry lies in [2^LARGEST, 2^(LARGEST+1)).
-
-    A row of zeros needs no scale; what is not finite has a norm that says so.
-    """
+    """`half_exponent` of rows (BLOCK_N,)."""
     column = tl.arange(0, BLOCK_D).to(tl.int64)
     most = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
     for start in range(0, D, BLOCK_D):
         d = (start + column)[None, :]
         x = tl.load(x_row[:, None] + d * stride_xd, mask=inside[:, None] & (d < D), other=0.0)
         most = tl.maximum(most, tl.abs(x))
-    largest = tl.max(most, axis=1)
-    scaled = (largest > 0) & (largest < float("inf"))
-    return tl.where(scaled, binary_exponent(largest) - LARGEST, 0)
+    return half_exponent(tl.max(most, axis=1))
 
 
 @kernel(launch_metadata=_metadata)

@@ -107,6 +107,35 @@ def test_gradients(dtype):
             assert error(got, true) <= 4 * max(torch.finfo(dtype).eps, 2**-24) * largest
 
 
+def gradients_by_formula(
+    x: torch.Tensor, y: torch.Tensor, grad: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    leaves = [t.double().clone().requires_grad_() for t in (x, y)]
+    return torch.autograd.grad(plain_matrix(*leaves), leaves, grad.double())
+
+
+@DTYPES
+def test_gradients_of_a_matrix_with_itself(dtype):
+    x, grad = drawn(500, 384, dtype=dtype), drawn(500, 500, dtype=dtype, seed=2)
+    leaf = x.clone().requires_grad_()
+    for given in (grad, grad.mT, grad[:1, :1].expand(500, 500)):
+        (got,) = torch.autograd.grad(pairwise_cosine(leaf), leaf, given)
+        true = sum(gradients_by_formula(x, x, given))
+        largest = float(true.abs().max())
+        assert error(got, true) <= 8 * max(torch.finfo(dtype).eps, 2**-24) * largest
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1.0, 1e30])
+@pytest.mark.parametrize("shape", [(500, 640), (131, 77)])
+def test_gradients_at_a_lower_precision_keep_any_magnitude(shape, scale):
+    x, y = drawn(shape[0], 384), drawn(shape[1], 384, seed=1)
+    grad = drawn(*shape, seed=2) * scale
+    leaves = [t.clone().requires_grad_() for t in (x, y)]
+    found = torch.autograd.grad(pairwise_cosine(*leaves, precision="high"), leaves, grad)
+    for got, true in zip(found, gradients_by_formula(x, y, grad), strict=True):
+        assert error(got, true) <= 2**-10 * float(true.abs().max())
+
+
 def test_a_row_of_any_magnitude():
     x = drawn(9, 72)
     x *= (10.0 ** torch.linspace(-38, 37, 9, device="cuda"))[:, None]

@@ -354,7 +354,7 @@ MUTANTS = [
     (
         Mutant(
             "gradient rounded before it is scaled",
-            "gradient_panel",
+            "half_rows",
             "return tl.where(scaled, binary_exponent(largest) - LARGEST, 0)",
             "return tl.where(scaled, 0, 0)",
         ),
@@ -412,7 +412,7 @@ MUTANTS = [
             "PRECISION, not TRANSPOSED, DESCRIPTORS",
             "PRECISION, TRANSPOSED, DESCRIPTORS",
         ),
-        lambda load: checks.check_pairwise_self_bwd(load, BF16, (2, 80, 72), BF16),
+        lambda load: checks.check_pairwise_self_bwd(load, BF16, (2, 48, 40), BF16),
     ),
     (
         Mutant(

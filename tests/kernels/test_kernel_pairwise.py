@@ -105,8 +105,7 @@ def test_backward_of_an_expanded_gradient(dtype, shape):
 
 
 @DTYPES
-# One row has the gradient 0, which tf32 meets by luck.
-@pytest.mark.parametrize("shape", [(2, 131, 67), (2, 80, 72), (1, 9, 40)])
+@pytest.mark.parametrize("shape", [(1, 131, 35), (2, 48, 40)])
 def test_backward_of_a_matrix_with_itself(dtype, shape, arch):
     checks.check_pairwise_self_bwd(kernels, dtype, shape)
     checks.check_pairwise_self_bwd(kernels, dtype, shape, dtype)
@@ -126,8 +125,8 @@ def test_panels_of_a_gradient(dtype, mirrored):
 
 def test_a_gradient_in_panels_gives_the_same(monkeypatch):
     """131 rows are a panel and a bit more; a row's result does not depend on its panel."""
-    x, y = oracle.inputs(2, 131, 24, dtype=F32), oracle.inputs(2, 133, 24, dtype=F32, seed=1)
-    grad = oracle.inputs(2, 131, 133, dtype=F32, seed=2)
+    x, y = oracle.inputs(1, 131, 16, dtype=F32), oracle.inputs(1, 133, 16, dtype=F32, seed=1)
+    grad = oracle.inputs(1, 131, 133, dtype=F32, seed=2)
     g, x, y = (t.to(DEVICE) for t in (grad, x, y))
 
     def found():

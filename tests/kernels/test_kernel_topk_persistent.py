@@ -82,10 +82,11 @@ def test_tiles_are_there_for_rows_that_fit():
         assert persistent_tiles(385, arch, True) == ()
 
 
-def test_one_line_makes_them_the_default(monkeypatch):
+def test_one_line_makes_them_the_default(monkeypatch, forgets_choices):
     plain = choose_config("block_max", torch.int8, 384, "sm_90", True)
     assert not plain.persistent
     monkeypatch.setattr(configs, "PERSISTENT_BLOCK_MAX", True)
+    forgets_choices()
     first = persistent_tiles(384, "sm_90", True)[0]
     assert choose_config("block_max", torch.int8, 384, "sm_90", True) == first
     assert choose_config("block_max", torch.int8, 400, "sm_90", True) == plain

@@ -141,7 +141,7 @@ def check_pairwise_bwd(
 def check_pairwise_self_bwd(
     load: Load,
     dtype: torch.dtype = F32,
-    shape: tuple[int, int, int] = (2, 131, 67),
+    shape: tuple[int, int, int] = (2, 33, 35),
     grad_dtype: torch.dtype = F32,
     precision: str = "highest",
 ) -> None:
