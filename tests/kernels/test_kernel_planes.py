@@ -131,7 +131,7 @@ def test_empty_inputs(parts, shape):
     assert c.tolist() == torch.zeros(b, n, m).tolist()
 
 
-def test_one_table_makes_them_the_default(arch, monkeypatch):
+def test_one_table_makes_them_the_default(arch, monkeypatch, forgets_choices):
     x, y = oracle.inputs(2, 9, 67, dtype=F32), oracle.inputs(2, 8, 67, dtype=F32, seed=1)
 
     def run(precision: str) -> Tensor:
@@ -139,6 +139,7 @@ def test_one_table_makes_them_the_default(arch, monkeypatch):
 
     within, lower = run("highest"), run("high")
     monkeypatch.setattr(configs, "_PLANES_OF_HIGHEST", dict.fromkeys(configs._PLANES, 2))
+    forgets_choices()
     assert torch.equal(run("highest"), forward(x, y, 2))
     assert not torch.equal(run("highest"), within)
     assert torch.equal(run("high"), lower)
