@@ -263,6 +263,9 @@ FACTS = CodeFacts(128, 0, 64 * 1024, 8, "HMMA.16816", False, 128, 32, 0)
 def test_issue_to_tensor_and_residence_by_hand():
     # 128 instructions x 8 warps / 4 schedulers; 32 x 16x8x16 x 8 warps / 1024 a clock.
     assert issue_to_tensor(FACTS, "sm_80", (128, 128), "16") == 256 / 512
+    # Of tf32 half the depth at half the rate.
+    scan = replace(FACTS, tensor_core="HMMA.1688")
+    assert issue_to_tensor(scan, "sm_80", (128, 128), "32") == 256 / 512
     hopper = replace(FACTS, tensor_core="HGMMA.64x128x16", loop_tensor=4)
     assert issue_to_tensor(hopper, "sm_90", (128, 128), "16") == 256 / 512
     blackwell = replace(FACTS, tensor_core="UTCHMMA", loop_tensor=4)
