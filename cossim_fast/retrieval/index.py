@@ -77,7 +77,8 @@ class CosineIndex(Contents):
     Raises:
         TypeError: for integer, complex or sparse input, and for ids of two kinds.
         ValueError: for shapes that do not match, repeated ids, numbers that
-            ``store`` cannot hold, an unknown screen or device.
+            ``store`` cannot hold, an unknown screen, a device that is not there.
+        NotImplementedError: a GPU that cannot run the kernels; the message says what it lacks.
         FileExistsError: ``path`` exists.
 
     >>> index = CosineIndex(torch.eye(3), ids=["x", "y", "z"])

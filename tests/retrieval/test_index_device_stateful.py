@@ -92,6 +92,6 @@ def _engine():
 
 class TestIndexes(Indexes.TestCase):
     settings = settings(
-        max_examples=25, stateful_step_count=12, deadline=None,
+        max_examples=15, stateful_step_count=12, deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
     )  # fmt: skip

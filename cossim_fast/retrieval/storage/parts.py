@@ -146,19 +146,25 @@ def merge(pieces: Sequence[Piece], file: VectorFile | None) -> Piece:
         first = file.first_of(pieces[0].rows)
         assert first is not None
         return Piece(file.rows(first), serials, names, live)
-    rows = torch.cat([piece.rows.tensor[_chosen(piece)] for piece in pieces])
     kept = None if names is None else names[live.numpy()]
-    return Piece(pieces[0].rows.holding(rows), serials[live], kept, None)
+    return Piece(pieces[0].rows.holding(_left(pieces)), serials[live], kept, None)
+
+
+def _left(pieces: Sequence[Piece]) -> Tensor:
+    """The rows that were not removed, with no other copy of them on the way."""
+    live = [_live(piece) for piece in pieces]
+    counts = [int(some.sum()) for some in live]
+    held = [piece.rows.tensor for piece in pieces]
+    rows = held[0].new_empty((sum(counts), held[0].shape[1]))
+    for into, some, here in zip(rows.split(counts), held, live, strict=True):
+        if len(into) == len(some):
+            into.copy_(some)
+        else:
+            torch.index_select(some, 0, here.nonzero()[:, 0].to(some.device), out=into)
+    return rows
 
 
 def _live(piece: Piece) -> Tensor:
     if piece.live is not None:
         return piece.live
     return torch.ones(len(piece.serials), dtype=torch.bool, device="cpu")
-
-
-def _chosen(piece: Piece) -> Tensor | slice:
-    """An index for the rows that were not removed; a slice, which copies nothing, if none was."""
-    if piece.live is None or bool(piece.live.all()):
-        return slice(None)
-    return piece.live.to(piece.rows.tensor.device)
