@@ -7,8 +7,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --e
 PACKAGING := setup.py pyproject.toml constraints.txt
 
 .PHONY: demo demo-distributed train-example test test-distributed test-processors test-hostile \
-	test-oldest test-defaults test-adapters test-model kernels gpu gpu-test gpu-session gpu-host gpu-install \
-	bench bench-full bench-report bench-compare confusion docs lint format clean
+	test-oldest test-defaults test-adapters test-model kernels gpu gpu-test gpu-session gpu-host \
+	gpu-install bench bench-full bench-report bench-compare confusion docs lint format clean
 
 demo: $(VENV)/.demo  ## the main job on real embeddings
 	$(BIN)/python -P examples/demo.py

@@ -119,3 +119,19 @@ def test_a_step_leaves_out_what_its_seconds_do_not_allow(session, tmp_path, monk
     )
     assert report["steps"]["short"] == {"a": {}, "b": {}, "c": {"left out": "after 9 seconds"}}
     assert sorted(compiled) == ["a", "b", "c"]
+
+
+def test_a_file_is_shown_and_published(session, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "found.json"
+    trials = {"copy": {"ms": 2.5, "quartiles": [2.0, 3.0]}}
+    report = {"machine": {"device": "Pretend GPU"}, "finished": [], "steps": {"rates": trials}}
+    path.write_text(json.dumps(report))
+    monkeypatch.setattr(sys, "argv", ["gpu_session.py", "--table", str(path)])
+    assert session.main() == 0
+    assert "| copy | ms 2.5, (2 to 3) |" in capsys.readouterr().out
+    done = []
+    monkeypatch.setattr(session.gpu_page, "keep_session", done.append)
+    monkeypatch.setattr(session.gpu_page, "publish", lambda: done.append("page"))
+    monkeypatch.setattr(sys, "argv", ["gpu_session.py", "--publish", str(path)])
+    assert session.main() == 0
+    assert done == [report, "page"]
