@@ -96,6 +96,14 @@ def correctness(machine: Machine) -> Iterator[Trial]:
         found = {float(c) for p in (1, 4, -2) for c in kernel(x, x * 2.0**p, index, index).unique()}
         return {"scores of copies": sorted(found), "right": found == {1.0}}
 
+    def maxima(d: int, tile: configs.TileConfig) -> Found:
+        queries, corpus = machine.codes(300, d), machine.codes(5001, d)
+        eligible = torch.ones(len(corpus), dtype=torch.bool, device=machine.device)
+        eligible[len(corpus) // 2] = False
+        found = topk.launch_block_max(queries, corpus, 64, eligible, tile).cpu()
+        wanted = topk_ops.block_max(queries.cpu(), corpus.cpu(), 64, eligible.cpu())
+        return {"right": torch.equal(found, wanted)}
+
     def compiled() -> Found:
         x, y = machine.rows(300, 96, torch.float16), machine.rows(200, 96, torch.float16)
         run = torch.compile(pairwise_cosine, fullgraph=True, backend=_backend(machine))
@@ -112,6 +120,10 @@ def correctness(machine: Machine) -> Iterator[Trial]:
         yield Trial(f"precision high, rows times {scale:g}", lambda s=scale: half(s))
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         yield Trial(f"coding {dtype}", lambda dtype=dtype: coded(dtype))
+    for d in (384, 256, 128):
+        for tile in configs.persistent_tiles(d, configs.current_arch(), True):
+            name = f"block maxima, d = {d}, {tile.block_n} x {tile.block_m}, persistent"
+            yield Trial(name, lambda d=d, tile=tile: maxima(d, tile))
     yield Trial("copies score 1", copies)
     yield Trial("top-k as on the CPU", same_as_on_cpu)
     yield Trial("compiled is eager", compiled)
