@@ -219,6 +219,10 @@ def coding_and_maxima(machine: Machine) -> Iterator[Trial]:
         for tile in (chosen, *configs.persistent_tiles(d, arch, True), *groups):
             run = topk.launch_block_max
             yield _tile(f"block maxima, d = {d}", tile, machine, run, queries, corpus, 64, None)
+        chosen = configs.choose_config("block_max_few", torch.int8, d, arch, True)
+        for tile in (chosen, replace(chosen, num_stages=4)):
+            few = f"block maxima of 16, d = {d}"
+            yield _tile(few, tile, machine, run, queries[:16], corpus, 64, None)
 
 
 def _tile(

@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.kernel_memory, needs_interpreter]
 
 KERNELS = [
     "row_norm", "unit_rows", "half_rows", "rowwise", "pairwise", "pairwise_backward", "code_rows",
-    "topk",     "thresholds", "candidates", "recheck", "softmax_sums",
+    "topk", "topk_persistent", "thresholds", "candidates", "recheck", "softmax_sums",
     "softmax_weights",
 ]  # fmt: skip
 
