@@ -146,8 +146,8 @@ _BLOCK_MAX = {
 
 
 _BLOCK_MAX["sm_120"] = _BLOCK_MAX["mma"]
-# Families whose int8 block maxima take the first of persistent_tiles: no GPU has run these yet.
-PERSISTENT_FAMILIES: tuple[str, ...] = ()
+# Whether int8 block maxima on sm_90 take the first of persistent_tiles. No GPU has run these yet.
+PERSISTENT_BLOCK_MAX = False
 # Queries stay in shared memory; by family and by the longest row, the best by arithmetic first.
 # At d = 384 the measured tiles ask L2 for 19.3 GB in 4.07 ms and, with 128 columns, 25.8 in 6.2:
 # L2 binds. These ask for 12.9 with 128 queries and 6.4 with 256. At d = 128 the time between
@@ -275,7 +275,7 @@ def choose_config(
             stages = min(max(steps, 2), 4)
             config = replace(config, block_n=16, block_m=128, num_warps=4, num_stages=stages)
             return replace(config, swap=True, descriptors=descriptors)
-        if family in PERSISTENT_FAMILIES and dtype == torch.int8:
+        if PERSISTENT_BLOCK_MAX and family == "wgmma" and dtype == torch.int8:
             config = next(iter(persistent_tiles(d, arch)), config)
         return replace(config, descriptors=descriptors)
     product = "bf16x6" if dtype == torch.float32 else "ieee"

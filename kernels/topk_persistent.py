@@ -170,27 +170,13 @@ def _block_max_persistent_kernel(
 
 
 @lru_cache
-def _properties(device: int) -> dict[str, int]:
-    return triton.runtime.driver.active.utils.get_device_properties(device)
+def _multiprocessors(device: int) -> int:
+    return triton.runtime.driver.active.utils.get_device_properties(device)["multiprocessor_count"]
 
 
 def multiprocessors() -> int:
     """How many multiprocessors the current device has."""
-    device = triton.runtime.driver.active.get_current_device()
-    return _properties(device)["multiprocessor_count"]
-
-
-def programs_beside(config: TileConfig, steps: int, size: int) -> int:
-    """How many programs share a multiprocessor: one writes while another multiplies.
-
-    Registers are enough for three of four warps. Shared memory holds all queries, the stages and
-    what maxima pass through on their way out.
-    """
-    parts = steps * config.block_n + max(config.num_stages, 2) * config.block_m * config.dots
-    device = triton.runtime.driver.active.get_current_device()
-    room = _properties(device)["max_shared_mem"]
-    needed = parts * config.block_k * size + 2048
-    return max(1, min(12 // config.num_warps, room // needed))
+    return _multiprocessors(triton.runtime.driver.active.get_current_device())
 
 
 @lru_cache
@@ -205,6 +191,23 @@ def run_length(tiles_n: int, tiles_m: int, programs: int) -> int:
         return triton.cdiv(tiles_n * triton.cdiv(tiles_m, run), programs)
 
     return min(range(1, min(tiles_m, LONGEST_RUN) + 1), key=lambda run: rounds(run) * (run + 1))
+
+
+@lru_cache
+def _shared_memory(device: int) -> int:
+    return triton.runtime.driver.active.utils.get_device_properties(device)["max_shared_mem"]
+
+
+def programs_beside(config: TileConfig, steps: int, size: int) -> int:
+    """How many programs share a multiprocessor: one writes while another multiplies.
+
+    Registers are enough for three of four warps. Shared memory holds all queries, the stages and
+    what maxima pass through on their way out.
+    """
+    parts = steps * config.block_n + max(config.num_stages, 2) * config.block_m * config.dots
+    needed = parts * config.block_k * size + 2048
+    room = _shared_memory(triton.runtime.driver.active.get_current_device())
+    return max(1, min(12 // config.num_warps, room // needed))
 
 
 def launch_persistent(

@@ -85,7 +85,7 @@ def test_tiles_are_there_for_rows_that_fit():
 def test_one_line_makes_them_the_default(monkeypatch):
     plain = choose_config("block_max", torch.int8, 384, "sm_90", True)
     assert not plain.persistent
-    monkeypatch.setattr(configs, "PERSISTENT_FAMILIES", ("wgmma",))
+    monkeypatch.setattr(configs, "PERSISTENT_BLOCK_MAX", True)
     first = persistent_tiles(384, "sm_90", True)[0]
     assert choose_config("block_max", torch.int8, 384, "sm_90", True) == first
     assert choose_config("block_max", torch.int8, 400, "sm_90", True) == plain
