@@ -106,6 +106,14 @@ def correctness(machine: Machine) -> Iterator[Trial]:
         found = {float(c) for p in (1, 4, -2) for c in kernel(x, x * 2.0**p, index, index).unique()}
         return {"scores of copies": sorted(found), "right": found == {1.0}}
 
+    def maxima(d: int, tile: configs.TileConfig) -> Found:
+        queries, corpus = machine.codes(300, d), machine.codes(5001, d)
+        eligible = torch.ones(len(corpus), dtype=torch.bool, device=machine.device)
+        eligible[len(corpus) // 2] = False
+        found = topk.launch_block_max(queries, corpus, 64, eligible, tile).cpu()
+        wanted = topk_ops.block_max(queries.cpu(), corpus.cpu(), 64, eligible.cpu())
+        return {"right": torch.equal(found, wanted)}
+
     def compiled() -> Found:
         x, y = machine.rows(300, 96, torch.float16), machine.rows(200, 96, torch.float16)
         run = torch.compile(pairwise_cosine, fullgraph=True, backend=machine.backend)
@@ -137,6 +145,10 @@ def correctness(machine: Machine) -> Iterator[Trial]:
         )
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         yield Trial(f"coding {dtype}", lambda dtype=dtype: coded(dtype))
+    for d in (384, 256, 128):
+        for tile in configs.persistent_tiles(d, configs.current_arch(), True):
+            name = f"block maxima, d = {d}, {tile.block_n} x {tile.block_m}, persistent"
+            yield Trial(name, lambda d=d, tile=tile: maxima(d, tile))
     yield Trial("copies score 1", copies)
     yield Trial("top-k as on the CPU", same_as_on_cpu)
     yield Trial("compiled is eager", compiled)
@@ -261,6 +273,10 @@ def coding_and_maxima(machine: Machine) -> Iterator[Trial]:
         for tile in (chosen, *configs.persistent_tiles(d, arch, True), *groups):
             run = topk.launch_block_max
             yield _tile(f"block maxima, d = {d}", tile, machine, run, queries, corpus, 64, None)
+        chosen = configs.choose_config("block_max_few", torch.int8, d, arch, True)
+        for tile in (chosen, replace(chosen, num_stages=4)):
+            few = f"block maxima of 16, d = {d}"
+            yield _tile(few, tile, machine, run, queries[:16], corpus, 64, None)
 
 
 def _tile(

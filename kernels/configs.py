@@ -167,18 +167,33 @@ _BLOCK_MAX = {
 
 
 _BLOCK_MAX["sm_120"] = _BLOCK_MAX["mma"]
-# Whether int8 block maxima take the first of persistent_tiles.
+# Whether int8 block maxima on sm_90 take the first of persistent_tiles. No GPU has run these yet.
 PERSISTENT_BLOCK_MAX = False
-# By family and by the longest row, the best by arithmetic first.
+# Queries stay in shared memory; by family and by the longest row, the best by arithmetic first.
+# At d = 384 the measured tiles ask L2 for 19.3 GB in 4.07 ms and, with 128 columns, 25.8 in 6.2:
+# L2 binds. These ask for 12.9 with 128 queries and 6.4 with 256. At d = 128 the time between
+# products binds: 384 instructions a warp after the last one, where these have 111.
+# Issue slots over tensor clocks of a tile on sm_90, and registers. d = 128: 128 x 128 201 of 512,
+# 159, three programs a multiprocessor, so that one multiplies while others write; 256 x 128 has
+# 171, one program. d = 384: 128 x 128 493 of 1536, 166, two programs; 256 x 128 1168 of 3072, 171,
+# one program, seven stages ahead. Three products a step instead leave room for 2 stages of 256 x
+# 128 (734, 174), loads of which wait for the product, or for one program of 128 x 128 (524, 94) or
+# 256 x 64 (604, 111). Tried as well: queries in registers spill; two accumulators in turns are
+# waited for all the same; in a flat loop over tiles and d (165) the queries are loaded each time.
 _PERSISTENT_BLOCK_MAX = {
     "wgmma": {
         128: (TileConfig(128, 128, 128, 4, 3, 32), TileConfig(256, 128, 128, 8, 4, 16)),
-        256: (TileConfig(256, 128, 128, 8, 4, 16), TileConfig(128, 64, 128, 4, 3, 32)),
-        384: (TileConfig(256, 64, 128, 8, 4, 16), TileConfig(128, 128, 128, 8, 3, 32)),
+        384: (TileConfig(128, 128, 128, 4, 3, 32), TileConfig(256, 128, 128, 8, 7, 16)),
     },
-    "tcgen05": {384: (TileConfig(128, 128, 128, 8, 3, 32), TileConfig(128, 256, 128, 8, 2, 32))},
-    "mma": {384: (TileConfig(128, 64, 64, 8, 2, 32),)},
-    "cdna": {384: (TileConfig(128, 64, 64, 8, 2, 32),)},
+    "tcgen05": {
+        384: (
+            TileConfig(128, 128, 128, 8, 3, 32, dots=3),
+            TileConfig(128, 256, 128, 8, 2, 32, dots=3),
+        )
+    },
+    # No better than the plain tile: 0.55 to issue on sm_80, where that takes 0.34.
+    "mma": {384: (TileConfig(128, 64, 64, 8, 2, 32, dots=6),)},
+    "cdna": {384: (TileConfig(128, 64, 64, 8, 2, 32, dots=6),)},
 }
 _PERSISTENT_BLOCK_MAX["sm_120"] = _PERSISTENT_BLOCK_MAX["mma"]
 # Sixteen pairs a program, the fewest columns of a product. Reading the codes binds, so the stages
@@ -321,12 +336,15 @@ def choose_config(
     if kernel in ("block_max", "block_max_few"):
         config = _BLOCK_MAX[family][dtype != torch.int8]
         if kernel == "block_max_few":
-            # No more stages than steps: memory that holds nothing keeps other programs out.
+            # No more stages than steps: memory that holds nothing keeps other programs out. On
+            # sm_90 six of 36 KiB share a multiprocessor for d <= 256, four of 54 for 384, where
+            # four stages leave room for three of 72: at d = 128 96 KiB are in flight, not 48. By
+            # arithmetic 36 have to be: 4.8 TB/s for a microsecond.
             steps = triton.cdiv(d, config.block_k * config.dots)
             stages = min(max(steps, 2), 4)
             config = replace(config, block_n=16, block_m=128, num_warps=4, num_stages=stages)
             return replace(config, swap=True, descriptors=descriptors)
-        if PERSISTENT_BLOCK_MAX and dtype == torch.int8:
+        if PERSISTENT_BLOCK_MAX and family == "wgmma" and dtype == torch.int8:
             config = next(iter(persistent_tiles(d, arch)), config)
         return replace(config, descriptors=descriptors)
     if kernel == "pairwise_fwd" and dtype == torch.float32 and family in _PLANES_OF_HIGHEST:

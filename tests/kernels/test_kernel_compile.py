@@ -257,6 +257,24 @@ def test_innermost_loop_is_the_shortest_with_a_matrix_instruction():
     assert innermost_loop(lines[5:8]) == []
 
 
+def test_the_way_back_from_a_repeated_wait_is_no_loop():
+    multiply = ("", "IGMMA.64x128x32.S8.S8 R24, gdesc[UR24], R24")
+    lines = [
+        (".L_x_0", ""),
+        *(3 * [multiply]),
+        ("", "@!P0 BRA `(.L_x_2)"),
+        (".L_x_1", ""),
+        multiply,
+        ("", "@P1 BRA `(.L_x_0)"),
+        ("", "EXIT"),
+        (".L_x_2", ""),
+        ("", "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR17], R8"),
+        ("", "@!P0 BRA `(.L_x_2)"),
+        ("", "BRA `(.L_x_1)"),
+    ]
+    assert innermost_loop(lines).count(multiply[1]) == 4
+
+
 FACTS = CodeFacts(128, 0, 64 * 1024, 8, "HMMA.16816", False, 128, 32, 0)
 
 

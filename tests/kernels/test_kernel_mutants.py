@@ -11,14 +11,13 @@ from ladder.runtime import needs_interpreter
 
 pytestmark = [pytest.mark.kernel_mutants, needs_interpreter]
 
-PERSISTENT = TileConfig(16, 64, 32, 4, 2, 2, persistent=True)
 
-
-def check_persistent(load, shape=(37, 450, 67), *, some_eligible=True):
-    """Block maxima by one or two programs, so that each has many runs."""
+def check_persistent(load, *, some_eligible=True, dots=1):
+    """Block maxima by two or three programs, so that each has many runs."""
     with checks.few_programs(load, 1):
+        tile = TileConfig(16, 64, 32, 4, 2, 2, dots=dots, persistent=True)
         checks.check_block_max(
-            load, shape=shape, block=32, some_eligible=some_eligible, config=PERSISTENT
+            load, shape=(37, 450, 67), block=32, some_eligible=some_eligible, config=tile
         )
 
 
@@ -481,10 +480,38 @@ MUTANTS = [
         Mutant(
             "first part of the queries in every step",
             "topk_persistent",
-            "tl.dot(queries[i], corpus.T",
-            "tl.dot(queries[0], corpus.T",
+            "tl.dot(queries[i], part.T",
+            "tl.dot(queries[0], part.T",
         ),
         check_persistent,
+    ),
+    (
+        Mutant(
+            "last part of the queries never multiplied",
+            "topk_persistent",
+            "if step == STEPS:",
+            "if step == STEPS - 1:",
+        ),
+        check_persistent,
+    ),
+    (
+        Mutant(
+            "sums of a tile go on in the next",
+            "topk_persistent",
+            "acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=sums)\n"
+            "                    first_m += BLOCK_M",
+            "first_m += BLOCK_M",
+        ),
+        check_persistent,
+    ),
+    (
+        Mutant(
+            "part of the corpus of another step",
+            "topk_persistent",
+            "for i in tl.static_range(STEPS):\n                    corpus",
+            "for i in tl.static_range(STEPS - 1):\n                    corpus",
+        ),
+        lambda load: check_persistent(load, dots=8),
     ),
     (
         Mutant(

@@ -15,6 +15,6 @@ KERNELS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", [*KERNELS, "topk_persistent"])
 def test_offsets_are_64_bit(name):
     checks.check_offsets(kernels, name)

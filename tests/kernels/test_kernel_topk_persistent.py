@@ -22,15 +22,15 @@ SMALL = TileConfig(16, 64, 32, 8, 2, 2, persistent=True)
 
 @pytest.mark.kernel_logic
 @needs_kernels
-@pytest.mark.parametrize("descriptors", [False, True])
+@pytest.mark.parametrize(("descriptors", "dots"), [(False, 8), (True, 1), (False, 1)])
 @pytest.mark.parametrize("dtype", [torch.int8, BF16], ids=str)
 @pytest.mark.parametrize("some_eligible", [False, True])
 @pytest.mark.parametrize("block", [1, 32, 64])
 @pytest.mark.parametrize("shape", [(131, 203, 67), (5, 203, 67), (1, 1, 1), (17, 128, 200)])
-def test_block_maxima_match_float64(dtype, some_eligible, block, shape, descriptors):
+def test_block_maxima_match_float64(dtype, some_eligible, block, shape, descriptors, dots):
     if descriptors and not (INTERPRETING or torch.cuda.get_device_capability()[0] >= 9):
         pytest.skip("descriptors need sm_90")
-    tile = replace(SMALL, descriptors=descriptors)
+    tile = replace(SMALL, descriptors=descriptors, dots=dots)
     with checks.few_programs(kernels, 2):
         checks.check_block_max(
             kernels, dtype, shape, block, some_eligible=some_eligible, config=tile
@@ -40,7 +40,7 @@ def test_block_maxima_match_float64(dtype, some_eligible, block, shape, descript
 @pytest.mark.kernel_logic
 @needs_kernels
 @pytest.mark.parametrize("programs", [1, 2, 3, 7, 100])
-@pytest.mark.parametrize("shape", [(70, 500, 20), (16, 900, 20), (100, 60, 20)])
+@pytest.mark.parametrize("shape", [(70, 500, 20), (16, 900, 40), (100, 60, 40)])
 def test_every_tile_has_its_turn_on_a_grid_of_any_size(programs, shape):
     with checks.few_programs(kernels, programs):
         for some_eligible in (False, True):
@@ -92,27 +92,41 @@ def test_one_line_makes_them_the_default(monkeypatch, forgets_choices):
     assert choose_config("block_max", torch.int8, 400, "sm_90", True) == plain
     assert not choose_config("block_max", BF16, 384, "sm_90", True).persistent
     assert choose_config("block_max_few", torch.int8, 384, "sm_90", True).swap
+    assert not choose_config("block_max", torch.int8, 384, "sm_80").persistent
+
+
+def test_programs_share_a_multiprocessor_as_far_as_shared_memory_goes():
+    with compiled_for("sm_90"):
+        for d, expected in ((128, 3), (256, 2), (384, 2)):
+            tile = persistent_tiles(d, "sm_90", True)[0]
+            assert topk_persistent.programs_beside(tile, d // tile.block_k, 1) == expected
+            tile = persistent_tiles(d, "sm_90", True)[-1]
+            assert topk_persistent.programs_beside(tile, d // tile.block_k, 1) == 1
 
 
 @pytest.mark.kernel_compile
 @pytest.mark.skipif(INTERPRETING, reason="compiles: run without TRITON_INTERPRET")
-@pytest.mark.parametrize("d", [128, 384])
+@pytest.mark.parametrize("d", [128, 256, 384])
 def test_queries_are_loaded_outside_of_the_loop_over_the_corpus(d):
     codes = torch.zeros(512, d, dtype=torch.int8)
+    tile = persistent_tiles(d, "sm_90", True)[0]
     with compiled_for("sm_90") as launches:
-        launch_block_max(codes, codes, config=persistent_tiles(d, "sm_90", True)[0])
-    tile = launches[-1].constants
+        launch_block_max(codes, codes, config=tile)
     code = launches[-1].kernel.asm["ttgir"]
-    # The last loop is the innermost one: a copy for each step of the corpus, none of queries.
-    loop = code[code.rindex("scf.for") :].split("scf.yield")[0]
-    copies = [line for line in code.splitlines() if "async_tma_copy_global_to_local" in line]
-    within = [line for line in loop.splitlines() if "async_tma_copy_global_to_local" in line]
-    assert len(within) == d // 128
-    assert all("corpus_ptr" in line for line in within)
+    copy = "async_tma_copy_global_to_local"
+    copies = [line for line in code.splitlines() if copy in line]
+    # The last loop is the innermost one: its step loads a part of the corpus and none of queries.
+    loop = code[code.rindex("scf.for") :]
+    assert ["corpus_ptr" in line for line in loop.splitlines() if copy in line] == [True]
     assert sum("query_ptr" in line for line in copies) == d // 128
-    # The loads of the next tile are under way while the maxima of this one are written.
-    assert loop.index("async_tma_copy_global_to_local") < loop.index("scf.if")
-    assert read_code(launches[-1].kernel).shared >= tile["BLOCK_N"] * d
+    # Parts to come are under way while the maxima of a tile are written.
+    assert loop.index(copy) < loop.index("scf.if")
+    # As many programs fit as the grid counts on.
+    facts = read_code(launches[-1].kernel)
+    with compiled_for("sm_90"):
+        beside = topk_persistent.programs_beside(tile, d // tile.block_k, 1)
+    assert facts.spills == 0
+    assert resident_warps(facts, "sm_90") == tile.num_warps * beside
 
 
 @pytest.mark.kernel_compile
@@ -124,8 +138,6 @@ def test_grid_has_no_more_programs_than_the_device_holds():
     with compiled_for("sm_90") as launches:
         launch_block_max(codes, codes.repeat(8, 1), config=tile)
         launch_block_max(few, few, config=tile)
-    programs = 132 * 12 // tile.num_warps
-    assert 0.95 * programs <= launches[0].grid[0] <= programs
+    assert 0.95 * 3 * 132 <= launches[0].grid[0] <= 3 * 132
     assert launches[1].grid[0] == 1
-    assert resident_warps(read_code(launches[0].kernel), "sm_90") >= 12
     assert launches[0].cost["flops8"] == 2 * 4096 * 8 * 4096 * 128

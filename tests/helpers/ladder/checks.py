@@ -303,7 +303,7 @@ def check_offsets(load: Load, name: str = "pairwise") -> None:
     The stride fits 32 bits and the offset of the third row does not.
     """
     stride, n, d = 2**30, 3, 16
-    codes = name in ("topk", "recheck")
+    codes = name in ("topk", "topk_persistent", "recheck")
     x = torch.zeros(1, n, d, dtype=torch.int8 if codes else F32)
     terms, rows = torch.zeros(3, d), torch.arange(n)
     module = load("row_norm" if name == "unit_rows" else name)
@@ -348,6 +348,12 @@ def check_offsets(load: Load, name: str = "pairwise") -> None:
             ),
         ),
         "topk": ("_block_max_kernel", lambda: module.launch_block_max(x[0], x[0])),
+        "topk_persistent": (
+            "_block_max_persistent_kernel",
+            lambda: load("topk").launch_block_max(
+                x[0], x[0], config=TileConfig(16, 64, 32, 4, 2, 2, persistent=True)
+            ),
+        ),
         "thresholds": (
             "_group_bounds_kernel",
             lambda: module.launch_block_thresholds(x[0], torch.zeros(4, n), terms, 1, d),

@@ -67,19 +67,24 @@ def _amd_instructions(text: str) -> list[tuple[str, str]]:
     return lines
 
 
+BRANCH = re.compile(r"\b(?:BRA\S*|s_cbranch\w*|s_branch)\b.*?(\.L\w+)")
+
+
 def innermost_loop(lines: list[tuple[str, str]]) -> list[str]:
     """Instructions of the shortest loop that holds a matrix instruction; [] if none does.
 
     A loop runs from a label to a branch back to it. Of several versions of a loop (one on scaled
-    rows, one not) the shortest is the common one.
+    rows, one not) the shortest is the common one. A wait that has to be repeated stands after the
+    end, and its way back into the loop is none.
     """
     position = {label: i for i, (label, _) in enumerate(lines) if label}
+    target = [found[1] if (found := BRANCH.search(text)) else "" for _, text in lines]
     best: list[str] = []
-    for end, (_, instruction) in enumerate(lines):
-        branch = re.search(r"\b(?:BRA\S*|s_cbranch\w*|s_branch)\b.*?(\.L\w+)", instruction)
-        if branch is None or position.get(branch[1], end) >= end:
+    for end, label in enumerate(target):
+        after_wait = end > 0 and end - 3 <= position.get(target[end - 1], -3) < end
+        if not label or after_wait or position.get(label, end) >= end:
             continue
-        body = [text for label, text in lines[position[branch[1]] : end + 1] if not label]
+        body = [text for name, text in lines[position[label] : end + 1] if not name]
         if any(TENSOR_CORE.search(text) for text in body) and (not best or len(body) < len(best)):
             best = body
     return best

@@ -262,19 +262,22 @@ def topk_cases() -> Iterator[Case]:
         yield from selection_cases(dtype)
     for d in (384, 256, 128):
         codes, eligible = _rows(512, d, torch.int8), torch.ones(512, dtype=torch.bool)
-        for block, mask in ((64, eligible), (32, eligible), (64, None)):
-            for best in (True, False):
-                words = f"d={d} block={block}" + " all eligible" * (mask is None)
-                yield Case(
-                    "block_max_persistent",
-                    torch.int8,
-                    words + " second" * (not best),
-                    lambda c=codes, b=block, e=mask, best=best: launch(
-                        c, c, b, e, _persistent_tile(c.shape[1], best)
-                    ),
-                    core=d == 384 and block == 64 and mask is not None and best,
-                    tensor_core=True,
-                )
+        for words, block, mask, best in (
+            ("block=64", 64, eligible, True),
+            ("block=64 all eligible", 64, None, True),
+            ("block=32", 32, eligible, True),
+            ("block=64 second", 64, eligible, False),
+        ):
+            yield Case(
+                "block_max_persistent",
+                torch.int8,
+                f"d={d} {words}",
+                lambda c=codes, b=block, e=mask, best=best: launch(
+                    c, c, b, e, _persistent_tile(c.shape[1], best)
+                ),
+                core=d == 384 and words == "block=64",
+                tensor_core=True,
+            )
     for dtype in FLOATS:
         for d in (768, 67):
             x, centre = _rows(131, d, dtype), torch.zeros(d)
