@@ -173,7 +173,9 @@ def _pairwise_bwd_project_kernel(
     power = -exponent
     if exponent_sum_ptr is not None:
         power += tl.load(exponent_sum_ptr + flat, mask=mask_n, other=0)
-        power = tl.clamp(power, -252, 252)
+        power = tl.minimum(
+            tl.maximum(power, -252), 252
+        )  # tl.clamp takes integers from Triton 3.8 on
     column = tl.arange(0, BLOCK_D).to(tl.int64)
 
     xx = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
