@@ -177,6 +177,13 @@ _RECHECK["sm_120"] = _RECHECK["mma"]
 
 def _pairwise_tile(kernel: str, dtype: torch.dtype, family: str, descriptors: bool) -> TileConfig:
     """Tile of one of the products of a matrix and its gradients."""
+    if kernel.endswith("_mirrored"):
+        tile = _pairwise_tile(kernel.removesuffix("_mirrored"), dtype, family, descriptors)
+        if tile.persistent and kernel == "pairwise_fwd_mirrored":
+            return tile
+        # 256 columns spill on sm_90, by 260 accesses where float32 is written and 97 where rows are
+        # scaled, 128 on sm_120 by 9.
+        return replace(tile, block_m=min(tile.block_m, 64 if family == "sm_120" else 128))
     if kernel == "pairwise_fwd_scaled" and dtype == torch.float32:
         return TileConfig(64, 64, 32, 4, 2)  # scaling takes registers: larger tiles spill
     # A gradient of the rows' dtype is multiplied as it is, as rows are in the forward; on sm_120

@@ -118,15 +118,24 @@ def pairwise_cases() -> Iterator[Case]:
             dtype == BF16,
             True,
         )
+        yield Case(
+            "pairwise_fwd",
+            dtype,
+            "high with itself" if dtype == F32 else "float32 result with itself",
+            lambda x=x: forward(x, x, EPS, "high", F32),
+            dtype == F32,
+            True,
+        )
         if dtype != F16:
-            yield Case(
-                "pairwise_fwd_scaled",
-                dtype,
-                "highest" if dtype == F32 else "",
-                lambda x=x, y=y: forward(x, y, EPS),
-                dtype == BF16,
-                True,
-            )
+            for other, itself in ((y, ""), (x, " with itself")):
+                yield Case(
+                    "pairwise_fwd_scaled",
+                    dtype,
+                    (("highest" if dtype == F32 else "") + itself).strip(),
+                    lambda x=x, y=other: forward(x, y, EPS),
+                    dtype == BF16,
+                    True,
+                )
         if dtype == F32:
             yield Case("half_rows", dtype, "", lambda x=x, y=y: forward(x, y, EPS, "high"), True)
         yield Case("unit_rows", dtype, "", lambda x=x, g=g: backward(g, x, x, EPS), dtype == F32)
