@@ -109,16 +109,20 @@ _PAIRWISE_FWD = {
     },
 }
 # 16-bit rows, programs that go from tile to tile: not measured yet, so that no launch takes them
-# before `persistent=True` stands in a line of the table above. Compiled for sm_90, float16: 204
-# registers and 176 KiB, with itself 218 and 208; float32 results 205 and 208. In one loop over
-# tiles and steps the next tile's first two loads are issued before the last is stored. A loop in a
-# loop takes 177 registers, with itself 219 and 176 KiB, and issues these loads after the stores
-# began. 4 stages fill 224 KiB; with itself they fit a loop in a loop alone. Tile numbers worked out
-# again after the product, as in Triton's tutorial: 172 registers, float32 results 204; 180 and 176
-# without, by the same source. 4 warps spill. Tiles at the diagonal stored by pointer: 244, and
-# float32 results spill. warp_specialize changes no instruction on sm_90; on sm_100 it takes 12
-# warps and spills with itself, and 4 warps spill anyhow; 128 columns a tile take twice as many
-# issue slots a product there (0.66 of the tensor cores' clocks).
+# before they stand in the table above. As compiled for sm_90, float16: 204 registers and 176 KiB,
+# with itself 218 and 208; float32 results 205 and 208. In one loop over tiles and steps the next
+# tile's first two loads are issued before the last is stored, and the norms of its first half
+# before its last product ends (of both halves: 222, with itself 240, and spills on sm_100). What
+# was left:
+# - a loop in a loop: 177, with itself 219 and 176 KiB, those loads issued after the stores;
+# - 4 stages: 224 KiB; with itself they fit a loop in a loop alone;
+# - numbers of the tile worked out again after the product, as in Triton's tutorial: 172, float32
+#   results 204, where that source without it took 180 and 176;
+# - tiles at the diagonal stored by pointer: 244, and float32 results spill;
+# - warp_specialize: no other instruction on sm_90; on sm_100 12 warps, and spills with itself;
+# - 4 warps: spills on both;
+# - 128 columns on sm_100: 0.66 of the tensor cores' clocks to issue, 256 columns 0.33.
+# Mirrored halves go to shared memory in 16-byte pieces, on sm_100 in 2-byte ones.
 _PERSISTENT = {
     "wgmma": TileConfig(128, 256, 64, 8, 3, 16, persistent=True),
     "tcgen05": TileConfig(128, 256, 64, 8, 3, persistent=True),
