@@ -126,6 +126,19 @@ def correctness(machine: Machine) -> Iterator[Trial]:
         wanted = cossim_fast.topk(queries.cpu(), corpus.cpu(), 2)
         return {"right": all(torch.equal(a.cpu(), b) for a, b in zip(got, wanted, strict=True))}
 
+    def persistent(dtype: torch.dtype) -> Found:
+        """Bits of the kernel that was measured, for more tiles than programs."""
+        x, y = (machine.rows(16400, 384, dtype)[None] for _ in range(2))
+        right = []
+        for tile in list(_persistent(machine))[:2]:
+            alone = replace(tile, persistent=False)
+            for a, b, out in ((x[:, 3:], y, None), (x, x, None), (y, y, torch.float32)):
+                got = (FORWARD(a, b, EPS, "highest", out, t) for t in (tile, alone))
+                right.append(torch.equal(*got))
+        return {"right": all(right), "compared": len(right)}
+
+    for dtype in (torch.float16, torch.bfloat16):
+        yield Trial(f"persistent {dtype}", lambda dtype=dtype: persistent(dtype))
     for scale in (1.0, 1e30, 1e-30):
         yield Trial(
             f"precision high, rows times {scale:g}",
@@ -287,12 +300,22 @@ def _tile(
     words = (
         f"{tile.block_n} x {tile.block_m} x {tile.block_k}, {tile.num_warps} warps, "
         f"{tile.num_stages} stages, groups of {tile.group}"
-    ) + ", persistent" * tile.persistent
+    )
+    if tile.persistent:
+        words += ", persistent" + ("" if tile.flatten else ", loop in a loop")
 
     def once() -> object:
         return launch(*arguments, config=tile)
 
     return Trial(f"{name}: {words}", lambda: machine.milliseconds(once), once)
+
+
+def _persistent(machine: Machine) -> Iterator[configs.TileConfig]:
+    """Tiles of programs that go from tile to tile, where the device copies by descriptor."""
+    arch = configs.current_arch() if machine.real else "sm_90"
+    if configs.choose_config("pairwise_fwd", torch.float16, 64, arch, True).descriptors:
+        tile = configs.choose_config("pairwise_fwd_persistent", torch.float16, 64, arch, True)
+        yield from (tile, replace(tile, flatten=False), replace(tile, num_stages=4, flatten=False))
 
 
 def matrices(machine: Machine) -> Iterator[Trial]:
@@ -312,10 +335,10 @@ def matrices(machine: Machine) -> Iterator[Trial]:
             yield _tile(
                 f"matrix {dtype}", tile, machine, FORWARD, x[None], y[None], EPS, "highest", None
             )
-        yield Trial(
-            f"matrix with itself {dtype}",
-            lambda x=x: machine.milliseconds(lambda: FORWARD(x[None], x[None], EPS)),
-        )
+        for other, itself in ((y, ""), (x, " with itself")):
+            for tile in (chosen, *_persistent(machine)) if itself else _persistent(machine):
+                name, arguments = f"matrix{itself} {dtype}", (x[None], other[None], EPS)
+                yield _tile(name, tile, machine, FORWARD, *arguments, "highest", None)
         yield Trial(
             f"gradient {dtype}",
             lambda x=x, y=y, g=grad: machine.milliseconds(

@@ -9,8 +9,9 @@ Figures are medians in milliseconds on an H200, of 16384 rows of 768 against as 
 
 The 16-bit products on sm_90 take 128 x 256 tiles, which ask a quarter less of L2 than 128 x 128, in
 groups of 16. Forward: 0.76; 128 x 128 takes 0.77, in groups of 8 either 0.78; one block an SM has
-its store overlap nothing, which only a persistent grid would change (cuBLAS 0.61 for the product
-alone). A matrix with itself 0.54 and 0.65, backward 0.61 to 0.64 and 0.64 to 0.69 (cuBLAS 0.52).
+its store overlap nothing, which only a persistent grid would change (_PERSISTENT; cuBLAS 0.61 for
+the product alone). A matrix with itself 0.54 and 0.65, backward 0.61 to 0.64 and 0.64 to 0.69
+(cuBLAS 0.52).
 """
 
 from dataclasses import dataclass, replace
@@ -120,7 +121,21 @@ _PAIRWISE_FWD = {
         torch.float32: TileConfig(128, 128, 32, 8, 2),
     },
 }
-# 16-bit rows, programs that go from tile to tile: not measured yet, so that no launch takes them.
+# 16-bit rows, programs that go from tile to tile: not measured yet, so that no launch takes them
+# before they stand in the table above. As compiled for sm_90, float16: 204 registers and 176 KiB,
+# with itself 218 and 208; float32 results 205 and 208. In one loop over tiles and steps the next
+# tile's first two loads are issued before the last is stored, and the norms of its first half
+# before its last product ends (of both halves: 222, with itself 240, and spills on sm_100). What
+# was left:
+# - a loop in a loop: 177, with itself 219 and 176 KiB, those loads issued after the stores;
+# - 4 stages: 224 KiB; with itself they fit a loop in a loop alone;
+# - numbers of the tile worked out again after the product, as in Triton's tutorial: 172, float32
+#   results 204, where that source without it took 180 and 176;
+# - tiles at the diagonal stored by pointer: 244, and float32 results spill;
+# - warp_specialize: no other instruction on sm_90; on sm_100 12 warps, and spills with itself;
+# - 4 warps: spills on both;
+# - 128 columns on sm_100: 0.66 of the tensor cores' clocks to issue, 256 columns 0.33.
+# Mirrored halves go to shared memory in 16-byte pieces, on sm_100 in 2-byte ones.
 _PERSISTENT = {
     "wgmma": TileConfig(128, 256, 64, 8, 3, 16, persistent=True),
     "tcgen05": TileConfig(128, 256, 64, 8, 3, persistent=True),
@@ -240,6 +255,13 @@ def persistent_tiles(d: int, arch: str, descriptors: bool = False) -> tuple[Tile
 
 def _pairwise_tile(kernel: str, dtype: torch.dtype, family: str, descriptors: bool) -> TileConfig:
     """Tile of one of the products of a matrix and its gradients."""
+    if kernel.endswith("_mirrored"):
+        tile = _pairwise_tile(kernel.removesuffix("_mirrored"), dtype, family, descriptors)
+        if tile.persistent and kernel == "pairwise_fwd_mirrored":
+            return tile
+        # 256 columns spill on sm_90, by 260 accesses where float32 is written and 97 where rows are
+        # scaled, 128 on sm_120 by 9.
+        return replace(tile, block_m=min(tile.block_m, 64 if family == "sm_120" else 128))
     if kernel == "pairwise_fwd_scaled" and dtype == torch.float32:
         return TileConfig(64, 64, 32, 4, 2)  # scaling takes registers: larger tiles spill
     backward = kernel == "pairwise_bwd"

@@ -352,7 +352,10 @@ def launch_pairwise_fwd(
                 **tile.options(),
             )
 
-        product = tiled_product("pairwise_fwd", x, y, config)
+        # What is written twice, in float32 or scaled, takes narrower tiles of 16-bit rows.
+        twice = symmetric and x.dtype != torch.float32
+        name = "pairwise_fwd_mirrored" if twice and out.dtype == torch.float32 else "pairwise_fwd"
+        product = tiled_product(name, x, y, config)
         tile = product[0]
         if goes_on(tile, out):
             halves, most = half_tiles(tile, out), multiprocessors()
@@ -362,6 +365,7 @@ def launch_pairwise_fwd(
         # Squares of float16 never leave float32's range, nor do those of scaled rows.
         if not split and x.dtype != torch.float16:
             exponents = norms.exponent_x, norms.exponent_y, norms.any_scaled
-            product = tiled_product("pairwise_fwd_scaled", x, y, config)
+            name = "pairwise_fwd_scaled_mirrored" if twice else "pairwise_fwd_scaled"
+            product = tiled_product(name, x, y, config)
             launch(_pairwise_fwd_scaled_kernel, product, SCALED_PROGRAMS, *exponents)
     return out

@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.kernel_compile,
     pytest.mark.skipif(INTERPRETING, reason="compiles: run without TRITON_INTERPRET"),
 ]
-CORE = [case for case in cases() if case.core]
+CORE = [(arch, case) for arch in QUICK_ARCHS for case in cases(arch) if case.core]
 
 
 @pytest.fixture(autouse=True)
@@ -73,8 +73,7 @@ def test_configurations_do_not_depend_on_the_number_of_rows():
     assert tiles[0] == tiles[1]
 
 
-@pytest.mark.parametrize("arch", QUICK_ARCHS)
-@pytest.mark.parametrize("case", CORE, ids=[case.name for case in CORE])
+@pytest.mark.parametrize(("arch", "case"), CORE, ids=[f"{a} {case.name}" for a, case in CORE])
 def test_compiles_without_spills_and_with_matrix_instructions(case, arch):
     assert report.problems(case.name, report.inspect(case, arch), case, arch) == []
 
@@ -112,6 +111,24 @@ def test_pairwise_forward_stores_its_result_once():
         launch_pairwise_fwd(x, x.clone(), 1e-8)
     stores = [x for x in launches[1].kernel.asm["ttgir"].splitlines() if "tt.store" in x]
     assert len(stores) == 1
+
+
+@pytest.mark.parametrize("itself", [False, True])
+def test_persistent_programs_store_by_descriptor_and_load_the_next_tile_first(itself):
+    x = torch.zeros(1, 512, 768, dtype=torch.float16)
+    tile = choose_config("pairwise_fwd_persistent", x.dtype, 768, "sm_90", True)
+    with compiled_for("sm_90") as launches:
+        launch_pairwise_fwd(x, x if itself else x.clone(), 1e-8, config=tile)
+    (kernel,) = (x.kernel for x in launches if x.name == "_pairwise_fwd_persistent_kernel")
+    lines = kernel.asm["ttgir"].splitlines()
+    assert not any("tt.store" in line for line in lines)
+    # In the one loop: a wait for the product, loads of the step after next, then the epilogue.
+    inner = max(i for i, line in enumerate(lines) if "scf.for" in line)
+    step = [i for i, line in enumerate(lines) if i > inner and "global_to_local" in line]
+    stores = [i for i, line in enumerate(lines) if "local_to_global" in line]
+    assert len(step) == 2
+    assert len(stores) == (6 if itself else 2)
+    assert max(step) < min(stores)
 
 
 def test_rows_that_do_not_align_are_copied_and_load_in_wide_pieces():

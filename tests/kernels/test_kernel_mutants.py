@@ -4,7 +4,7 @@ import pytest
 from cossim_fast.kernels.configs import TileConfig
 from triton.runtime.errors import InterpreterError
 
-from ladder import checks, contrast, oracle, screening
+from ladder import checks, contrast, oracle, persistent, screening
 from ladder.checks import BF16, F16, F32
 from ladder.mutants import Mutant, mutated
 from ladder.runtime import needs_interpreter
@@ -839,6 +839,105 @@ MUTANTS = [
             "mask=row_mask[:, None] & (column < M - 1)[None, :]",
         ),
         contrast.check_softmax_weights,
+    ),
+    (
+        Mutant(
+            "order of a triangle off by one",
+            "pairwise_persistent",
+            "within = tl.where(last, tile - whole, within)",
+            "within = tl.where(last, tile - whole + 1, within)",
+        ),
+        persistent.check_persistent_with_itself,
+    ),
+    (
+        Mutant(
+            "groups of a triangle that take each other's tiles",
+            "pairwise_persistent",
+            "within = tl.where(lower, within - size, within)",
+            "within = tl.where(lower, within - size + 1, within)",
+        ),
+        persistent.check_persistent_with_itself,
+    ),
+    (
+        Mutant(
+            "a last group of row tiles taken for a whole one",
+            "pairwise_persistent",
+            "rows = tl.minimum(TILES_N - first, GROUP)",
+            "rows = first * 0 + GROUP",
+        ),
+        persistent.check_persistent_with_itself,
+    ),
+    (
+        Mutant(
+            "second half stored at the first's columns",
+            "pairwise_persistent",
+            "first = first_m + half * HALF",
+            "first = first_m + half * 0",
+        ),
+        persistent.check_persistent,
+    ),
+    (
+        Mutant(
+            "mirrored halves stored below the other half's",
+            "pairwise_persistent",
+            "tl.trans(c), batch, first, first_n)",
+            "tl.trans(c), batch, first_m, first_n)",
+        ),
+        persistent.check_persistent_with_itself,
+    ),
+    (
+        Mutant(
+            "mirrored halves not transposed",
+            "pairwise_persistent",
+            "tl.trans(c), batch, first, first_n)",
+            "c, batch, first, first_n)",
+        ),
+        persistent.check_persistent_with_itself,
+    ),
+    (
+        Mutant(
+            "squares on the diagonal mirrored as a whole",
+            "pairwise_persistent",
+            "if first < first_n:",
+            "if first <= first_n:",
+        ),
+        persistent.check_persistent_with_itself,
+    ),
+    (
+        Mutant(
+            "squares on the diagonal mirrored from above",
+            "pairwise_persistent",
+            "tl.arange(0, HALF)[None, :] <= tl.arange(0, BLOCK_N)[:, None]",
+            "tl.arange(0, HALF)[None, :] >= tl.arange(0, BLOCK_N)[:, None]",
+        ),
+        persistent.check_persistent_with_itself,
+    ),
+    (
+        Mutant(
+            "programs that pass over tiles",
+            "pairwise_persistent",
+            "tl.range(program, B * tiles, programs,",
+            "tl.range(program, B * tiles, programs + 1,",
+        ),
+        persistent.check_persistent,
+    ),
+    (
+        Mutant(
+            "last tile of the last batch left out",
+            "pairwise_persistent",
+            "tl.range(program, B * tiles, programs,",
+            "tl.range(program, B * tiles - 1, programs,",
+        ),
+        persistent.check_persistent,
+    ),
+    (
+        Mutant(
+            "norms of another batch",
+            "pairwise_persistent",
+            "flat_row = tl.cast(batch, tl.int64) * N + row",
+            "flat_row = row",
+        ),
+        persistent.check_persistent,
     ),
 ]
 

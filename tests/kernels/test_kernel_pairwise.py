@@ -44,6 +44,17 @@ def test_a_matrix_with_itself_is_symmetric(dtype, arch):
         checks.check_pairwise_with_itself(kernels, dtype, scale=1e30)
 
 
+@DTYPES
+def test_a_float32_matrix_with_itself_is_symmetric(dtype, arch):
+    """Tiles of their own, since each is written twice."""
+    x = oracle.inputs(2, 141, 40, dtype=dtype).to(DEVICE)
+    got = launch_pairwise_fwd(x, x, EPS, "high", F32).cpu()
+    assert torch.equal(got, got.mT)
+    assert oracle.error(got, oracle.pairwise(x.cpu(), x.cpu(), EPS)) <= (
+        2**-10 + 2**-20 if dtype == F32 else 2**-21
+    )
+
+
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_lower_precisions_are_no_worse_than_torch_at_the_same(precision, arch):
     checks.check_pairwise_fwd(kernels, F32, precision=precision)

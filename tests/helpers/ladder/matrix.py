@@ -1,7 +1,7 @@
 """What is compiled: every kernel, dtype and configuration that a launcher can choose."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from cossim_fast.kernels.configs import TileConfig, current_arch, persistent_tiles
@@ -27,6 +27,7 @@ class Case:
     launch: Callable[[], object]
     core: bool = False
     tensor_core: bool = False  # whether the innermost loop must hold matrix instructions
+    archs: tuple[str, ...] = FULL_ARCHS  # where it can be launched
 
     @property
     def name(self) -> str:
@@ -138,15 +139,24 @@ def pairwise_cases() -> Iterator[Case]:
             dtype == BF16,
             True,
         )
+        yield Case(
+            "pairwise_fwd",
+            dtype,
+            "high with itself" if dtype == F32 else "float32 result with itself",
+            lambda x=x: forward(x, x, EPS, "high", F32),
+            dtype == F32,
+            True,
+        )
         if dtype != F16:
-            yield Case(
-                "pairwise_fwd_scaled",
-                dtype,
-                "highest" if dtype == F32 else "",
-                lambda x=x, y=y: forward(x, y, EPS),
-                dtype == BF16,
-                True,
-            )
+            for other, itself in ((y, ""), (x, " with itself")):
+                yield Case(
+                    "pairwise_fwd_scaled",
+                    dtype,
+                    (("highest" if dtype == F32 else "") + itself).strip(),
+                    lambda x=x, y=other: forward(x, y, EPS),
+                    dtype == BF16,
+                    True,
+                )
         if dtype == F32:
             yield Case("half_rows", dtype, "", lambda x=x, y=y: forward(x, y, EPS, "high"), True)
             yield from planes_cases(x, y)
@@ -228,6 +238,31 @@ def planes_cases(x: torch.Tensor, y: torch.Tensor) -> Iterator[Case]:
 def _persistent_tile(d: int, best: bool) -> TileConfig:
     """The best tile by arithmetic or the last one, on the architecture that is compiled for."""
     return persistent_tiles(d, current_arch(), True)[0 if best else -1]
+
+
+def persistent_cases() -> Iterator[Case]:
+    """Programs that go from tile to tile, where copies by descriptor let a store overlap."""
+    forward = kernels("pairwise").launch_pairwise_fwd
+    configs = kernels("configs")
+
+    def launch(x: torch.Tensor, y: torch.Tensor, **changes: bool) -> object:
+        arch = configs.current_arch()
+        tile = configs.choose_config("pairwise_fwd_persistent", F16, x.shape[-1], arch, True)
+        return forward(x, y, EPS, "high", config=replace(tile, **changes))
+
+    for dtype in FLOATS:  # float32 rows are multiplied as float16 ones
+        x, y = (torch.zeros(2, 512, 768, dtype=dtype) for _ in range(2))
+        for other, itself in ((y, ""), (x, " with itself")):
+            for flatten in (True, False) if dtype == F16 else (True,):
+                yield Case(
+                    "pairwise_fwd_persistent",
+                    dtype,
+                    (itself + ("" if flatten else " loop in a loop")).strip(),
+                    lambda x=x, y=other, f=flatten: launch(x, y, flatten=f),
+                    flatten,
+                    True,
+                    ("sm_90", "sm_100", "sm_103", "sm_120", "sm_121"),
+                )
 
 
 def topk_cases() -> Iterator[Case]:
@@ -405,5 +440,9 @@ def softmax_cases() -> Iterator[Case]:
 
 def cases(arch: str | None = None) -> list[Case]:
     """Every case, or those of one architecture: one that shares its tiles gets the core alone."""
-    every = [*row_cases(), *pairwise_cases(), *topk_cases(), *softmax_cases()]
-    return [case for case in every if case.core or arch is None or arch in QUICK_ARCHS]
+    every = [
+        *row_cases(), *pairwise_cases(), *persistent_cases(), *topk_cases(), *softmax_cases(),
+    ]  # fmt: skip
+    if arch is None:
+        return every
+    return [c for c in every if arch in c.archs and (c.core or arch in QUICK_ARCHS)]

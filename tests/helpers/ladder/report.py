@@ -139,6 +139,10 @@ def table(rows: dict[str, dict[str, dict]]) -> str:
         "instructions and matrix instructions a warp in the innermost product loop; *issue :*",
         "*tensor* is the clocks to issue that loop over the clocks of its matrix instructions at",
         "the published rates (below 1 the tensor cores can be kept busy).",
+        "",
+        "`pairwise_fwd_persistent`, which no launch takes unless it is asked to, was not run. The",
+        "flattened loop of its programs holds what is done once a tile, too; *loop in a loop* is",
+        "the same kernel without.",
     ]
     for arch in sorted(rows):
         lines += [
