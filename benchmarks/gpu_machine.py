@@ -3,9 +3,11 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+from cossim_fast.kernels import configs
+from cossim_fast.kernels.architecture import TileConfig, current_arch
 from torch import Tensor
 
 Found = dict[str, object]
@@ -125,3 +127,38 @@ class Machine:
         """Wait for the device."""
         if self.real:
             torch.cuda.synchronize()
+
+
+def trial_of_tile(
+    name: str, tile: TileConfig, machine: Machine, launch: Callable[..., object],
+    *arguments: object,
+) -> Trial:  # fmt: skip
+    """A trial of one tile."""
+    words = (
+        f"{tile.block_n} x {tile.block_m} x {tile.block_k}, {tile.num_warps} warps, "
+        f"{tile.num_stages} stages, groups of {tile.group}"
+    )
+    if tile.persistent:
+        words += ", persistent" + ("" if tile.flatten else ", loop in a loop")
+
+    def once() -> object:
+        return launch(*arguments, config=tile)
+
+    return Trial(f"{name}: {words}", lambda: machine.milliseconds(once), once)
+
+
+def persistent_tiles_of(machine: Machine) -> Iterator[TileConfig]:
+    """Tiles of programs that go from tile to tile, where the device copies by descriptor."""
+    arch = current_arch() if machine.real else "sm_90"
+    if configs.choose_config("pairwise_fwd", torch.float16, 64, arch, True).descriptors:
+        tile = configs.choose_config("pairwise_fwd_persistent", torch.float16, 64, arch, True)
+        yield from (tile, replace(tile, flatten=False), replace(tile, num_stages=4, flatten=False))
+
+
+def with_tf32(run: Callable[[], Tensor]) -> Tensor:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        return run()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 from cossim_fast.kernels import configs, scan_rows
+from cossim_fast.kernels.architecture import TileConfig, current_arch
 from torch import Tensor
 
 import cossim_fast
@@ -80,7 +81,7 @@ def _found(
 
 def _tiles(machine: Machine) -> Iterator[Trial]:
     """Tiles of the scan, and its products by other instructions."""
-    arch = configs.current_arch()
+    arch = current_arch()
     for dtype in (torch.float32, torch.float16):
         x = machine.rows(1 << 20, 384, dtype)
         for q, name in ((64, "scan_rows"), (1, "scan_rows_few")):
@@ -97,7 +98,7 @@ def _tiles(machine: Machine) -> Iterator[Trial]:
                 words = f"{tile.block_n} x {tile.block_m} x {tile.block_k}, {tile.num_warps} warps"
                 words += f", {tile.num_stages} stages, {tile.precision}"
 
-                def once(z: Tensor = z, x: Tensor = x, tile: configs.TileConfig = tile) -> object:
+                def once(z: Tensor = z, x: Tensor = x, tile: TileConfig = tile) -> object:
                     return scan_rows.launch_scan_rows(z, x, tile)
 
                 yield Trial(

@@ -28,7 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from cossim_fast.kernels import configs
+from cossim_fast.kernels.architecture import current_arch
 
 import cossim_fast
 import gpu_page
@@ -45,7 +45,7 @@ def describe(machine: Machine) -> Found:
     versions = {"torch": torch.__version__, "cossim_fast": cossim_fast.__version__}
     if not machine.real:
         return {"device": "none: a dry run", **versions}
-    return {"device": torch.cuda.get_device_name(), "arch": configs.current_arch(), **versions}
+    return {"device": torch.cuda.get_device_name(), "arch": current_arch(), **versions}
 
 
 def warm(trials: list[Trial]) -> None:

@@ -26,7 +26,7 @@ _KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 def _kernels() -> Any:
     """The launchers, kept: an import in each call would cost it a microsecond."""
     from cossim_fast.kernels import (  # noqa: PLC0415  (imports Triton)
-        configs,
+        architecture,
         launch,
         pairwise,
         pairwise_backward,
@@ -35,7 +35,8 @@ def _kernels() -> Any:
     )
 
     return SimpleNamespace(
-        missing=configs.missing,
+        missing=architecture.missing,
+        splits_float32=architecture.splits_float32,
         on_device=launch.on_device,
         aligned_rows=launch.aligned_rows,
         rows=rowwise.launch_rowwise_fwd,
@@ -57,9 +58,15 @@ def kernels_miss(x: Tensor) -> str:
         return str(kernels.missing())
 
 
-def takes_kernels(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the kernels compute rows like x's in this dtype; composite torch ops do the rest."""
-    return x.shape[-1] > 0 and dtype in _KERNEL_DTYPES and not kernels_miss(x)
+def takes_kernels(x: Tensor, dtype: torch.dtype, precision: str = "high") -> bool:
+    """Whether the kernels compute rows like x's in this dtype; composite torch ops do the rest.
+
+    ``precision`` concerns products of float32 rows: not every Triton has those of "highest".
+    """
+    if x.shape[-1] == 0 or dtype not in _KERNEL_DTYPES or kernels_miss(x):
+        return False
+    split = dtype == torch.float32 and precision == "highest"
+    return not split or bool(_kernels().splits_float32())
 
 
 def rows(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -88,7 +95,7 @@ def matrix(
     ``norms`` is what `launch_row_norms` gives of x and y, where it is known.
     """
     own = _promoted(x, y)
-    if not takes_kernels(x, own):
+    if not takes_kernels(x, own, precision):
         return _composite.cosine_matrix(x, y, eps, dtype).clone()
     launch = _kernels().matrix
     found: Tensor = launch(_in(x, own), _in(y, own), eps, precision, dtype, norms=norms)
@@ -100,7 +107,7 @@ def matrix_gradient(
 ) -> Tensor:
     """The derivative of <grad, matrix> by x (b, n, d), contiguous; ``norms`` as for `matrix`."""
     own = _promoted(x, y)
-    if not takes_kernels(x, own):
+    if not takes_kernels(x, own, precision):
         return _composite.matrix_gradient_without_graph(x, y, grad, eps).contiguous()
     launch = _kernels().matrix_gradient
     return _in(launch(grad, _in(x, own), _in(y, own), eps, precision, norms=norms), x.dtype)
@@ -110,7 +117,7 @@ def matrix_self_gradient(
     grad: Tensor, x: Tensor, eps: float, precision: str, norms: Any = None
 ) -> Tensor:
     """The derivative of <grad, matrix> by x (b, n, d), which stands on both sides, contiguous."""
-    if not takes_kernels(x, x.dtype):
+    if not takes_kernels(x, x.dtype, precision):
         by_row = _composite.matrix_gradient_without_graph(x, x, grad, eps)
         return by_row + _composite.matrix_gradient_without_graph(x, x, grad.mT, eps)
     found: Tensor = _kernels().matrix_self_gradient(grad, x, eps, precision, norms=norms)
@@ -176,7 +183,7 @@ def write_matrix(out: Tensor, x: Tensor, y: Tensor, eps: float, precision: str) 
         write_matrix(out.unsqueeze(0), first, first if y is x else y.unsqueeze(0), eps, precision)
         return out
     own = _promoted(x, y)
-    if not takes_kernels(x, own):
+    if not takes_kernels(x, own, precision):
         return out.copy_(_composite.cosine_matrix(x, y, eps, out.dtype))
     _kernels().matrix(_in(x, own), _in(y, own), eps, precision, out=out)
     torch.autograd.graph.increment_version(out)
@@ -196,7 +203,8 @@ class _Matrix(torch.autograd.Function):
         second = first if y is x else y.unsqueeze(0) if flat else y
         norms = None
         # Below "highest", the forward has norms of its own, of rows that it rounded.
-        if _has_norms(x, y) and (x.dtype != torch.float32 or precision == "highest"):
+        keeps = x.dtype != torch.float32 or precision == "highest"
+        if keeps and _has_norms(x, y, precision):
             kernels, itself = _kernels(), y is x
             first = kernels.aligned_rows(first)
             second = first if itself else kernels.aligned_rows(second)
@@ -223,7 +231,7 @@ class _Matrix(torch.autograd.Function):
             norms = None
             if kept:
                 norms = _kernels().RowNorms(*kept, None, *ctx.parts)
-            elif _has_norms(x, y):
+            elif _has_norms(x, y, ctx.precision):
                 norms = _kernels().norms(x, None if ctx.with_itself else y, ctx.eps)
             rest = ctx.eps, ctx.precision
             if ctx.with_itself:  # autograd adds what it gets for the two: the sum, and nothing
@@ -237,7 +245,7 @@ class _Matrix(torch.autograd.Function):
         return by_x, by_y, None, None, None
 
 
-def _has_norms(x: Tensor, y: Tensor) -> bool:
+def _has_norms(x: Tensor, y: Tensor, precision: str) -> bool:
     """Whether kernels multiply these rows as they are, and there are some."""
     same = x.dtype is y.dtype and x.numel() > 0 and y.numel() > 0
-    return same and takes_kernels(x, x.dtype)
+    return same and takes_kernels(x, x.dtype, precision)

@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .configs import TileConfig, choose_config, current_arch
+from .architecture import TileConfig, current_arch
+from .configs import choose_config
 from .launch import cost, on_device
 from .tiles import NO_PAIR, cosine_bounds, load_block_terms, load_query_terms
 

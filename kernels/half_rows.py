@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .configs import TileConfig, choose_config, current_arch
+from .architecture import TileConfig, current_arch
+from .configs import choose_config
 from .launch import cdiv, cost, kernel, on_device
 from .tiles import binary_exponent, inverse_norm, times_power_of_two
 

@@ -10,7 +10,8 @@ from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .configs import TileConfig, choose_config, current_arch
+from .architecture import TileConfig, current_arch
+from .configs import choose_config
 
 # Launches that a kernel remembers: each is a set of sizes, strides and dtypes.
 MOST_REMEMBERED = 1024

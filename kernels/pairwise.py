@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .configs import TileConfig, choose_config, current_arch
+from .architecture import TileConfig, current_arch
+from .configs import choose_config
 from .half_rows import launch_half_rows
 from .launch import (
     aligned_rows,

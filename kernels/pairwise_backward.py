@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .configs import TileConfig, choose_config, current_arch
+from .architecture import TileConfig, current_arch
+from .configs import choose_config
 from .gradient_panel import launch_gradient_panel
 from .launch import cdiv, cost, describable, descriptor, element_size, kernel, on_device
 from .row_norm import RowNorms, launch_row_norms, launch_unit_rows

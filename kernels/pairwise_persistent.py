@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .configs import TileConfig
+from .architecture import TileConfig
 from .launch import cost, describable, descriptor, element_size, kernel
 from .tiles import clamp_cosine, grouped_tile, load_tile
 

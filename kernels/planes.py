@@ -35,7 +35,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .configs import TileConfig, choose_config, current_arch
+from .architecture import TileConfig, current_arch
+from .configs import choose_config
 from .half_rows import row_exponent
 from .launch import cost, on_device
 from .tiles import inverse_norm, load_tile, times_power_of_two

@@ -13,7 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .configs import TileConfig, choose_config, current_arch
+from .architecture import TileConfig, current_arch
+from .configs import choose_config
 from .launch import cdiv, cost, kernel, on_device
 from .tiles import inverse_norm, scaled_square, times_power_of_two
 

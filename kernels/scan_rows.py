@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .configs import TileConfig, choose_config, current_arch
+from .architecture import TileConfig, current_arch
+from .configs import choose_config
 from .launch import cost, on_device
 from .tiles import inverse_norm, out_of_range, scaling_exponent, times_power_of_two
 

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .configs import TileConfig
+from .architecture import TileConfig
 from .launch import aligned_rows, cost, element_size, on_device, tiled_product
 from .softmax_sums import BITS, cosine_tile, negatives, positive_within
 from .tiles import grouped_tile

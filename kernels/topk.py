@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .configs import TileConfig
+from .architecture import TileConfig
 from .launch import aligned_rows, on_device, tiled_product
 from .tiles import grouped_tile, load_tile
 from .topk_persistent import launch_persistent, maxima_cost

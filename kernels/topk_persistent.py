@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .configs import TileConfig
+from .architecture import TileConfig
 from .launch import cost, element_size, multiprocessors
 from .tiles import grouped_tile, load_tile
 

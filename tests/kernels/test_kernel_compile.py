@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 import triton
+from cossim_fast.kernels.architecture import TileConfig
 from cossim_fast.kernels.candidates import launch_block_candidates
-from cossim_fast.kernels.configs import TileConfig, choose_config, choose_planes
+from cossim_fast.kernels.configs import choose_config, choose_planes
 from cossim_fast.kernels.gradient_panel import launch_gradient_panel
 from cossim_fast.kernels.pairwise import launch_pairwise_fwd
 from cossim_fast.kernels.pairwise_backward import launch_pairwise_bwd

@@ -1,7 +1,7 @@
 """Seeded bugs that the checks on values and memory must catch: the proof that they can fail."""
 
 import pytest
-from cossim_fast.kernels.configs import TileConfig
+from cossim_fast.kernels.architecture import TileConfig
 from triton.runtime.errors import InterpreterError
 
 from ladder import checks, contrast, oracle, persistent, screening

@@ -4,7 +4,8 @@ import pytest
 import torch
 import triton
 from cossim_fast.kernels import configs
-from cossim_fast.kernels.configs import choose_planes, current_arch
+from cossim_fast.kernels.architecture import current_arch
+from cossim_fast.kernels.configs import choose_planes
 from cossim_fast.kernels.pairwise import launch_pairwise_fwd
 from torch import Tensor
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cossim_fast.kernels.configs import TileConfig
+from cossim_fast.kernels.architecture import TileConfig
 from cossim_fast.kernels.row_norm import launch_row_norm
 from cossim_fast.kernels.rowwise import launch_rowwise_bwd, launch_rowwise_fwd
 

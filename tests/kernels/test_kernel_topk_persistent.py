@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cossim_fast.kernels import configs, topk_persistent
-from cossim_fast.kernels.configs import TileConfig, choose_config, persistent_tiles
+from cossim_fast.kernels import search_configs, topk_persistent
+from cossim_fast.kernels.architecture import TileConfig
+from cossim_fast.kernels.configs import choose_config
+from cossim_fast.kernels.search_configs import persistent_tiles
 from cossim_fast.kernels.topk import launch_block_max
 
 from ladder import checks
@@ -85,7 +87,7 @@ def test_tiles_are_there_for_rows_that_fit():
 def test_one_line_makes_them_the_default(monkeypatch, forgets_choices):
     plain = choose_config("block_max", torch.int8, 384, "sm_90", True)
     assert not plain.persistent
-    monkeypatch.setattr(configs, "PERSISTENT_BLOCK_MAX", True)
+    monkeypatch.setattr(search_configs, "PERSISTENT_BLOCK_MAX", True)
     forgets_choices()
     first = persistent_tiles(384, "sm_90", True)[0]
     assert choose_config("block_max", torch.int8, 384, "sm_90", True) == first

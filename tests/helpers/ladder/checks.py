@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from cossim_fast.kernels.configs import TileConfig
+from cossim_fast.kernels.architecture import TileConfig, current_arch
 from torch import Tensor
 
 import rounding
@@ -74,7 +74,7 @@ def check_pairwise_fwd(
 def planes_tile(load: Load, parts: int) -> object:
     """The tile that multiplies float32 rows as so many planes here."""
     configs = load("configs")
-    return configs.choose_planes(parts, configs.current_arch())
+    return configs.choose_planes(parts, current_arch())
 
 
 def lost_by_split(parts: int) -> float:
@@ -178,7 +178,7 @@ def check_gradient_panel(
         for t in (grad, mirror) if mirrored else (grad,):
             t[0, :4] *= magnitudes.to(grad_dtype)
         grad[0, 4, 1], grad[0, 5, 2] = torch.nan, torch.inf
-    config = load("configs").TileConfig(4, block_k=block) if block else None
+    config = load("architecture").TileConfig(4, block_k=block) if block else None
     for view in (lambda t: t, lambda t: t.mT.contiguous().mT):
         sides = [None if t is None else view(t) for t in (grad, mirror)]
         memory, outputs = guards()

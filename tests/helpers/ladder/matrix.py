@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from cossim_fast.kernels.configs import TileConfig, current_arch, persistent_tiles
+from cossim_fast.kernels.architecture import TileConfig, current_arch
+from cossim_fast.kernels.search_configs import persistent_tiles
 
 from cossim_fast._checks import PRECISIONS
 from ladder.runtime import kernels
@@ -78,7 +79,7 @@ def row_cases() -> Iterator[Case]:
             )
         # What `gpu_session` tries: the whole row in one step.
         x, g = _rows(64, 768, dtype), torch.zeros(64, dtype=dtype)
-        whole = kernels("configs").TileConfig(1, block_k=1024)
+        whole = kernels("architecture").TileConfig(1, block_k=1024)
         yield Case(
             "rowwise_bwd",
             dtype,
@@ -224,7 +225,7 @@ def planes_cases(x: torch.Tensor, y: torch.Tensor) -> Iterator[Case]:
     for parts in (2, 3):
 
         def run(second: torch.Tensor, parts: int = parts) -> torch.Tensor:
-            config = configs.choose_planes(parts, configs.current_arch())
+            config = configs.choose_planes(parts, current_arch())
             return forward(x, second, EPS, config=config)
 
         word = {2: "two", 3: "three"}[parts]
@@ -246,7 +247,7 @@ def persistent_cases() -> Iterator[Case]:
     configs = kernels("configs")
 
     def launch(x: torch.Tensor, y: torch.Tensor, **changes: bool) -> object:
-        arch = configs.current_arch()
+        arch = current_arch()
         tile = configs.choose_config("pairwise_fwd_persistent", F16, x.shape[-1], arch, True)
         return forward(x, y, EPS, "high", config=replace(tile, **changes))
 

@@ -15,7 +15,8 @@ SMALL = {"block_n": 16, "block_m": 32, "block_k": 32, "num_warps": 4, "group": 2
 
 def small_tile(load: Load, **changes: object) -> object:
     """A TileConfig of the kernels or of a mutant of them."""
-    return load("configs").TileConfig(**SMALL | {"persistent": True, "descriptors": True} | changes)
+    fields = SMALL | {"persistent": True, "descriptors": True} | changes
+    return load("architecture").TileConfig(**fields)
 
 
 @contextmanager
