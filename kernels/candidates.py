@@ -6,7 +6,7 @@ import triton.language as tl
 
 from .architecture import TileConfig, current_arch
 from .configs import choose_config
-from .launch import cost, on_device
+from .launch import cost, kernel, on_device
 from .tiles import NO_PAIR, cosine_bounds, load_block_terms, load_query_terms
 
 
@@ -15,7 +15,7 @@ def _metadata(grid, kernel, args):
     return cost("block_candidates", 4 * n * blocks + 12 * blocks + 20 * n, flops32=13 * n * blocks)
 
 
-@triton.jit(launch_metadata=_metadata)
+@kernel(launch_metadata=_metadata)
 def _block_candidates_kernel(
     maxima_ptr,  # (N, BLOCKS) int32 or float32
     query_terms_ptr,  # (4, N) float32, contiguous

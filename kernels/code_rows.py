@@ -6,7 +6,7 @@ import triton.language as tl
 
 from .architecture import TileConfig, current_arch
 from .configs import choose_config
-from .launch import cost, on_device
+from .launch import cost, kernel, on_device
 from .tiles import inverse_norm, scaled_square, times_power_of_two
 
 BLOCK = tl.constexpr(64)  # rows that share a scale, a residual and a radius
@@ -33,7 +33,7 @@ def _centred(x_ptr, centre_ptr, d, D, stride_d, finite, inverse, exponent):
     return tl.where(mask, unit - centre, 0.0)
 
 
-@triton.jit(launch_metadata=_metadata)
+@kernel(launch_metadata=_metadata)
 def _code_rows_kernel(
     x_ptr,  # (N, D)
     centre_ptr,  # (D,) float32

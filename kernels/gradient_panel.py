@@ -7,7 +7,7 @@ import triton.language as tl
 from .architecture import TileConfig, current_arch
 from .configs import choose_config
 from .half_rows import half_exponent
-from .launch import cost, on_device
+from .launch import cost, kernel, on_device
 from .tiles import times_power_of_two
 
 
@@ -42,7 +42,7 @@ def _gradients(
     return grad
 
 
-@triton.jit(launch_metadata=_metadata)
+@kernel(launch_metadata=_metadata)
 def _gradient_panel_kernel(
     grad_ptr,  # (B, N, M)
     mirror_ptr,  # (B, N, M), or None
@@ -143,8 +143,8 @@ def launch_gradient_panel(
     with on_device(grad):
         if config is None:
             along = mirror is None and not transposed
-            kernel = "gradient_panel" if along else "gradient_panel_transposed"
-            config = choose_config(kernel, grad.dtype, m, current_arch())
+            name = "gradient_panel" if along else "gradient_panel_transposed"
+            config = choose_config(name, grad.dtype, m, current_arch())
         _gradient_panel_kernel[(b * triton.cdiv(out_n, config.block_n),)](
             grad,
             mirror,

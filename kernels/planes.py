@@ -38,7 +38,7 @@ import triton.language as tl
 from .architecture import TileConfig, current_arch
 from .configs import choose_config
 from .half_rows import row_exponent
-from .launch import cost, on_device
+from .launch import cost, kernel, on_device
 from .tiles import inverse_norm, load_tile, times_power_of_two
 
 # By the number of parts a number is split into.
@@ -96,7 +96,7 @@ def _write_planes(
     tl.store(inverse_ptr + row, inverse, mask=inside)
 
 
-@triton.jit(launch_metadata=_metadata)
+@kernel(launch_metadata=_metadata)
 def _planes_kernel(
     x_ptr,  # (B, N_X, D) float32
     y_ptr,  # (B, N_Y, D) float32, or None

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from .architecture import TileConfig, current_arch
 from .configs import choose_config
-from .launch import aligned_rows, cost, on_device
+from .launch import aligned_rows, cost, kernel, on_device
 from .tiles import NO_PAIR, cosine_bounds, load_block_terms, load_query_terms, load_tile
 
 
@@ -89,7 +89,7 @@ def _pair_products(
     return product
 
 
-@triton.jit(launch_metadata=_recheck_metadata)
+@kernel(launch_metadata=_recheck_metadata)
 def _recheck_kernel(
     query_ptr,  # (N, D) int8 or bfloat16
     corpus_ptr,  # (M, D) int8 or bfloat16
@@ -149,7 +149,7 @@ def _recheck_kernel(
         tl.store(out, row, mask=reached & (slot < CAPACITY))
 
 
-@triton.jit(launch_metadata=_best_rows_metadata)
+@kernel(launch_metadata=_best_rows_metadata)
 def _best_rows_kernel(
     query_ptr,  # (N, D) int8 or bfloat16
     corpus_ptr,  # (M, D) int8 or bfloat16

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from .architecture import TileConfig, current_arch
 from .configs import choose_config
-from .launch import cost, on_device
+from .launch import cost, kernel, on_device
 
 # Partial sums a pair. Part of the definition of the score: another width gives other bits.
 LANES = tl.constexpr(128)
@@ -50,7 +50,7 @@ def _tree_sum(partial, BLOCK_P: tl.constexpr):
     return tl.reshape(partial, (BLOCK_P,))
 
 
-@triton.jit(launch_metadata=_metadata)
+@kernel(launch_metadata=_metadata)
 def _rescore_kernel(
     query_ptr,  # (N, D)
     corpus_ptr,  # (M, D)

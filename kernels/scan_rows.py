@@ -6,7 +6,7 @@ import triton.language as tl
 
 from .architecture import TileConfig, current_arch
 from .configs import choose_config
-from .launch import cost, on_device
+from .launch import cost, kernel, on_device
 from .tiles import inverse_norm, out_of_range, scaling_exponent, times_power_of_two
 
 BLOCK = tl.constexpr(64)  # rows that share a maximum
@@ -42,7 +42,7 @@ def _products(
     return acc, tl.sum(squares, axis=1)
 
 
-@triton.jit(launch_metadata=_metadata)
+@kernel(launch_metadata=_metadata)
 def _scan_rows_kernel(
     query_ptr,  # (Q, D) float32
     x_ptr,  # (N, D)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from .architecture import TileConfig
-from .launch import aligned_rows, cost, element_size, on_device, tiled_product
+from .launch import aligned_rows, cost, element_size, kernel, on_device, tiled_product
 from .row_norm import launch_row_norm, launch_unit_rows
 from .tiles import grouped_tile, load_tile
 
@@ -114,7 +114,7 @@ def _maxima_and_sums(c, bits, AXIS: tl.constexpr):
     return largest, sums
 
 
-@triton.jit(launch_metadata=_metadata)
+@kernel(launch_metadata=_metadata)
 def _softmax_sums_kernel(
     x_ptr,  # (1, N, D), or a descriptor of it
     y_ptr,  # (1, M, D), or a descriptor of it

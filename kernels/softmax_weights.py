@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from .architecture import TileConfig
-from .launch import aligned_rows, cost, element_size, on_device, tiled_product
+from .launch import aligned_rows, cost, element_size, kernel, on_device, tiled_product
 from .softmax_sums import BITS, cosine_tile, negatives, positive_within
 from .tiles import grouped_tile
 
@@ -22,7 +22,7 @@ def _metadata(grid, kernel, args):
     return cost("softmax_weights", moved, **{f"flops{8 * size}": 2 * n * m * d})
 
 
-@triton.jit(launch_metadata=_metadata)
+@kernel(launch_metadata=_metadata)
 def _softmax_weights_kernel(
     x_ptr,  # (1, N, D), or a descriptor of it
     y_ptr,  # (1, M, D), or a descriptor of it

@@ -5,12 +5,12 @@ import triton
 import triton.language as tl
 
 from .architecture import TileConfig
-from .launch import aligned_rows, on_device, tiled_product
+from .launch import aligned_rows, kernel, on_device, tiled_product
 from .tiles import grouped_tile, load_tile
 from .topk_persistent import launch_persistent, maxima_cost
 
 
-@triton.jit(launch_metadata=maxima_cost)
+@kernel(launch_metadata=maxima_cost)
 def _block_max_kernel(
     query_ptr,  # (1, N, D) int8 or bfloat16, or a descriptor of it
     corpus_ptr,  # (1, M, D) int8 or bfloat16, or a descriptor of it

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _checks, _ops
-from cossim_fast._score.exact import round_up
 from cossim_fast.retrieval.exclusion import of_queries
 from cossim_fast.retrieval.joins.sweep import Found
 from cossim_fast.retrieval.nearest.batches import Forbidden
-from cossim_fast.retrieval.nearest.gpu import coded_queries
+from cossim_fast.retrieval.nearest.gpu import coded_queries, floors_of, merge_ranked
 from cossim_fast.retrieval.nearest.scan import Trace
 from cossim_fast.retrieval.nearest.screened_topk import BLOCK, screened_range, screened_topk
 from cossim_fast.retrieval.progress import Progress
@@ -117,15 +116,11 @@ class DeviceEngine:
         rescored = torch.zeros(len(asked), dtype=torch.int64, device=self.device)
         for segment, codes in _with_codes(asked, centre, segments):
             found = screened_topk(
-                asked, segment.rows, min(k, len(segment)), *codes, floors=_floors(scores, k)
+                asked, segment.rows, min(k, len(segment)), *codes, floors=floors_of(scores, k)
             )
-            there = torch.where(found.rows < 0, found.rows, found.rows + segment.first)
-            scores = torch.cat([scores, found.scores], 1)
-            positions = torch.cat([positions, there], 1)
-            # Stable, so that equal scores stay in the order of the rows.
-            order = scores.nan_to_num(-torch.inf).sort(dim=1, descending=True, stable=True).indices
-            scores = scores.gather(1, order[:, :k])
-            positions = positions.gather(1, order[:, :k])
+            scores, positions = merge_ranked(
+                scores, positions, found.scores, found.rows + segment.first, k
+            )
             rescored += found.rescored
         rows = sum(map(len, segments))
         return Best(scores.cpu(), positions.cpu(), None, rescored.cpu(), rows=rows, skipped=0)
@@ -198,11 +193,6 @@ def _with_codes(
         for segment in segments:
             codes = segment.codes[: len(segment)]
             yield segment, (*queries, codes, segment.terms, segment.mask)
-
-
-def _floors(scores: Tensor, k: int) -> Tensor | None:
-    """Scores (q,) float32 that the k best of all rows do not fall below; None if none is known."""
-    return -round_up(-scores[:, k - 1]) if scores.shape[1] >= k else None
 
 
 def _most_banned(banned: Forbidden | None) -> int:

@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cossim_fast.kernels.architecture import splits_float32
 from torch.autograd.gradcheck import GradcheckError
 
-from cossim_fast import _ops, functional
+from cossim_fast import _gpu, _ops, functional
 from ladder import oracle, screening
 from ladder.checks import BF16, EPS, F16, F32, codes
 from ladder.reach import OPS, as_cuda  # noqa: F401  (a fixture)
@@ -393,3 +394,40 @@ def test_rescoring_refuses_what_it_cannot_do():
         torch.ops.cossim_fast.rescore(x, x, index, index.int())
     with pytest.raises(ValueError, match=r"one shape \(p,\)"):
         torch.ops.cossim_fast.rescore(x, x, index, index[:1])
+
+
+@runs_kernels
+@pytest.mark.parametrize("itself", [False, True])
+def test_float32_is_multiplied_by_torch_where_triton_cannot(itself, as_cuda, monkeypatch):  # noqa: F811
+    """Triton before 3.6 splits no float32; what needs no split takes kernels as elsewhere."""
+    launchers = _gpu._kernels()
+    taken = []
+
+    def launched(*arguments, **rest):
+        taken.append("kernel")
+        return launch(*arguments, **rest)
+
+    launch = launchers.matrix
+    monkeypatch.setattr(launchers, "matrix", launched)
+    monkeypatch.setattr(launchers, "splits_float32", lambda: False)
+    monkeypatch.setattr(launchers, "matrix_gradient", None)
+    monkeypatch.setattr(launchers, "matrix_self_gradient", None)
+    x, y = (oracle.inputs(9, 20, dtype=F32, seed=seed) for seed in range(2))
+    a, b = (t.to(DEVICE, copy=True).requires_grad_() for t in (x, y))
+    other, wide = (a, x) if itself else (b, y)
+    matrix = functional.pairwise_cosine(a, None if itself else b)
+    assert not taken
+    assert oracle.error(matrix.detach().cpu(), oracle.cosine(x[:, None], wide[None], EPS)) <= 2**-20
+    grad = oracle.inputs(9, 9, dtype=F32, seed=2)
+    found = torch.autograd.grad(matrix, (a, other)[: 1 if itself else 2], grad.to(DEVICE))
+    expected = oracle.gradients(x[None], wide[None], grad[None], EPS, paired=False)
+    expected = [sum(expected)] if itself else expected
+    for mine, true in zip(found, expected, strict=True):
+        assert oracle.error(mine.cpu(), true.view(9, 20)) <= 2**-18
+    functional.pairwise_cosine(a.detach(), b.detach(), precision="high")
+    functional.pairwise_cosine(a.detach().half(), b.detach().half())
+    assert taken == ["kernel"] * 2
+
+
+def test_this_triton_splits_float32():
+    assert splits_float32()

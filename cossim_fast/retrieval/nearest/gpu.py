@@ -44,12 +44,10 @@ def best_rows(
     codes, terms, eligible = _ops.code_rows(corpus, centre)
     codes = codes[:n]
     skipped = n - int(eligible.sum())
-    query_codes, query_terms = _code_queries(queries, centre)
-    query_codes = torch.nn.functional.pad(query_codes, (0, codes.shape[1] - query_codes.shape[1]))
+    asked = coded_queries(queries, centre, codes.shape[1])
     found = screened_topk(
-        queries, corpus, k, query_codes, query_terms, codes, terms, eligible if skipped else None,
-        floors=floors,
-    )  # fmt: skip
+        queries, corpus, k, *asked, codes, terms, eligible if skipped else None, floors=floors
+    )
     return found, skipped
 
 
@@ -73,8 +71,8 @@ def as_best(
     )
 
 
-def _code_queries(queries: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes (q, d) int8 and terms (4, q) float32 of queries, as `screened_topk` wants them."""
+def coded_queries(queries: Tensor, centre: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Codes (q, width) int8 and terms (4, q) float32 of queries, as `screened_topk` wants them."""
     wide = widened(queries)
     norms = torch.linalg.vector_norm(wide, dim=1)
     unit = wide / norms.masked_fill(norms == 0, 1.0)[:, None]
@@ -91,13 +89,29 @@ def _code_queries(queries: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
             (unit @ centre.double()).float(),
         ]
     )
-    return codes.to(torch.int8), terms.masked_fill(~norms.isfinite(), torch.nan)
+    padded = torch.nn.functional.pad(codes.to(torch.int8), (0, width - codes.shape[1]))
+    return padded, terms.masked_fill(~norms.isfinite(), torch.nan)
 
 
-def coded_queries(queries: Tensor, centre: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The same with codes (q, width), padded as those of the rows are."""
-    codes, terms = _code_queries(queries, centre)
-    return torch.nn.functional.pad(codes, (0, width - codes.shape[1])), terms
+def floors_of(scores: Tensor, k: int) -> Tensor | None:
+    """The k-th best scores (q,) so far, rounded down to float32; None if fewer were looked for.
+
+    A later row with less is not among the k best. NaN where fewer were found, which says nothing.
+    """
+    return -round_up(-scores[:, k - 1]) if scores.shape[1] >= k else None
+
+
+def merge_ranked(
+    scores: Tensor, rows: Tensor, more_scores: Tensor, more_rows: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """The k best scores and rows, or fewer, of two lists a query, best first; NaN and -1 last.
+
+    Rows of the second come after all of the first: a stable sort leaves ties in their order.
+    """
+    scores, rows = torch.cat([scores, more_scores], 1), torch.cat([rows, more_rows], 1)
+    order = scores.nan_to_num(-torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :k]
+    scores = scores.gather(1, order)
+    return scores, rows.gather(1, order).masked_fill_(scores.isnan(), -1)
 
 
 def device_oracle(queries: Tensor, corpus: Tensor) -> Oracle:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from cossim_fast import _ops
-from cossim_fast._score.exact import round_up
-from cossim_fast.retrieval.nearest.gpu import as_best, best_rows
+from cossim_fast.retrieval.nearest.gpu import as_best, best_rows, floors_of, merge_ranked
 from cossim_fast.retrieval.nearest.transfer import BLOCK_BYTES, Transport, to_device, transport_to
 from cossim_fast.retrieval.progress import Progress
 from cossim_fast.retrieval.results import Best, Oracle
@@ -65,15 +64,11 @@ class _Running:
     def search(self, queries: Tensor, block: Tensor, screen: str) -> None:
         """Search rows that come after all that were searched before."""
         k = self.scores.shape[1]
-        # Rounded down; of equal scores the earlier row stays, so none below may be returned.
-        floors = -round_up(-self.scores[:, -1].nan_to_num(-torch.inf))
+        floors = floors_of(self.scores, k)
         found, skipped = best_rows(queries, block, k, screen=screen, floors=floors)
-        scores = torch.cat([self.scores, found.scores], dim=1)
-        rows = torch.cat([self.rows, found.rows + self.seen], dim=1)
-        # Stable, so that equal scores stay in the order of rows.
-        order = scores.nan_to_num(-torch.inf).argsort(dim=1, descending=True, stable=True)[:, :k]
-        self.scores = scores.gather(1, order)
-        self.rows = rows.gather(1, order).masked_fill_(self.scores.isnan(), -1)
+        self.scores, self.rows = merge_ranked(
+            self.scores, self.rows, found.scores, found.rows + self.seen, k
+        )
         self.rescored += found.rescored
         self.seen, self.skipped = self.seen + len(block), self.skipped + skipped
 
