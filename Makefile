@@ -42,7 +42,7 @@ test-hostile: $(VENV)/.dev  ## kills, damaged files, interrupts, forks: nothing 
 
 # What needs torch, numpy and the tools of testing alone: run on the oldest versions and the newest.
 CORE := $(addprefix tests/,cpu functional losses retrieval score) \
-	--ignore-glob '*/test_screened_*.py'
+	--ignore-glob '*/test_screened_*.py' --ignore-glob '*/test_scanned_*.py'
 
 DEFAULTS := $(addprefix tests/,checks cli cpu diagnose files functional integrations retrieval score)
 

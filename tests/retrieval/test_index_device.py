@@ -9,6 +9,7 @@ import torch
 
 from cossim_fast import CosineIndex, _ops, topk
 from cossim_fast.retrieval import FileError, VerificationError, device_engine, selection, tuning
+from cossim_fast.retrieval.nearest.gpu import floors_of
 from cossim_fast.retrieval.storage import device_parts
 from device_index import assert_alike, assert_same, is_on_device, stand_in
 from search_data import CORPORA, make
@@ -116,14 +117,14 @@ def test_what_one_part_found_spares_rows_of_the_next(monkeypatch):
 def test_a_floor_is_no_higher_than_the_score():
     scores = torch.rand(1000, 3, dtype=torch.float64) * 2 - 1
     scores[0], scores[1, 2], scores[2] = 1.0, torch.nan, -1.0
-    floors = device_engine._floors(scores, 3)
+    floors = floors_of(scores, 3)
     assert floors.dtype == torch.float32
     known = ~scores[:, 2].isnan()
     below = floors.double()[known] <= scores[:, 2][known]
     assert bool(below.all())
     assert bool((floors.double()[known] >= scores[:, 2][known] - 2.0**-23).all())
     assert bool(floors[1].isnan())
-    assert device_engine._floors(scores, 4) is None
+    assert floors_of(scores, 4) is None
 
 
 @pytest.mark.parametrize("numbers", [1, 60, 1 << 20])
