@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from cossim_fast import topk
 from cossim_fast.retrieval.nearest import gpu as gpu_module
@@ -55,6 +56,7 @@ def test_a_tensor_on_a_gpu_is_searched_there(monkeypatch):
     # Fake tensors stand for those of a GPU: they have no values.
     monkeypatch.setattr("cossim_fast._checks.arrays.with_values", lambda name, value: None)
     monkeypatch.setattr("cossim_fast._checks.arrays.mode_without_values", lambda: None)
+    monkeypatch.setattr("cossim_fast._checks.arrays.PLAIN", (Tensor, FakeTensor))
     monkeypatch.setattr("cossim_fast._ops.kernels_miss", lambda rows: "")
     monkeypatch.setattr(topk_module, "device_oracle", lambda queries, corpus: None)
     monkeypatch.setattr(topk_module, "assemble", lambda queries, best, **kw: best)
