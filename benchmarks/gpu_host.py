@@ -147,13 +147,16 @@ def stages() -> Iterator[tuple[str, Run]]:
     codes, bounds = (s.query_codes, s.corpus_codes), (s.query_terms, s.block_terms)
     reach = torch.zeros(len(s.queries), device="cpu")
     index, centre = torch.arange(3, device="cpu"), torch.zeros(s.corpus.shape[1], device="cpu")
+    found = index.int()  # pairs of a query and the first block
     for name, arguments in {
         "code_rows": (s.corpus, centre),
         "block_max": (*codes, 64, s.eligible),
         "block_thresholds": (s.maxima, *bounds, 3, 16),
         "block_candidates": (s.maxima, *bounds, reach, 5),
-        "recheck": (*codes, *bounds, reach, index, index, 64, s.eligible),
+        "best_rows": (*codes, found, 64, s.eligible),
+        "recheck": (*codes, *bounds, reach, found, 64, s.eligible, 8),
         "rescore": (s.queries, s.corpus, index, index),
+        "scan_rows": (s.queries.float(), s.corpus),
     }.items():
         yield f"a search's {name}", functools.partial(getattr(_ops, name), *arguments)
 

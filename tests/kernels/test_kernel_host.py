@@ -28,7 +28,7 @@ def found():
         pytest.skip(f"needs {words}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu_host, "microseconds", lambda run: 1.0)
-        yield dict(gpu_host.measure("cos"))
+        yield dict(gpu_host.measure("cos")) | dict(gpu_host.measure("a search"))
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,12 @@ def test_torchs_own_launches_are_counted_too(found):
     peer = found["F.cosine_similarity(x, y), float32"]
     assert peer["kernels"] == []
     assert peer["launches"] > 5
+
+
+def test_each_stage_of_a_search_is_one_launch(found):
+    stages = {name: row for name, row in found.items() if name.startswith("a search's")}
+    assert {name.removeprefix("a search's ") for name in stages} >= {
+        "code_rows", "scan_rows", "block_max", "block_thresholds", "best_rows", "block_candidates",
+        "recheck", "rescore",
+    }  # fmt: skip
+    assert all((len(row["kernels"]), row["launches"]) == (1, 0) for row in stages.values())
