@@ -44,6 +44,7 @@ class RayEngine:
         self._address, self._cpus, self._patience = address, cpus_per_task, patience
         self._ours = False  # whether the connection is
         self._remote: Any = None  # what Ray makes of `_called`
+        self._left: list[Any] = []  # in flight when a run stopped
         self._looked = -_LOOK
         self._fitting = 0
 
@@ -54,7 +55,11 @@ class RayEngine:
     def __exit__(self, *raised: object) -> None:
         self._remote = None
         if self._ours:
+            # Ends what is in flight. Cancelled first, a task whose result is on its way makes
+            # Ray 2.60 abort this process ("Tried to complete task that was not pending").
             self._ray.shutdown()
+        elif self._left:
+            self._cancel()
 
     def _connect(self) -> None:
         """Join the cluster, or start one; not before there is something to do."""
@@ -82,12 +87,14 @@ class RayEngine:
 
         At most two tasks for each that the cluster can run at a time are submitted, and one until
         the first has ended, from which the others may learn; the next is taken from ``tasks`` only
-        then. Where the caller stops, or a task fails, what is in flight is cancelled.
+        then. Where the caller stops, or a task fails, what is in flight is cancelled when the next
+        run begins, or the engine ends.
 
         Raises:
             RuntimeError: no node can run a task, or a task's worker died again and again.
             Exception: what a task raised.
         """
+        self._cancel()
         waiting: Iterator[Block] | None = iter(tasks)
         flying: dict[Any, Block] = {}
         most = ahead = 1
@@ -111,9 +118,14 @@ class RayEngine:
                 if flying:  # nodes come and go
                     most = ahead * self._fitting_now(next(iter(flying.values())))
         finally:
-            for ref in flying:
-                with suppress(Exception):  # a cluster that is gone runs nothing
-                    self._ray.cancel(ref, force=True)
+            self._left += flying
+
+    def _cancel(self) -> None:
+        """Cancel what was in flight when a run stopped."""
+        left, self._left = self._left, []
+        for ref in left:
+            with suppress(Exception):  # a cluster that is gone runs nothing
+                self._ray.cancel(ref, force=True)
 
     def _submitted(self, task: Block) -> Any:
         remote = self._remote.options(

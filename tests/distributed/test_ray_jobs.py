@@ -140,7 +140,7 @@ def test_the_command_goes_on_after_ctrl_c(cluster, nearest):
     wait_for(lambda: len(blocks_in(out)) > 4)
     first.send_signal(signal.SIGINT)
     _, said = first.communicate(timeout=60)
-    assert first.returncode == 130
+    assert first.returncode == 130, said
     assert f"interrupted; {out} has what was found: the same command goes on from it" in said
     assert "blocks/s" in said
     there = len(blocks_in(out))
