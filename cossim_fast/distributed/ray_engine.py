@@ -57,8 +57,9 @@ class RayEngine:
         if self._ours:
             # Ends what is in flight. Cancelled first, a task whose result is on its way makes
             # Ray 2.60 abort this process ("Tried to complete task that was not pending").
+            self._left = []
             self._ray.shutdown()
-        elif self._left:
+        else:
             self._cancel()
 
     def _connect(self) -> None:
