@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from cossim_fast.kernels import (
     configs,
     gradient_panel,
-    half_rows,
     pairwise,
     pairwise_backward,
     planes,
@@ -123,10 +122,7 @@ def float32_products(machine: Machine) -> Iterator[Trial]:
             f"gradient to float16, {name}",
             lambda s=sides: machine.milliseconds(lambda: panel(*s, torch.float16, exponent)),
         )
-    yield Trial("rows to float16", lambda: machine.milliseconds(
-        lambda: half_rows.launch_half_rows(x[None], EPS)
-    ))  # fmt: skip
-    for parts in (2, 3):
+    for parts in (1, 2, 3):
         yield Trial(f"rows to {parts} planes", lambda p=parts: machine.milliseconds(
             lambda: planes.launch_planes(x[None], y[None], EPS, p)
         ))  # fmt: skip

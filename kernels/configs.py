@@ -150,7 +150,7 @@ def _row_tile(kernel: str, dtype: torch.dtype, d: int, family: str) -> TileConfi
     if kernel == "row_norm":
         # 2^20 rows of 768: float16 0.37, float32 0.72; 4 rows in steps of 512 take 0.51 and 0.92.
         return _rows(1024, d, 128)
-    if kernel in ("unit_rows", "half_rows", "planes", "pairwise_bwd_project"):
+    if kernel in ("unit_rows", "planes", "pairwise_bwd_project"):
         return _rows(2048, d)
     if kernel == "gradient_panel":
         # One step holds rows of up to 16384, 32 gradients a thread: they are read once.

@@ -6,9 +6,8 @@ import triton.language as tl
 
 from .architecture import TileConfig, current_arch
 from .configs import choose_config
-from .half_rows import half_exponent
 from .launch import cost, kernel, on_device
-from .tiles import times_power_of_two
+from .tiles import half_exponent, times_power_of_two
 
 
 def _metadata(grid, kernel, args):
@@ -130,9 +129,9 @@ def launch_gradient_panel(
 
     ``mirror`` (b, n, m) is added first. If ``exponent`` (b, n) int32 is given, each row is
     multiplied by 2**-exponent before it is rounded, and the exponents are written there: the
-    largest of a row lies in [2^14, 2^15), as in ``half_rows``, so that the largest gradients and
-    the smallest are held by float16. The result is contiguous along the rows or the columns as the
-    input is, and loads in pieces of 16 bytes.
+    largest of a row lies in [2^14, 2^15), as in ``launch_planes``, so that the largest gradients
+    and the smallest are held by float16. The result is contiguous along the rows or the columns as
+    the input is, and loads in pieces of 16 bytes.
     """
     b, n, m = grad.shape
     transposed = grad.stride(-1) != 1 and grad.stride(-2) == 1

@@ -6,7 +6,6 @@ import triton.language as tl
 
 from .architecture import TileConfig, current_arch
 from .configs import choose_config
-from .half_rows import launch_half_rows
 from .launch import (
     aligned_rows,
     cdiv,
@@ -314,12 +313,10 @@ def launch_pairwise_fwd(
     symmetric = same_rows(x, y)
     halved = x.dtype == torch.float32 and precision != "highest"
     split = None if halved else _planes_tile(x, config)
-    if halved:
-        x, inverse_x = launch_half_rows(x, eps)
-        y, inverse_y = (x, inverse_x) if symmetric else launch_half_rows(y, eps)
-    elif split:
-        config = split
-        x, inverse_x, y, inverse_y = launch_planes(x, None if symmetric else y, eps, split.planes)
+    config = split or config
+    parts = 1 if halved else split.planes if split else 0
+    if parts:
+        x, inverse_x, y, inverse_y = launch_planes(x, None if symmetric else y, eps, parts)
     else:
         x = aligned_rows(x)
         y = x if symmetric else aligned_rows(y)
@@ -362,9 +359,9 @@ def launch_pairwise_fwd(
             halves, most = half_tiles(tile, out), multiprocessors()
             launch(_pairwise_fwd_persistent_kernel, product, most, halves, FLATTEN=tile.flatten)
         else:
-            launch(_pairwise_fwd_kernel, product, None, PARTS=split.planes if split else 1)
+            launch(_pairwise_fwd_kernel, product, None, PARTS=parts or 1)
         # Squares of float16 never leave float32's range, nor do those of scaled rows.
-        if not split and x.dtype != torch.float16:
+        if not parts and x.dtype != torch.float16:
             exponents = norms.exponent_x, norms.exponent_y, norms.any_scaled
             name = "pairwise_fwd_scaled_mirrored" if twice else "pairwise_fwd_scaled"
             product = tiled_product(name, x, y, config)

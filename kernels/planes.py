@@ -1,10 +1,11 @@
 """Rows of float32 as sums of 16-bit parts, split before they are multiplied.
 
-Three bfloat16 parts hold all 24 bits of a number, and six of their nine products count. Two float16
-parts of rows scaled by powers of two miss 2^-23 of a number at most, and three of their products
-count: what the fourth adds is 2^-22 at most. Errors of cosines in units of 1e-8, mean and largest
-(40 x 48 pairs, 16 x 16 at d = 8192), on tensor cores as modelled: 16 products and the sum are cut
-two bits below the last one of the largest, added, and cut to float32.
+One float16 part of rows scaled by powers of two is what "high" and "medium" multiply. For
+"highest", three bfloat16 parts hold all 24 bits of a number, and six of their nine products count.
+Two float16 parts of rows scaled by powers of two miss 2^-23 of a number at most, and three of their
+products count: what the fourth adds is 2^-22 at most. Errors of cosines in units of 1e-8, mean and
+largest (40 x 48 pairs, 16 x 16 at d = 8192), on tensor cores as modelled: 16 products and the sum
+are cut two bits below the last one of the largest, added, and cut to float32.
 
     rows, d                       torch's    float32  | three parts  two parts  three, one sum
     Gaussian, 1                    0 / 0     3.1 / 12 |  4.4 / 18    5.8 / 42     4.4 / 18
@@ -37,18 +38,36 @@ import triton.language as tl
 
 from .architecture import TileConfig, current_arch
 from .configs import choose_config
-from .half_rows import row_exponent
 from .launch import cost, kernel, on_device
-from .tiles import inverse_norm, load_tile, times_power_of_two
+from .tiles import half_exponent, inverse_norm, load_tile, times_power_of_two
 
 # By the number of parts a number is split into.
-DTYPES = {2: torch.float16, 3: torch.bfloat16}
+DTYPES = {1: torch.float16, 2: torch.float16, 3: torch.bfloat16}
 
 
 def _metadata(grid, kernel, args):
     rows, d = args["ROWS_X"] + args["ROWS_Y"], args["D"]
     written = 2 * args["PARTS"] * args["WIDTH"]
     return cost("planes", rows * (4 * d + written + 4), flops32=(4 + args["PARTS"]) * rows * d)
+
+
+@triton.jit
+def _row_exponent(
+    x_row,  # (BLOCK_N,) pointers to float32 rows
+    inside,  # (BLOCK_N,)
+    stride_xd,
+    D,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """`half_exponent` of rows (BLOCK_N,)."""
+    column = tl.arange(0, BLOCK_D).to(tl.int64)
+    most = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+    for start in range(0, D, BLOCK_D):
+        d = (start + column)[None, :]
+        x = tl.load(x_row[:, None] + d * stride_xd, mask=inside[:, None] & (d < D), other=0.0)
+        most = tl.maximum(most, tl.abs(x))
+    return half_exponent(tl.max(most, axis=1))
 
 
 @triton.jit
@@ -77,7 +96,7 @@ def _write_planes(
     inside = row < ROWS
     x_row = x_ptr + (row // N) * stride_xb + (row % N) * stride_xn
     out_row = out_ptr + (row // N) * PARTS * stride_ob + (row % N) * stride_on
-    exponent = row_exponent(x_row, inside, stride_xd, D, BLOCK_N, BLOCK_D)
+    exponent = _row_exponent(x_row, inside, stride_xd, D, BLOCK_N, BLOCK_D)
 
     column = tl.arange(0, BLOCK_D).to(tl.int64)
     squares = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
@@ -170,7 +189,7 @@ def launch_planes(
     Each row is scaled by a power of two of its own, so that rows of any magnitude are right, and
     padded with zeros to a d' that loads in pieces of 16 bytes. The inverse is 1 / max(norm, eps) of
     the scaled row, NaN for one that is not finite: the sum of its parts' products with another
-    row's, times both inverses, is their cosine. Memory: 4 (two parts) or 6 (three) bytes for each
+    row's, times both inverses, is their cosine. Memory: 2 (one part), 4 or 6 (three) bytes for each
     of the d' numbers of each row, beside the 4 of the input.
     """
     b, n, d = x.shape

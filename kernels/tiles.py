@@ -7,6 +7,9 @@ import triton.language as tl
 # squared: below, squares become subnormal and lose bits; above, sums of products overflow.
 SMALLEST_SQUARE = tl.constexpr(2.0**-100)
 LARGEST_SQUARE = tl.constexpr(2.0**100)
+# Where the largest entry of a row lies in [2^14, 2^15), rounding it to float16 cannot overflow, and
+# what float16 loses of the smallest entries is 2^-39 of the norm.
+LARGEST = tl.constexpr(14)
 # No pair, in a list of pairs block * n + query in int32: the largest number, so that it sorts last.
 NO_PAIR = tl.constexpr(2**31 - 1)
 
@@ -68,6 +71,16 @@ def times_power_of_two(x, exponent):
 def binary_exponent(x):
     """Exponent of a float32 x >= 0; -127 for zero and subnormal values."""
     return (x.to(tl.int32, bitcast=True) >> 23) - 127
+
+
+@triton.jit
+def half_exponent(largest):
+    """Power of two that is taken out of a row, by its largest magnitude, before it is rounded.
+
+    A row of zeros needs none; one that is not finite says so without.
+    """
+    scaled = (largest > 0) & (largest < float("inf"))
+    return tl.where(scaled, binary_exponent(largest) - LARGEST, 0)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ pytestmark = [pytest.mark.kernel_memory, needs_interpreter]
 
 
 KERNELS = [
-    "row_norm", "unit_rows", "half_rows", "rowwise", "pairwise", "pairwise_backward", "code_rows",
+    "row_norm", "unit_rows", "rowwise", "pairwise", "pairwise_backward", "code_rows",
     "scan_rows", "topk", "thresholds", "candidates", "recheck", "softmax_sums",
     "softmax_weights", "gradient_panel", "planes",
 ]  # fmt: skip

@@ -62,9 +62,9 @@ def test_lower_precisions_are_no_worse_than_torch_at_the_same(precision, arch):
 
 
 def test_float16_rows_of_float32_ones():
-    checks.check_half_rows(kernels)
-    checks.check_half_rows(kernels, 5, 1)
-    checks.check_half_rows(kernels, 3, 1030)
+    checks.check_planes(kernels, 1)
+    checks.check_planes(kernels, 1, 5, d=1)
+    checks.check_planes(kernels, 1, 3, d=1030)
 
 
 @pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-9, 1.0, 1e30, 1e38])

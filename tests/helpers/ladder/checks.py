@@ -319,7 +319,6 @@ def check_offsets(load: Load, name: str = "pairwise") -> None:
             "_gradient_panel_kernel",
             lambda: module.launch_gradient_panel(x, None, F16, rows.int()[None]),
         ),
-        "half_rows": ("_half_rows_kernel", lambda: module.launch_half_rows(x, EPS)),
         "planes": ("_planes_kernel", lambda: module.launch_planes(x, None, EPS, 2)),
         "rowwise": ("_rowwise_fwd_kernel", lambda: module.launch_rowwise_fwd(x[0], x[0], EPS)),
         "pairwise": ("_pairwise_fwd_kernel", lambda: module.launch_pairwise_fwd(x, x, EPS)),
@@ -380,24 +379,6 @@ def check_offsets(load: Load, name: str = "pairwise") -> None:
     }
     missing = len(elements - seen)
     assert missing == 0, f"{missing} of {len(elements)} elements were looked for elsewhere"
-
-
-def check_half_rows(load: Load, n: int = 131, d: int = 67) -> None:
-    """Scaled exactly, rounded once; norms of the rows as they were."""
-    x = oracle.inputs(2, n, d, dtype=F32)
-    x[0, :4] *= torch.tensor([1e30, 1e-30, 1e-44, 0.0])[: min(n, 4), None]
-    memory, outputs = guards()
-    with memory, outputs:
-        (rows,) = on_device(x)
-        half, inverse = (t.cpu() for t in load("half_rows").launch_half_rows(rows, EPS))
-    assert half.shape == (2, n, d + -d % 16)
-    assert not half[..., d:].any()
-    wide = x.double()
-    largest = wide.abs().amax(-1, keepdim=True)
-    scale = torch.where(largest > 0, 2.0 ** (14 - largest.clamp_min(2.0**-127).log2().floor()), 1.0)
-    assert torch.equal(half[..., :d], (wide * scale).to(F16))
-    norms = torch.linalg.vector_norm(wide * scale, dim=-1).maximum(EPS * scale[..., 0])
-    assert oracle.error(inverse.view(2, n).double() * norms, torch.ones(2, n)) <= 2**-21
 
 
 def check_planes(load: Load, parts: int = 2, n: int = 131, m: int = 9, d: int = 67) -> None:

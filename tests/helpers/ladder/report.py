@@ -98,7 +98,7 @@ def problems(name: str, row: dict, case: Case, arch: str) -> list[str]:
 # What docs/gpu.md has no figure of, as it is now.
 UNRUN = (
     "best_rows", "block_candidates", "block_max persistent", "code_rows", "gradient_panel",
-    "group_bounds", "half_rows", "pairwise_bwd_product with itself",
+    "group_bounds", "pairwise_bwd_product with itself",
     "pairwise_fwd_persistent", "planes", "recheck", "rescore", "row_norm", "rowwise_bwd",
     "scan_rows", "softmax_sums", "softmax_weights",
 )  # fmt: skip
